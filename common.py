@@ -1,0 +1,181 @@
+"""common.py: the few functions that every script needs and that teach nothing about world models.
+
+    CONFIG (a flat dict at the top of a script) --configure--> cfg.key
+    torchrun --setup_ddp--> rank, world, device
+    models, optimizers, counters --save_checkpoint--> one file --load_checkpoint--> the same plain data
+
+Functions only. Nothing here imports another file of ours."""
+
+import difflib
+import json
+import math
+import os
+import signal
+import sys
+import threading
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.distributed as dist
+
+
+def _parse(key, text, default):
+    """One command-line value, in the type of its default; a tuple is written 32,64,64."""
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if isinstance(default, tuple):
+            kind = type(default[0]) if default else str
+            return tuple(kind(part) for part in text.split(",") if part)
+        return type(default)(text)
+    except (ValueError, KeyError):
+        like = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        raise SystemExit(f"--{key} {text}: expected a {type(default).__name__}, like {like}") from None
+
+
+def configure(config, doc, argv=None, presets=None):
+    """A script's settings: its defaults, then `--preset NAME`, then every `--key value` or `--key=value`.
+
+    config   flat dict of defaults, whose types decide how values are read;  presets {name: dict}
+    returns  SimpleNamespace with one attribute per key
+    exits    with one line at an unknown key (the nearest known one is named), preset or unreadable value"""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if "-h" in args or "--help" in args:
+        print(doc + "\n\nsettings and defaults:\n" + "\n".join(f"  --{k} {v!r}" for k, v in config.items()))
+        raise SystemExit(0)
+    given = {}
+    while args:
+        key, equals, value = args.pop(0).partition("=")
+        if not key.startswith("--"):
+            raise SystemExit(f"{key}: expected --key value or --key=value; --help lists the keys")
+        key = key[2:].replace("-", "_")
+        if key not in config:
+            near = difflib.get_close_matches(key, config, 1, 0.0)[0]
+            raise SystemExit(f"--{key}: no such key; did you mean --{near}? (--help lists them all)")
+        if not equals and (not args or args[0].startswith("--")):
+            raise SystemExit(f"--{key}: a value is missing, like --{key} {config[key]}")
+        given[key] = _parse(key, value if equals else args.pop(0), config[key])
+    name = given.get("preset", config.get("preset"))
+    if presets and name not in presets:
+        raise SystemExit(f"--preset {name}: expected one of {', '.join(presets)}")
+    return SimpleNamespace(**{**config, **(presets[name] if presets else {}), **given})
+
+
+def run(main, cfg):
+    """Call main(cfg); our own errors on bad input become one line, all others keep their traceback."""
+    try:
+        main(cfg)
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        trace = error.__traceback__
+        while trace.tb_next:
+            trace = trace.tb_next
+        if Path(trace.tb_frame.f_code.co_filename).parent != Path(__file__).parent:
+            raise
+        raise SystemExit(f"{type(error).__name__}: {error}") from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def stop_signal():
+    """An Event that Ctrl-C or SIGTERM sets, so that a loop can save; a second Ctrl-C leaves at once."""
+    stop = threading.Event()
+
+    def handler(number, frame):
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+    return stop
+
+
+def agreed(flag, device):
+    """Whether `flag` is true on any process: all of them must leave the loop at the same step."""
+    if not dist.is_initialized():
+        return flag
+    flags = torch.tensor(float(flag), device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)
+
+
+def setup_ddp():
+    """Join the process group that torchrun describes, if any; NCCL on GPUs, gloo on CPUs.
+
+    returns  rank, world size, torch.device of this process
+    raises   ValueError if there are more processes than GPUs"""
+    rank, world, local = (
+        int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
+    cuda = torch.cuda.is_available()
+    if cuda and local >= torch.cuda.device_count():
+        raise ValueError(
+            f"process {local} has no GPU: {torch.cuda.device_count()} here; lower --nproc_per_node"
+        )
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=30))
+    return rank, world, device
+
+
+def lr_at(step, lr, warmup, max_steps, schedule):
+    """Learning rate of update `step`: linear warm-up, then "constant" or "cosine" to 0 at max_steps."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    if schedule == "constant":
+        return lr
+    if schedule != "cosine":
+        raise ValueError(f"schedule is {schedule!r}; expected constant or cosine")
+    return lr * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, max_steps - warmup))))
+
+
+def save_checkpoint(path, **state):
+    """Write plain data to one file, under a temporary name first: a kill leaves the old file whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def load_checkpoint(path, device="cpu", needs=()):
+    """Read what save_checkpoint wrote; `needs` names entries that must be in it.
+
+    raises  FileNotFoundError where there is no file, ValueError where it is not a checkpoint of ours"""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}; train one (README.md) or pass the path of one")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # pickle, zip and torch each raise their own kinds on a damaged file
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} is not a readable checkpoint ({reason}); copy it again or retrain"
+        ) from None
+    missing = [key for key in needs if not isinstance(state, dict) or key not in state]
+    if missing:
+        raise ValueError(
+            f"{path} holds no {', '.join(missing)}; expected a checkpoint with {', '.join(needs)}"
+        )
+    return state
+
+
+def start_log(out, step):
+    """Begin the .jsonl file `out`, or on resuming at `step` drop the lines that will be written again."""
+    out = Path(out)
+    lines = out.read_text().splitlines(True) if step and out.is_file() else []
+    out.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+
+
+def log(step, out, **numbers):
+    """Print `step 1200 | loss 3.142 | ...` and append the numbers to the .jsonl file `out`; rank 0 alone."""
+    units = {"ms": "{:.0f} ms", "tok/s": "{:.0f} tok/s", "frames/s": "{:.0f} frames/s", "lr": "lr {:.1e}"}
+    shown = [units.get(k, k + " {:.4g}").format(v) for k, v in numbers.items()]
+    print(" | ".join([f"step {step}", *shown]), flush=True)
+    with open(out, "a") as file:
+        file.write(json.dumps({"step": step, **numbers}) + "\n")

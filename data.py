@@ -1,0 +1,679 @@
+"""data.py: where frames come from: episodes on disk, a built-in world, importers; and pictures of frames.
+
+    PushWorld + expert --push--+                      +--> Episodes.batch(step)     frames (B,T,3,H,W)
+    folder of .npz ----npz-----+--> EpisodeWriter ----+       (training)            actions (B,T,A)
+    mp4, webm, gif ----video---+    (a folder)        +--> Episodes.segments(n)     rewards (B,T)
+                                                              (evaluation)
+
+B batch, T frames, H/W height and width, A action dim, n worlds side by side, S frames of all episodes.
+
+Alignment, everywhere: actions[k] is taken while seeing frame k and leads to frame k+1; rewards[k] is received
+on arriving at frame k, so rewards[0] of an episode is 0. All arrays of an episode have one length; its last
+action is unused: zeros.
+
+A folder holds meta.json, index.npz, shard-00000.bin ... (frames back to back, HWC bytes), actions.npy (S,A),
+rewards.npy (S,); it is written as FOLDER.partial and renamed when whole. The official code keeps a compressed
+npz per episode; here a random segment costs one `pread`, far less (a memmap would read too much ahead).
+
+Run: python data.py push --out data/push --episodes 2000            (add --help for the settings of each)
+     python data.py npz --src FOLDER --out data/bair --key aux1_image
+     python data.py video --src FOLDER --out data/mine --size 64"""
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common import configure, run
+
+PUSH_CONFIG = dict(
+    out="data/push",
+    episodes=2000,
+    length=60,  # actions per episode; frames are one more
+    size=64,  # pixels per side
+    seed=0,
+    expert_share=0.6,  # of the episodes; the others are random play
+    action_noise=0.3,  # standard deviation of what is added to the expert's actions
+    val_every=20,  # every 20th episode is for validation
+)
+NPZ_CONFIG = dict(
+    src="",  # folder, searched with its subfolders
+    out="data/npz",
+    key="image",  # the array that holds the frames, which chooses the camera
+    size=0,  # pixels per side after a centre crop; 0 keeps frames as they are
+    min_frames=2,  # shorter episodes are skipped
+    val_every=20,
+)
+VIDEO_CONFIG = dict(src="", out="data/video", size=64, min_frames=16, val_every=20)  # each as for npz
+
+FORMAT_VERSION = 1
+VIDEO_TYPES = (".mp4", ".webm", ".gif")
+
+
+# ---- bytes <-> floats: no other file converts ----
+
+
+def to_float(frames_u8):
+    """Bytes (..., H, W, 3), numpy or torch -> float tensor (..., 3, H, W) in [0, 1]."""
+    return torch.as_tensor(frames_u8).movedim(-1, -3).contiguous().float().div_(255)
+
+
+def to_u8(frames):
+    """Float tensor (..., 3, H, W), clamped to [0, 1] -> bytes as numpy (..., H, W, 3)."""
+    scaled = frames.detach().float().clamp(0, 1).mul(255).round()
+    return scaled.to("cpu", torch.uint8).movedim(-3, -1).contiguous().numpy()
+
+
+# ---- episodes on disk ----
+
+
+class EpisodeWriter:
+    """Write a folder that Episodes reads: `with EpisodeWriter(out, source) as writer: writer.add(...)`.
+
+    The folder appears whole when the block ends; an exception inside the block leaves nothing behind.
+    raises  ValueError if `out` exists and is not an empty folder, or if no episode was added"""
+
+    def __init__(self, out, source, key="", step_size=1, val_every=20, shard_bytes=10**9):
+        self.out, self.shard_bytes = Path(out), shard_bytes
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise ValueError(f"{out} exists and is not an empty folder; delete it or pass another --out")
+        if val_every < 2:
+            raise ValueError(f"val_every is {val_every}; expected 2 or more, which leaves some to train on")
+        self.meta = dict(version=FORMAT_VERSION, codec="raw", source=source, key=key, step_size=step_size,
+                         val_every=val_every)  # the split rule: i % val_every == 0 is for validation
+        self.index = dict(shard=[], offset=[], length=[], row=[], name=[])
+        self.actions, self.rewards, self.n_frames, self.file, self.n_shards = [], [], 0, None, 0
+
+    def __enter__(self):
+        self.partial = self.out.with_name(self.out.name + ".partial")
+        shutil.rmtree(self.partial, ignore_errors=True)  # what a killed run left
+        self.partial.mkdir(parents=True)
+        return self
+
+    def add(self, frames_u8, actions=None, rewards=None, name=""):
+        """Append one episode: frames_u8 (T,H,W,3), actions (T,A) or None, rewards (T,) or None, any name."""
+        frames_u8 = np.ascontiguousarray(frames_u8)
+        T, shape = len(frames_u8), frames_u8.shape
+        if frames_u8.dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or T == 0:
+            raise ValueError(f"frames are {frames_u8.dtype} {shape}; expected uint8 (T, H, W, 3) with T > 0")
+        has_reward = rewards is not None
+        actions = np.array(np.zeros((T, 0)) if actions is None else actions, np.float32)
+        rewards = np.array(rewards if has_reward else np.zeros(T), np.float32)
+        if actions.ndim != 2 or len(actions) != T or rewards.shape != (T,):
+            raise ValueError(f"actions {actions.shape}, rewards {rewards.shape}; expected ({T}, A), ({T},)")
+        kind = dict(frame_shape=list(shape[1:]), action_dim=actions.shape[1], has_reward=has_reward)
+        first = {key: self.meta.setdefault(key, value) for key, value in kind.items()}
+        if kind != first:
+            raise ValueError(f"it has {kind}, the first episode {first}; they must agree (--size resizes)")
+        actions[-1] = 0  # unused; zero also suits the repeated frames that fill up a short clip
+        if not self.file or self.file.tell() and self.file.tell() + frames_u8.nbytes > self.shard_bytes:
+            if self.file:
+                self.file.close()
+            self.file = open(self.partial / f"shard-{self.n_shards:05d}.bin", "wb")
+            self.n_shards += 1
+        entry = (self.n_shards - 1, self.file.tell(), T, self.n_frames, name)
+        for column, value in zip(self.index.values(), entry, strict=True):
+            column.append(value)
+        self.file.write(frames_u8)
+        self.actions.append(actions)
+        self.rewards.append(rewards)
+        self.n_frames += T
+
+    def __exit__(self, kind, error, trace):
+        if self.file:
+            self.file.close()
+        if kind is not None or not self.actions:
+            shutil.rmtree(self.partial)
+            if kind is None:
+                raise ValueError(f"no episode was added, so {self.out} is not written")
+            return
+        np.save(self.partial / "actions.npy", np.concatenate(self.actions))
+        np.save(self.partial / "rewards.npy", np.concatenate(self.rewards))
+        np.savez(self.partial / "index.npz", **self.index)
+        meta = dict(self.meta, episodes=len(self.actions), frames=self.n_frames, shards=self.n_shards)
+        (self.partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+        os.replace(self.partial, self.out)
+
+
+class Episodes:
+    """Random access to the episodes of a folder. It has no position: a batch depends on the arguments alone.
+
+    folder  what EpisodeWriter wrote;  split "train", "val" (index % val_every == 0) or "all"
+    has     frame_shape (H, W, 3), action_dim, has_reward, n_episodes, lengths, names, meta
+    raises  FileNotFoundError where no such folder is, ValueError at another format or a truncated file"""
+
+    def __init__(self, folder, split="train"):
+        self.folder = Path(folder)
+        if split not in ("train", "val", "all"):
+            raise ValueError(f"split is {split!r}; expected train, val or all")
+        if not (self.folder / "meta.json").is_file():
+            raise FileNotFoundError(f"no episodes at {folder}; try: python data.py push --out {folder}")
+        self.meta = meta = json.loads((self.folder / "meta.json").read_text())
+        if (meta["version"], meta["codec"]) != (FORMAT_VERSION, "raw"):
+            raise ValueError(f"{folder} has format {meta['version']}, codec {meta['codec']}; "
+                             f"expected {FORMAT_VERSION}, raw; import it again")
+        self.frame_shape, self.action_dim = tuple(meta["frame_shape"]), meta["action_dim"]
+        self.has_reward, self.frame_bytes = meta["has_reward"], int(np.prod(meta["frame_shape"]))
+        with np.load(self.folder / "index.npz") as arrays:
+            index = {key: arrays[key] for key in arrays.files}
+        self.actions, self.rewards = (np.load(self.folder / f"{key}.npy") for key in ("actions", "rewards"))
+        self.paths = [self.folder / f"shard-{shard:05d}.bin" for shard in range(meta["shards"])]
+        ends = index["offset"] + index["length"] * self.frame_bytes
+        for shard, path in enumerate(self.paths):
+            expected = ends[index["shard"] == shard].max()
+            found = path.stat().st_size if path.is_file() else 0
+            if found != expected:
+                raise ValueError(f"{path} has {found} bytes, expected {expected}; copy or write it again")
+        ids = np.arange(len(ends))
+        if split != "all" and len(ids) == 1:
+            print(f"{folder} holds one episode, which serves for training and for validation")
+        elif split != "all":
+            ids = ids[(ids % meta["val_every"] == 0) == (split == "val")]
+        self.shards, self.offsets, self.lengths, self.rows, self.names = (
+            index[key][ids] for key in ("shard", "offset", "length", "row", "name"))
+        self.n_episodes, self.files = len(ids), {}
+
+    def __del__(self):
+        for file in getattr(self, "files", {}).values():
+            os.close(file)
+
+    def read(self, episode, start=0, stop=None):
+        """Frames start..stop-1 of one episode, as bytes (stop-start, H, W, 3)."""
+        stop = int(self.lengths[episode]) if stop is None else stop
+        shard = int(self.shards[episode])
+        if shard not in self.files:
+            self.files[shard] = os.open(self.paths[shard], os.O_RDONLY)
+        offset = int(self.offsets[episode]) + start * self.frame_bytes
+        data = os.pread(self.files[shard], (stop - start) * self.frame_bytes, offset)
+        return np.frombuffer(data, np.uint8).reshape(-1, *self.frame_shape)
+
+    def batch(self, step, batch_size, T, seed=0, rank=0, world=1, stride=1, context=0, future=0,
+              action_agg="sample"):
+        """Random segments: episode uniform, start uniform, T frames `stride` apart.
+
+        The global batch is a function of (seed, step); process `rank` of `world` gets batch_size rows of it.
+        context, future  for the tokenizer (official: rand_select): the first `context` of the T frames, then
+                         `future` distinct ones, in order, out of all later frames that the segment spans
+        action_agg       "sample" the action at each kept frame, or "sum" the actions up to the next kept one
+        returns          frames (B,T,3,H,W) in [0, 1], actions (B,T,A), rewards (B,T) at the kept frames
+        A shorter episode than T * stride gets a smaller stride; one shorter than T repeats its last frame."""
+        if (context or future) and not 0 < future <= T - context < T:
+            raise ValueError(f"context {context}, future {future}; expected both > 0, sum at most T = {T}")
+        rng = np.random.default_rng([seed, step])
+        everyone, mine = batch_size * world, slice(rank, None, world)
+        episodes = rng.integers(self.n_episodes, size=everyone)[mine]
+        starts = rng.random(everyone)[mine]
+        priority = rng.random((everyone, T * stride if future else 0))[mine]
+        strides, free = self._strides(episodes, T, stride)
+        kept = strides[:, None] * np.arange(T)
+        if future:
+            for b, s in enumerate(strides):
+                first, end = (context - 1) * s + 1, (T - 1) * s + 1
+                drawn = np.sort(np.argsort(priority[b, first:end])[:future])
+                kept[b, context : context + future] = first + drawn
+            kept = kept[:, : context + future]
+        return self._gather(episodes, (starts * free).astype(int)[:, None] + kept, action_agg)
+
+    def segments(self, n, T, stride=1, seed=None, action_agg="sample"):
+        """The same n segments at every call: episode after episode, and round again when they run out.
+
+        seed  None: from frame 0 (each further round T frames on), an int draws starts;  returns as batch"""
+        rounds, episodes = np.divmod(np.arange(n), self.n_episodes)
+        strides, free = self._strides(episodes, T, stride)
+        starts = rounds * T % free if seed is None else np.random.default_rng(seed).integers(free)
+        return self._gather(episodes, starts[:, None] + strides[:, None] * np.arange(T), action_agg)
+
+    def _strides(self, episodes, T, stride):
+        """The stride that fits each episode, and the number of possible starts."""
+        if T < 1 or stride < 1:
+            raise ValueError(f"T is {T}, stride {stride}; expected both at least 1")
+        lengths = self.lengths[episodes]
+        strides = np.where(lengths < T * stride, np.maximum(1, lengths // T), stride)
+        return strides, np.maximum(1, lengths - (T - 1) * strides)
+
+    def _gather(self, episodes, kept, action_agg):
+        """The batch of frames number `kept` (B, T), which may lie past the end of a short episode."""
+        if action_agg not in ("sample", "sum"):
+            raise ValueError(f"action_agg is {action_agg!r}; expected sample or sum")
+        kept = np.minimum(kept, self.lengths[episodes, None] - 1)
+        frames_u8 = np.empty((*kept.shape, *self.frame_shape), np.uint8)
+        for b, episode in enumerate(episodes):
+            first, last = int(kept[b, 0]), int(kept[b, -1])
+            frames_u8[b] = self.read(episode, first, last + 1)[kept[b] - first]
+        rows = self.rows[episodes, None] + kept
+        actions = self.actions[rows]
+        if action_agg == "sum":
+            for b, k in np.ndindex(rows.shape[0], rows.shape[1] - 1):
+                actions[b, k] = self.actions[rows[b, k] : rows[b, k + 1]].sum(0)
+        rewards = torch.from_numpy(self.rewards[rows])
+        return dict(frames=to_float(frames_u8), actions=torch.from_numpy(actions), rewards=rewards)
+
+
+def prefetch(fn, start, stop, device):
+    """Yield fn(start) ... fn(stop-1), dicts of tensors, on `device`, in order; a thread works ahead."""
+    cuda = torch.device(device).type == "cuda"
+
+    def load(step):
+        return {key: value.pin_memory() if cuda else value for key, value in fn(step).items()}
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(load, step) for step in range(start, min(start + 2, stop)))
+        for step in range(start, stop):
+            batch = waiting.popleft().result()
+            if step + 2 < stop:
+                waiting.append(pool.submit(load, step + 2))
+            yield {key: value.to(device, non_blocking=cuda) for key, value in batch.items()}
+
+
+# ---- the built-in world ----
+
+
+def contact(offset, core, radius):
+    """How deep a point at `offset` (..., 2) lies inside a square grown by a disc, and the way out.
+
+    core (...,) half-side of the square, radius of the disc;  returns depth (...,), normal (..., 2)
+    Two rounded bodies meet as such a shape and a point do: their cores and radii add up."""
+    q = np.abs(offset) - np.asarray(core)[..., None]
+    deepest = q.max(-1)
+    way = np.where(deepest[..., None] <= 0, q == deepest[..., None], np.maximum(q, 0))  # in it: nearest face
+    norm = np.sqrt((way**2).sum(-1))
+    normal = way / norm[..., None] * np.where(offset < 0, -1, 1)
+    return radius - np.where(deepest <= 0, deepest, norm), normal
+
+
+class PushWorld:
+    """n worlds at once: a gripper (disc) pushes two blocks on a table; block 0 belongs on the pad of its hue.
+
+    Lengths are in table sides (the table is [0,1] x [0,1], y down) whatever `size` in pixels the picture has.
+    Actions in [-1, 1] are the gripper's velocity (x, y). Blocks slide without turning, glide on a little, and
+    stop at walls; a jammed block stops the gripper. World i's episode e depends on (seed, i, e) alone; it is
+    done after `length` actions, whether it succeeds or not.
+    Reward: -|block 0 - target| - 0.25 |gripper - block 0|, + 1 while block 0 is on its target."""
+
+    action_dim, action_repeat = 2, 1
+    grip_radius, corner = 5.75 / 64, 3 / 64  # corner: rounding of the blocks
+    speed = 3.5 / 64  # per step at action 1
+    substeps, relax = 3, 4  # a substep moves a fraction of a body's radius, so nothing tunnels
+    friction = 0.7  # share of its motion that a block loses per step
+    success_radius = 0.07
+
+    def __init__(self, n=1, size=64, seed=0, length=60):
+        if n < 1 or size < 32 or seed < 0 or length < 1:
+            raise ValueError(f"n, size, seed, length are {n, size, seed, length}; the least is 1, 32, 0, 1")
+        self.n, self.size, self.seed, self.length = n, size, seed, length
+        self.episode, self.time = np.full(n, -1), np.zeros(n, int)
+        self.grip, self.target, self.half = np.zeros((3, n, 2))  # half: half-side of each block
+        self.blocks, self.glide = np.zeros((2, n, 2, 2))
+        self.colours = np.zeros((n, 3, 3), np.float32)  # block 0, block 1, gripper
+        self.background = np.zeros((n, size, size, 3), np.float32)
+        self.reset()
+
+    def reset(self, mask=None):
+        """Begin new episodes where mask (n,) is true, everywhere by default; returns frames_u8 (n,H,W,3)."""
+        chosen = np.arange(self.n) if mask is None else np.flatnonzero(mask)
+        self.episode[chosen] += 1
+        self.time[chosen], self.glide[chosen] = 0, 0
+        for i in chosen:
+            rng = np.random.default_rng([self.seed, i, self.episode[i]])
+            self._place(i, rng)
+            self._paint(i, rng)
+        return self.render()
+
+    def _place(self, i, rng):
+        """Positions without overlap: room for the gripper all around block 0, and block 1 not in its way."""
+        self.half[i] = rng.uniform(5.5, 7, 2) / 64
+        reach, ok = 1.2 * self.half[i, 0] + self.grip_radius + 0.02, np.zeros(1, bool)
+        margin = np.array([0.13, 0.28, 0.13, 0.2])[:, None]  # of gripper, block 0, block 1, target
+        while not ok.any():
+            spots = rng.uniform(margin, 1 - margin, (128, 4, 2))
+            grip, block, other, target = np.moveaxis(spots, 1, 0)
+            way = target - block
+            distance = np.linalg.norm(way, axis=-1, keepdims=True)
+            behind = block - way / distance * reach
+            along = ((other - behind) * way).sum(-1, keepdims=True) / distance
+            passed = behind + way / distance * np.clip(along, 0, distance + reach)
+            ok = (distance[:, 0] > 0.35) & (np.abs(behind - 0.5).max(-1) < 0.5 - self.grip_radius)
+            ok &= np.linalg.norm(other - passed, axis=-1) > 0.25
+            ok &= np.linalg.norm(other - block, axis=-1) > 0.42  # the gripper fits between them
+            ok &= np.linalg.norm(spots[:, 1:3] - grip[:, None], axis=-1).min(-1) > 0.25
+        self.grip[i], self.blocks[i, 0], self.blocks[i, 1], self.target[i] = spots[ok.argmax()]
+
+    def _paint(self, i, rng):
+        """Colours and light: three hues far apart, dark ones on a light table or light ones on a dark one."""
+        is_light = rng.random() < 0.5
+        table = rng.uniform(*((0.78, 0.92) if is_light else (0.08, 0.2))) + rng.uniform(-0.04, 0.04, 3)
+        hues = rng.random() + np.arange(3)[:, None] / 3 + rng.uniform(-0.05, 0.05, (3, 1))
+        colours = np.clip(np.abs((6 * hues + (0, 4, 2)) % 6 - 3) - 1, 0, 1)
+        luma = (colours @ (0.3, 0.59, 0.11))[:, None]
+        darker, lighter = np.minimum(1, 0.45 / luma), np.maximum(0, (0.5 - luma) / (1 - luma))
+        self.colours[i] = 255 * (colours * darker if is_light else colours + (1 - colours) * lighter)
+        pixels = (np.arange(self.size) + 0.5) / self.size - 0.5
+        slope = rng.uniform(-0.12, 0.12, 2)
+        light = 1 + slope[0] * pixels + slope[1] * pixels[:, None]
+        self.background[i] = 255 * np.minimum(1, light[..., None] * table)
+        pad = 0.5 * self.colours[i, :1] + 0.5 * 255 * table
+        one = slice(i, i + 1)
+        self._draw(self.background[one], self.target[one], 3.5 / 64, 4 / 64, pad)  # it never moves
+
+    def step(self, actions):
+        """Move once. actions (n, 2), clipped to [-1, 1].
+
+        returns  frames_u8 (n,H,W,3), reward (n,) float32, success and done (n,) bool;  raises ValueError"""
+        actions = np.asarray(actions, float)
+        if actions.shape != (self.n, 2) or not np.isfinite(actions).all():
+            raise ValueError(f"actions are {actions.shape} or not finite; expected numbers ({self.n}, 2)")
+        move, before = np.clip(actions, -1, 1) * self.speed / self.substeps, self.blocks.copy()
+        for _ in range(self.substeps):
+            self.grip = np.clip(self.grip + move, self.grip_radius, 1 - self.grip_radius)
+            self.blocks = self.blocks + self.glide / self.substeps
+            self._separate()
+        self.glide = (1 - self.friction) * (self.blocks - before)
+        self.time += 1
+        distance = np.linalg.norm(self.blocks[:, 0] - self.target, axis=-1)
+        success = distance < self.success_radius
+        reward = success - distance - 0.25 * np.linalg.norm(self.grip - self.blocks[:, 0], axis=-1)
+        return self.render(), reward.astype(np.float32), success, self.time >= self.length
+
+    def _separate(self):
+        """Undo overlaps: gripper moves blocks, blocks each other, walls stop them; the gripper gives way."""
+        core, reach, wall = self.half - self.corner, self.corner + self.grip_radius, self.half[..., None]
+        for k in range(2 * self.relax):
+            if k < self.relax:  # later rounds settle jammed blocks, to which the gripper gives way
+                depth, normal = contact(self.blocks - self.grip[:, None], core, reach)
+                self.blocks = self.blocks + np.maximum(depth, 0)[..., None] * normal
+            depth, normal = contact(self.blocks[:, 1] - self.blocks[:, 0], core.sum(1), 2 * self.corner)
+            push = 0.5 * np.maximum(depth, 0)[:, None] * normal
+            self.blocks = np.clip(self.blocks + np.stack([-push, push], 1), wall, 1 - wall)
+        for k in self.relax * (0, 1):
+            depth, normal = contact(self.grip - self.blocks[:, k], core[:, k], reach)
+            self.grip = self.grip + np.maximum(depth, 0)[:, None] * normal
+            self.grip = np.clip(self.grip, self.grip_radius, 1 - self.grip_radius)
+
+    def render(self):
+        """Draw the worlds as they are: frames_u8 (n,H,W,3)."""
+        canvas = self.background.copy()
+        for k in (0, 1):
+            core = self.half[:, k] - self.corner
+            self._draw(canvas, self.blocks[:, k], core, self.corner, self.colours[:, k])
+        self._draw(canvas, self.grip, 0, self.grip_radius, self.colours[:, 2])
+        self._draw(canvas, self.grip, 0, self.grip_radius / 2, 0.35 * self.colours[:, 2])
+        return (canvas + 0.5).astype(np.uint8)
+
+    def _draw(self, canvas, centre, core, radius, colour):
+        """Blend a rounded square per world into canvas (n,H,W,3), edge one pixel soft, in a small window."""
+        core = np.broadcast_to(core, len(canvas))
+        w = int(2 * (core.max() + radius) * self.size) + 4
+        first = np.clip(np.rint(centre * self.size - w / 2), 0, self.size - w).astype(int)
+        pixels = first[..., None] + np.arange(w)  # (n, 2, w)
+        q = np.abs(pixels + 0.5 - self.size * centre[..., None]) - self.size * core[:, None, None]
+        q = np.maximum(q, 0).astype(np.float32) ** 2
+        distance = np.sqrt(q[:, 0, None, :] + q[:, 1, :, None]) - radius * self.size
+        cover = np.clip(0.5 - distance, 0, 1)[..., None]
+        window = np.arange(len(canvas))[:, None, None], pixels[:, 1, :, None], pixels[:, 0, None, :]
+        canvas[window] += cover * (colour[:, None, None] - canvas[window])
+
+
+def expert(world, block=None, goal=None):
+    """Scripted player: go round the block to the side away from the goal, then push it there.
+
+    block (n,) which block (0), goal (n, 2) where to (its target);  returns actions (n, 2) in [-1, 1]"""
+    rows, edge = np.arange(world.n), world.grip_radius
+    block = np.zeros(world.n, int) if block is None else block
+    at, core, reach = world.blocks[rows, block], world.half[rows, block] - world.corner, world.corner + edge
+    way = (world.target if goal is None else goal) - at
+    distance = np.linalg.norm(way, axis=-1, keepdims=True)
+    way = way / np.maximum(distance, 1e-6)
+    touch = at - core[:, None] * np.tanh(4 * way) - reach * way  # there the contact normal is nearly `way`
+    touch = np.clip(touch, edge, 1 - edge)
+    along = ((world.grip - touch) * way).sum(-1, keepdims=True)
+    aside = np.linalg.norm(world.grip - touch - along * way, axis=-1, keepdims=True)
+    can_push = (aside < 0.03) & (along > -0.08) & (along < 0.06)
+    # else the heading of 24 that brings it closest, in angle and distance about the block, without a touch
+    ready = touch - 0.02 * way - at
+    angles = np.arange(24) * (2 * np.pi / 24)
+    options = world.grip[:, None] + world.speed * np.stack([np.cos(angles), np.sin(angles)], 1)  # (n, 24, 2)
+    arms = np.clip(options, edge, 1 - edge) - at[:, None]
+    lengths, arm = np.linalg.norm(arms, axis=-1), np.linalg.norm(ready, axis=-1, keepdims=True)
+    turn = np.arccos(np.clip((arms * ready[:, None]).sum(-1) / (lengths * arm), -1, 1))
+    overlap = np.maximum(contact(arms, core[:, None], reach + 0.005)[0], 0)
+    around = arms[rows, (0.4 * turn + np.abs(lengths - arm) + 4 * overlap).argmin(1)] + at
+    is_near = np.linalg.norm(ready + at - world.grip, axis=-1, keepdims=True) < world.speed
+    push = touch + way * np.minimum(distance, world.speed)
+    velocity = (np.where(can_push, push, np.where(is_near, ready + at, around)) - world.grip) / world.speed
+    velocity = np.where(distance < 0.03, 0, velocity)  # it is there: leave it
+    return velocity / np.maximum(1, np.abs(velocity).max(-1, keepdims=True))
+
+
+def random_policy(n, steps, seed):
+    """Wandering actions (steps, n, 2) in [-1, 1]: each keeps 0.8 of the one before."""
+    actions = np.random.default_rng(seed).normal(0, 0.6, (steps, n, 2))
+    for k in range(1, steps):
+        actions[k] += 0.8 * actions[k - 1]
+    return np.clip(actions, -1, 1)
+
+
+def play_push(episodes, length=60, size=64, seed=0, expert_share=0.6, action_noise=0.3):
+    """Play fresh PushWorld episodes; yields frames_u8 (T,H,W,3), actions (T,2), rewards (T,), kind, won.
+
+    T is length + 1. A share is played by the noisy expert, which after success takes any block to any place,
+    so that things keep moving; the rest is random play."""
+    n = min(episodes, 50)
+    world = PushWorld(n, size, seed, length)
+    frames = np.empty((length + 1, n, size, size, 3), np.uint8)
+    for first in range(0, episodes, n):
+        rng = np.random.default_rng([seed, first, 1, 1])  # four words: no stream of the world's own
+        wander = random_policy(n, length, [seed, first, 1, 2])
+        actions, rewards, won = np.zeros((length + 1, n, 2)), np.zeros((length + 1, n)), np.zeros(n, bool)
+        frames[0] = world.reset() if first else world.render()
+        is_expert, block, goal = rng.random(n) < expert_share, np.zeros(n, int), world.target.copy()
+        for k in range(length):
+            noisy = expert(world, block, goal) + rng.normal(0, action_noise, (n, 2))
+            actions[k] = np.where(is_expert[:, None], np.clip(noisy, -1, 1), wander[k])
+            frames[k + 1], rewards[k + 1], success, _ = world.step(actions[k])
+            won |= success
+            is_there = np.linalg.norm(world.blocks[np.arange(n), block] - goal, axis=-1) < 0.05
+            gives_up = (rng.random(n) < 0.03) & (won | (k > length // 2))  # some goals cannot be reached
+            block = np.where(is_there | gives_up, rng.integers(2, size=n), block)
+            goal = np.where((is_there | gives_up)[:, None], rng.uniform(0.2, 0.8, (n, 2)), goal)
+        for i in range(min(n, episodes - first)):
+            yield frames[:, i], actions[:, i], rewards[:, i], "expert" if is_expert[i] else "random", won[i]
+
+
+def collect_push(out, episodes, val_every=20, **how):
+    """Write the episodes of `play_push`; prints success rates and speed."""
+    began, wins = time.time(), {"expert": [], "random": []}
+    with EpisodeWriter(out, f"PushWorld, seed {how['seed']}", val_every=val_every) as writer:
+        for i, (*episode, kind, won) in enumerate(tqdm(play_push(episodes, **how), "push", episodes)):
+            wins[kind].append(won)
+            writer.add(*episode, f"{kind} {i}")
+    rates = " | ".join(f"{kind} success {np.mean(w):.3f} of {len(w)}" for kind, w in wins.items() if w)
+    speed = episodes * (how["length"] + 1) / (time.time() - began)
+    print(f"{out}: {episodes} episodes | {rates} | {speed:.0f} frames/s")
+
+
+def push_segments(n, T, seed=0, size=64):
+    """n fresh PushWorld segments of T frames from anywhere in an episode.   returns  like Episodes.batch"""
+    length = max(60, T)
+    starts = np.random.default_rng([seed, n, T]).integers(0, length + 2 - T, n)
+    parts = [[], [], []]
+    for start, episode in zip(starts, play_push(n, length, size, seed), strict=True):
+        for part, array in zip(parts, episode[:3], strict=True):
+            part.append(array[start : start + T])
+    frames_u8, actions, rewards = map(np.stack, parts)
+    to_tensor = lambda x: torch.from_numpy(x.astype(np.float32))  # noqa: E731
+    return dict(frames=to_float(frames_u8), actions=to_tensor(actions), rewards=to_tensor(rewards))
+
+
+# ---- importers ----
+
+
+def area_resize(frames_u8, size):
+    """Crop to the centre square, then average over areas: (T,H,W,3) -> (T,size,size,3), bytes."""
+    _, H, W, _ = frames_u8.shape
+    side, top, left = min(H, W), max(0, H - W) // 2, max(0, W - H) // 2
+    edges, old = np.arange(size + 1) * side / size, np.arange(side)
+    shared = np.minimum(edges[1:, None], old + 1) - np.maximum(edges[:-1, None], old)  # (size, side) overlap
+    weights = torch.tensor(np.maximum(shared, 0) * size / side, dtype=torch.float32)
+    square = frames_u8[:, top : top + side, left : left + side]
+    return square if side == size else to_u8(weights @ to_float(square) @ weights.T)
+
+
+def _video_frames(path):
+    """The frames of a video, bytes (H, W, 3), one by one."""
+    if path.suffix.lower() == ".gif":
+        yield from iio.imiter(path, plugin="pillow", mode="RGB")
+        return
+    try:
+        import av
+    except ImportError:
+        raise ImportError(f"{path}: reading mp4 and webm needs PyAV: pip install av") from None
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            yield frame.to_ndarray(format="rgb24")
+
+
+def _read_file(path, key, size):
+    """One file's frames_u8 (T,H,W,3), actions (T,A) or None, rewards (T,) or None, or a ValueError."""
+    actions = rewards = None
+    try:
+        if path.suffix == ".npz":
+            with np.load(path) as arrays:
+                if key not in arrays:
+                    raise ValueError(f"no array {key!r}; --key takes one of {', '.join(arrays.files)}")
+                names = (key, "action", "reward")
+                frames, actions, rewards = (arrays[name] if name in arrays else None for name in names)
+        else:
+            frames = [area_resize(f[None], size)[0] if size else f for f in _video_frames(path)]
+            frames = np.stack(frames)
+    except ImportError:
+        raise
+    except Exception as error:  # zip, zlib, Pillow and PyAV each raise their own kinds on damaged files
+        raise ValueError((str(error) or type(error).__name__).splitlines()[0]) from None
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype.kind not in "iu" or not frames.size:
+        raise ValueError(f"frames are {frames.dtype} {frames.shape}; expected integers (T, H, W, 3)")
+    if frames.min() < 0 or frames.max() > 255:
+        raise ValueError(f"frames reach from {frames.min()} to {frames.max()}; expected 0 to 255")
+    frames_u8 = area_resize(frames.astype(np.uint8), size) if size else frames.astype(np.uint8)
+    T = len(frames_u8)
+    if actions is not None and actions.ndim == 2 and len(actions) == T - 1:
+        actions = np.concatenate([actions, np.zeros_like(actions[:1])])
+    if actions is not None and (actions.ndim != 2 or len(actions) != T or not np.isfinite(actions).all()):
+        raise ValueError(f"actions are {actions.shape}; expected finite ({T} or {T - 1}, A)")
+    return frames_u8, actions, None if rewards is None else rewards.reshape(-1)
+
+
+def load_episode(path, key="image", size=0):
+    """An .npz episode, mp4, webm or gif as frames_u8 (T,H,W,3) and actions (T,A) in [-1, 1] or None.
+
+    key   the array of an .npz that holds the frames;  size  > 0 crops to a square and resizes
+    raises  FileNotFoundError, or ValueError naming the file where it cannot be read"""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; pass an .npz episode or a video ({', '.join(VIDEO_TYPES)})")
+    try:
+        frames_u8, actions, _ = _read_file(path, key, size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return frames_u8, None if actions is None else np.clip(actions, -1, 1).astype(np.float32)
+
+
+def _import_files(src, types, out, key, size, min_frames, val_every):
+    """Write each file of these types under src as an episode; name, count and skip what cannot be used."""
+    paths = sorted(p for p in Path(src).rglob("*") if p.suffix.lower() in types) if src else []
+    if not paths:
+        raise FileNotFoundError(f"--src {src!r} has no {', '.join(types)} files; pass a folder that has")
+    skipped, n_clipped, n_values = [], 0, 0
+    with EpisodeWriter(out, str(src), key=key, val_every=val_every) as writer:
+        for path in tqdm(paths, desc="import"):
+            try:
+                frames_u8, actions, rewards = _read_file(path, key, size)
+                if len(frames_u8) < min_frames:
+                    raise ValueError(f"{len(frames_u8)} frames, fewer than --min_frames {min_frames}")
+                clipped = None if actions is None else np.clip(actions, -1, 1)
+                writer.add(frames_u8, clipped, rewards, str(path.relative_to(src)))
+            except ValueError as error:
+                skipped.append(f"skipped {path}: {error}")
+                continue
+            n_clipped += 0 if actions is None else int((actions != clipped).sum())
+            n_values += 0 if actions is None else actions.size
+        print("\n".join([f"imported {len(paths) - len(skipped)}, skipped {len(skipped)}", *skipped]))
+        if n_clipped:
+            print(f"clipped {n_clipped} of {n_values} action values to [-1, 1]")
+
+
+def import_npz(src, out, key="image", size=0, min_frames=2, val_every=20):
+    """Import the official code's .npz episodes: `key` (T,H,W,3), `action` (T,A) or (T-1,A), `reward` (T,).
+
+    raises  FileNotFoundError where there is none, ValueError (nothing is written) where none can be used"""
+    _import_files(src, (".npz",), out, key, size, min_frames, val_every)
+
+
+def import_video(src, out, size=64, min_frames=16, val_every=20):
+    """Import mp4, webm and gif files, without actions.   raises as import_npz"""
+    _import_files(src, VIDEO_TYPES, out, "", size, min_frames, val_every)
+
+
+# ---- pictures ----
+
+
+def _join(clips, dim, gap=2):
+    """Float clips one after another along dim, with a white line between."""
+    line = torch.ones_like(clips[0].narrow(dim, 0, gap))
+    return torch.cat([part for clip in clips for part in (line, clip)][1:], dim)
+
+
+def _enlarge(frames, scale):
+    return to_u8(frames).repeat(scale, -3).repeat(scale, -2)  # repeated pixels: nothing is smoothed away
+
+
+def save_gif(path, frames, fps=8, scale=4):
+    """Write a GIF of frames (T,3,H,W) in [0, 1]; a batch (B,T,3,H,W) is laid side by side."""
+    frames = _join(list(frames), -1) if frames.ndim == 5 else frames
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    iio.imwrite(path, _enlarge(frames, scale), duration=1000 / fps, loop=0)  # milliseconds
+
+
+def save_side_by_side(path, truth, imagined, fps=8, scale=4):
+    """Write a GIF: truth | imagined | difference around grey; (T,3,H,W), or a batch (B,T,3,H,W) in rows."""
+    if truth.shape != imagined.shape:
+        raise ValueError(f"truth {tuple(truth.shape)}, imagined {tuple(imagined.shape)}; expected the same")
+    columns = _join([truth, imagined, 0.5 + (imagined - truth) / 2], -1)
+    save_gif(path, _join(list(columns), -2) if columns.ndim == 5 else columns, fps, scale)
+
+
+def save_contact_sheet(path, rows, scale=2):
+    """Write a PNG with one row per clip: rows is a list of (T,3,H,W) in [0, 1]; short clips end in white."""
+    T = max(len(row) for row in rows)
+    rows = [torch.cat([row, torch.ones_like(row[:1]).expand(T - len(row), -1, -1, -1)]) for row in rows]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    iio.imwrite(path, _enlarge(_join([_join(list(row), -1) for row in rows], -2), scale))
+
+
+COMMANDS = {
+    "push": (collect_push, PUSH_CONFIG),
+    "npz": (import_npz, NPZ_CONFIG),
+    "video": (import_video, VIDEO_CONFIG),
+}
+
+
+def main(argv):
+    """Run one of COMMANDS: argv is its name, then its settings as --key value."""
+    if not argv or argv[0] not in COMMANDS:
+        print(__doc__)
+        asked = not argv or argv[0] in ("-h", "--help")
+        raise SystemExit(0 if asked else f"\n{argv[0]}: no such command; expected {', '.join(COMMANDS)}")
+    function, config = COMMANDS[argv[0]]
+    run(lambda cfg: function(**vars(cfg)), configure(config, __doc__, argv[1:]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

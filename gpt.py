@@ -1,0 +1,319 @@
+"""gpt.py: a LLaMA-style transformer that predicts a video's next tokens (paper sections 3.1, 3.3; A.1).
+
+    ids     c_1 (N) [S1] c_2 (N) [S2] d_1 d_2 ... d_n [S2] d_1 ... d_n    layout and letters: tokenizer.py
+                                  + action_1           + action_2         added to the slots' embeddings
+    logits                        d_1 d_2 ... d_n [S2] d_1 ... d_n        cross-entropy, on future frames only
+    reward                                     r_1             r_2        read at each frame's last token
+
+Of T actions, actions[k] leads from frame k to frame k+1 (data.py). So the slot of frame k carries
+actions[k-1], and its last token predicts rewards[k], received on arriving there. (The authors' code trains
+the head on the reward of the next transition, but stores it in imagination as the reward of arriving.)
+
+Action-free: action_dim=0. With actions: action_dim=A, a zero-initialised projection. Goal-conditioned: the
+trainer puts the last frame first (train_gpt.py), and nothing changes here.
+
+B batch, n_b branches (futures of one context), L tokens, P context tokens, D width, H heads, V vocabulary, A
+action size; the others are tokenizer.py's.
+
+Run: python train_gpt.py --preset tiny --tokenizer out/tokenizer.pt --max_steps 100"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tokenizer import TokenLayout
+
+# Paper Table 2 and 3. segment_length: frames per training clip, after which a rollout takes a new context.
+SMALL = dict(
+    n_layer=12,
+    n_head=12,
+    n_embd=768,
+    n_mlp=3072,  # inner width of the SwiGLU
+    att_dropout=0.1,  # of the attention weights, in training
+    segment_length=16,
+    action_dim=0,  # 0: action-free
+    reward=False,  # a reward head
+)
+MEDIUM = {**SMALL, "n_layer": 24, "n_head": 16, "n_embd": 1024, "n_mlp": 4096}
+TINY = {**SMALL, "n_layer": 4, "n_head": 4, "n_embd": 192, "n_mlp": 512, "att_dropout": 0.0, "reward": True}
+PRESETS = dict(tiny=TINY, small=SMALL, medium=MEDIUM)
+
+
+def symlog(x):
+    """Squash rewards of any scale (DreamerV3, Hafner et al. 2023); `symexp` undoes it."""
+    return x.sign() * x.abs().log1p()
+
+
+def symexp(x):
+    return x.sign() * x.abs().expm1()
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, D, eps=1e-6):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(D)), eps
+
+    def forward(self, x):
+        y = x.float()
+        return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+
+
+def rope_table(length, head_dim, theta=10000.0):
+    """Cosines and sines (2, length, head_dim) of rotary position embeddings."""
+    inverse = theta ** -(torch.arange(0, head_dim, 2) / head_dim)
+    angle = torch.outer(torch.arange(length).float(), inverse).repeat(1, 2)
+    return torch.stack([angle.cos(), angle.sin()])
+
+
+def rotate(x, rope):
+    """Rotate x (..., L, head_dim) by its positions; dimension i is paired with i + head_dim / 2."""
+    a, b = x.chunk(2, -1)
+    cos, sin = rope.to(x.dtype)
+    return x * cos + torch.cat([-b, a], -1) * sin
+
+
+class LayerCache:
+    """Keys and values of one layer: the context's once per scene, the future's once per branch.
+
+    Memory for `capacity` future tokens is taken at the prefill and never moved. With n_b branches of one
+    context, the queries of all branches meet the shared keys in one matrix product and their own keys in
+    another; one softmax over both."""
+
+    def __init__(self, n_branches, capacity):
+        self.n_branches, self.capacity, self.length, self.context = n_branches, capacity, 0, None
+
+    def attend(self, q, k, v):
+        """Attend from the newest tokens: q, k, v (B, H, P, d) the first time, then (B n_b, H, s, d)."""
+        if self.context is None:
+            B, H, _, d = k.shape
+            self.context = k, v
+            self.own = k.new_empty(2, B * self.n_branches, H, self.capacity, d)
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        (BN, H, s, d), n_b, start = q.shape, self.n_branches, self.length
+        self.length += s
+        if self.length > self.capacity:
+            raise ValueError(
+                f"{self.length} future tokens; the cache has room for {self.capacity}: take a new context"
+            )
+        self.own[:, :, :, start : self.length] = torch.stack([k, v])
+        keys, values = self.own[:, :, :, : self.length]
+        # (B n_b, H, s, d) <-> (B, H, n_b s, d): to the shared keys, branches are just more queries
+        fold = lambda x: x.view(-1, n_b, H, s, x.shape[-1]).transpose(1, 2).flatten(2, 3)  # noqa: E731
+        unfold = lambda x: x.view(-1, H, n_b, s, x.shape[-1]).transpose(1, 2).reshape(BN, H, s, -1)  # noqa: E731
+        scores = torch.cat([unfold(fold(q) @ self.context[0].mT), q @ keys.mT], -1) * d**-0.5
+        if s > 1:  # new tokens must not see the ones after them
+            later = torch.ones(s, s, dtype=torch.bool, device=q.device).triu(1)
+            scores[..., -s:].masked_fill_(later, float("-inf"))
+        shared, own = (
+            scores.float().softmax(-1).to(q.dtype).split([scores.shape[-1] - self.length, self.length], -1)
+        )
+        return unfold(fold(shared) @ self.context[1]) + own @ values
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + SwiGLU(norm(x))."""
+
+    def __init__(self, D, n_head, n_mlp, att_dropout):
+        super().__init__()
+        self.n_head, self.att_dropout = n_head, att_dropout
+        self.norm1, self.norm2 = RMSNorm(D), RMSNorm(D)
+        self.qkv, self.out = nn.Linear(D, 3 * D, bias=False), nn.Linear(D, D, bias=False)
+        self.gate_up, self.down = nn.Linear(D, 2 * n_mlp, bias=False), nn.Linear(n_mlp, D, bias=False)
+
+    def forward(self, x, rope, cache=None):
+        B, L, D = x.shape
+        q, k, v = (
+            self.qkv(self.norm1(x)).view(B, L, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
+        )  # (B, H, L, D/H) each
+        q, k = rotate(q, rope), rotate(k, rope)
+        if cache is None:
+            dropout = self.att_dropout if self.training else 0.0
+            h = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        else:
+            h = cache.attend(q, k, v)
+        x = x + self.out(h.transpose(1, 2).reshape(B, L, D))
+        gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
+        return x + self.down(F.silu(gate) * up)
+
+
+class GPT(nn.Module):
+    """The transformer. Settings: see SMALL above; `layout` is the tokenizer's TokenLayout.
+
+    raises  ValueError if settings are missing, unknown or do not fit each other"""
+
+    def __init__(self, layout, **cfg):
+        super().__init__()
+        if unknown := sorted(set(cfg) ^ set(SMALL)):
+            raise ValueError(
+                f"transformer settings missing or unknown: {', '.join(unknown)}; see SMALL in gpt.py"
+            )
+        D, T = cfg["n_embd"], cfg["segment_length"]
+        if D % (2 * cfg["n_head"]):
+            raise ValueError(f"n_embd is {D}; expected a multiple of 2 n_head = {2 * cfg['n_head']}")
+        if T <= layout.context_frames:
+            raise ValueError(
+                f"segment_length is {T}; expected more than the {layout.context_frames} context frames"
+            )
+        self.layout, self.config = layout, cfg
+        self.embed = nn.Embedding(layout.vocab_size, D)
+        sizes = D, cfg["n_head"], cfg["n_mlp"], cfg["att_dropout"]
+        self.blocks = nn.ModuleList([Block(*sizes) for _ in range(cfg["n_layer"])])
+        self.norm, self.lm_head = RMSNorm(D), nn.Linear(D, layout.vocab_size, bias=False)
+        self.action = nn.Linear(cfg["action_dim"], D) if cfg["action_dim"] else None
+        self.reward = nn.Linear(D, 1) if cfg["reward"] else None
+        self.register_buffer("rope", rope_table(layout.length(T), D // cfg["n_head"]), persistent=False)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                nn.init.zeros_(parameter) if name == "action.weight" else nn.init.normal_(parameter, 0, 0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def act(self, actions, shape):
+        """Embed actions, after checking that they are (*shape, A) just where the model takes any."""
+        A = self.config["action_dim"]
+        if (actions is None) != (A == 0) or (A and tuple(actions.shape) != (*shape, A)):
+            got = "none" if actions is None else tuple(actions.shape)
+            raise ValueError(
+                f"actions are {got}; expected {(*shape, A) if A else 'none: the model is action-free'}"
+            )
+        return self.action(actions) if A else 0
+
+    def hidden(self, tokens, actions=None):
+        """Last hidden states (B, L, D) of whole sequences (B, L), with actions (B, T, A)."""
+        (B, L), layout = tokens.shape, self.layout
+        f, rest = divmod(L - layout.prompt + 1, layout.tokens_future + 1)
+        if L > self.rope.shape[1] or rest or f < 0:
+            T = self.config["segment_length"]
+            raise ValueError(
+                f"{L} tokens; expected {layout.prompt - 1}, and {layout.tokens_future + 1} per future frame, "
+                f"for at most {T} frames"
+            )
+        t = layout.context_frames
+        x = self.embed(tokens)
+        acted = self.act(actions, (B, t + f))
+        if actions is not None:
+            x[:, layout.slots(f)] += acted[:, t - 1 : t - 1 + f]
+        for block in self.blocks:
+            x = block(x, self.rope[:, :L])
+        return self.norm(x)
+
+    def forward(self, tokens, actions=None):
+        """Token ids (B, L), actions (B, T, A) -> logits (B, L, V) of the next token at every position."""
+        return self.lm_head(self.hidden(tokens, actions))
+
+    def rewards(self, hidden):
+        """Hidden states (..., D) at frames' last tokens -> rewards (...) in environment units."""
+        return symexp(self.reward(hidden).squeeze(-1))
+
+    def loss(self, tokens, actions=None, rewards=None):
+        """Cross-entropy of all future tokens, later slots included, plus (symlog reward error)^2.
+
+        tokens (B, L);  actions (B, T, A) or None;  rewards (B, T) in environment units, or None
+        returns loss and metrics, a dict of scalars.   Source: paper eq. 3 and section 3.3"""
+        layout, f = self.layout, (tokens.shape[1] - self.layout.prompt + 1) // (self.layout.tokens_future + 1)
+        h = self.hidden(tokens, actions)
+        # The context is never predicted: logits for the future alone save two thirds of the output layer.
+        logits, targets = self.lm_head(h[:, layout.prompt - 1 : -1]), tokens[:, layout.prompt :]
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        accuracy = (logits.detach().argmax(-1) == targets).float().mean()
+        metrics = dict(ce=loss.detach(), accuracy=accuracy)
+        if self.reward is not None:
+            if rewards is None:
+                raise ValueError(
+                    "the model has a reward head but the data has no rewards; set --reward false"
+                )
+            predicted = self.reward(h[:, layout.ends(f)]).squeeze(-1).float()  # (B, f)
+            error = F.mse_loss(predicted, symlog(rewards[:, layout.context_frames :]))
+            loss, metrics["reward_mse"] = loss + error, error.detach()
+        return loss, metrics
+
+    @torch.no_grad()
+    def prefill(self, context, n_branches=1):
+        """Read context codes (B, t, N) once, for n_branches futures each -> the cache for `imagine`."""
+        layout, f = self.layout, self.config["segment_length"] - self.layout.context_frames
+        tokens = layout.pack(context, context.new_empty(len(context), 0, layout.tokens_future))
+        caches = [LayerCache(n_branches, f * (layout.tokens_future + 1)) for _ in self.blocks]
+        self.extend(tokens, caches, self.rope[:, : tokens.shape[1]])
+        return caches
+
+    def extend(self, tokens, caches, rope, acted=0):
+        """Newest tokens (B n_b, s) [+ embedded actions] -> their last hidden states (B n_b, s, D)."""
+        x = self.embed(tokens) + acted
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x = block(x, rope, cache)
+        return self.norm(x)
+
+    def next_logits(self, tokens, caches, acted=0):
+        """Newest tokens (B n_b, s) -> hidden states, and logits (B n_b, s, K) over dynamics codes alone."""
+        start = self.layout.prompt - 1 + caches[0].length
+        h = self.extend(tokens, caches, self.rope[:, start : start + tokens.shape[1]], acted)
+        first = self.layout.context_codes  # no other id can ever be drawn: its logit is not even computed
+        return h, F.linear(h, self.lm_head.weight[first : first + self.layout.dynamics_codes])
+
+    @torch.no_grad()
+    def imagine(self, caches, actions=None, temperature=1.0, top_k=100, generator=None):
+        """Imagine the next frame: n codes, each seen by the ones after it.
+
+        caches from `prefill`;  actions (B n_b, A) or None: what leads to that frame;  temperature 0 is greedy
+        returns codes (B n_b, n), rewards (B n_b,) in environment units or None.   Source: paper section 3.3,
+        Table 3"""
+        BN, layout = caches[0].own.shape[1], self.layout
+        token = torch.full((BN, 1), layout.future_slot, device=self.embed.weight.device)
+        acted, codes = self.act(actions, (BN,)), []
+        acted = acted if actions is None else acted[:, None]
+        for _ in range(layout.tokens_future):
+            _, logits = self.next_logits(token, caches, acted)
+            codes.append(sample_code(logits[:, -1], temperature, top_k, generator))
+            token, acted = codes[-1] + layout.context_codes, 0
+        h, _ = self.next_logits(token, caches)  # the last code's state: the reward is read there
+        return torch.cat(codes, 1), self.rewards(h[:, -1]) if self.reward is not None else None
+
+    def rollout(self, context, actions=None, f=0, n_branches=1, temperature=1.0, top_k=100, generator=None):
+        """Imagine f frames (0: the rest of the segment) after context codes (B, t, N), n_branches of each.
+
+        actions (B n_b, T, A), of which rows t-1 ... t+f-2 are used
+        returns codes (B n_b, f, n), rewards (B n_b, f) in environment units or None"""
+        t = self.layout.context_frames
+        cache, codes, rewards = self.prefill(context, n_branches), [], []
+        for i in range(f or self.config["segment_length"] - t):
+            action = None if actions is None else actions[:, t - 1 + i]
+            code, reward = self.imagine(cache, action, temperature, top_k, generator)
+            codes.append(code)
+            rewards.append(reward)
+        return torch.stack(codes, 1), torch.stack(rewards, 1) if self.reward is not None else None
+
+    def param_groups(self, weight_decay):
+        """AdamW groups: matrices decay; biases, norms and the embedding do not (as the authors)."""
+        decayed = [p for n, p in self.named_parameters() if p.ndim == 2 and n != "embed.weight"]
+        others = [p for n, p in self.named_parameters() if p.ndim != 2 or n == "embed.weight"]
+        return [dict(params=decayed, weight_decay=weight_decay), dict(params=others, weight_decay=0.0)]
+
+    def checkpoint(self):
+        """Plain data that `from_checkpoint` builds the same model from."""
+        return dict(config=self.config, layout=vars(self.layout), weights=self.state_dict())
+
+    @classmethod
+    def from_checkpoint(cls, state, layout=None, **changes):
+        """Rebuild from `checkpoint()`. `changes` to the config may add an action projection or a reward head.
+
+        layout  that of another tokenizer, with as many codes.
+        raises  ValueError if weights are missing, left over or of another shape, the two additions apart"""
+        model = cls(layout or TokenLayout(**state["layout"]), **{**state["config"], **changes})
+        own, weights = model.state_dict(), state["weights"]
+        added = {k for k in own if k.startswith(("action.", "reward.")) and k not in weights}
+        wrong = sorted((own.keys() ^ weights.keys()) - added)
+        wrong += sorted(k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape)
+        if wrong:
+            raise ValueError(
+                f"weights missing, left over or of another shape: {', '.join(wrong)}; got {changes}"
+            )
+        model.load_state_dict({**own, **weights})
+        return model
+
+
+def sample_code(logits, temperature, top_k, generator=None):
+    """Logits (M, K) -> one index each (M, 1), out of the top_k likeliest; temperature 0 is greedy."""
+    if not temperature:
+        return logits.argmax(-1, keepdim=True)
+    values, indices = (logits.float() / temperature).topk(min(top_k or logits.shape[-1], logits.shape[-1]))
+    return indices.gather(1, torch.multinomial(values.softmax(-1), 1, generator=generator))

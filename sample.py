@@ -1,0 +1,193 @@
+"""sample.py: a trained world model as an environment, and pictures of what it imagines (paper section 3.3).
+
+    frames (B,t,3,H,W) --reset--> cache --step--> frame (B n_b, 3, H, W), reward (B n_b,)
+                                          ^         |
+                     actions (B n_b, A) --+-- policy(frame)
+
+The context is encoded and read once; a frame then costs its own n tokens, whatever has gone before. A
+rollout that reaches the end of the segment that the transformer was trained on goes on: its last t frames
+become the new context.
+
+B batch, n_b branches (futures of one context), t context frames, h horizon, A action size. Frames are in [0,
+1].
+
+Run: python sample.py                                        the released checkpoint, fresh PushWorld episodes
+     python sample.py --ckpt out/gpt.pt --data data/mine     validation segments of your own episodes
+     python sample.py --ckpt out/gpt.pt --episode FILE       a file of your own: .npz, .mp4, .webm or .gif"""
+
+from pathlib import Path
+
+import torch
+
+from common import configure, load_checkpoint, run
+from data import Episodes, load_episode, push_segments, save_contact_sheet, save_side_by_side, to_float
+from gpt import GPT
+from tokenizer import Tokenizer
+
+CONFIG = dict(
+    ckpt="assets/push-tiny.pt",
+    tokenizer="",  # checkpoint of another tokenizer, adapted to new pictures (zero-shot transfer, Figure 8)
+    data="push",  # "push": fresh PushWorld episodes; else a folder of episodes (its validation split)
+    episode="",  # one file instead of data
+    key="image",  # array of an .npz episode that holds the frames
+    out="out/samples",
+    n=4,  # segments
+    branches=1,  # futures of each
+    horizon=14,  # frames to imagine; longer than the trained segment works
+    temperature=1.0,
+    top_k=100,  # 0 is all
+    device="",  # by default a GPU if there is one
+    seed=0,
+)
+
+
+class WorldModel:
+    """An environment made of a tokenizer and a transformer.
+
+    goal_conditioned  the first context frame is the goal, and stays when a long rollout takes a new
+                      context"""
+
+    def __init__(
+        self, tokenizer, gpt, device="cpu", goal_conditioned=False, temperature=1.0, top_k=100, seed=0
+    ):
+        self.tokenizer, self.gpt = tokenizer.to(device).eval(), gpt.to(device).eval()
+        self.device, self.goal_conditioned = torch.device(device), goal_conditioned
+        self.temperature, self.top_k = temperature, top_k
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.context_frames, self.action_dim = gpt.layout.context_frames, gpt.config["action_dim"]
+        self.recent = None
+
+    @classmethod
+    def load(cls, path, device="", tokenizer="", **settings):
+        """Load a checkpoint of train_gpt.py; `tokenizer` is a path of another tokenizer to use with it.
+
+        raises  FileNotFoundError or ValueError, saying which file and what is wrong with it"""
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device is {device} but torch sees no GPU; pass --device cpu")
+        state = load_checkpoint(path, needs=("gpt", "tokenizer"))
+        words = load_checkpoint(tokenizer, needs=("tokenizer",)) if tokenizer else state
+        goal = state.get("train_config", {}).get("goal_conditioned", False)
+        tokenizer = Tokenizer.from_checkpoint(words["tokenizer"])
+        return cls(tokenizer, GPT.from_checkpoint(state["gpt"], tokenizer.layout), device, goal, **settings)
+
+    @torch.no_grad()
+    def reset(self, frames, n_branches=1):
+        """Start from context frames (B, t, 3, H, W) in [0, 1], with n_branches futures of each.
+
+        raises  ValueError if frames are of another shape than the model's, or not in [0, 1]"""
+        self.tokenizer.check(frames, self.context_frames)
+        if frames.shape[1] != self.context_frames:
+            raise ValueError(
+                f"{frames.shape[1]} context frames; the model takes {self.context_frames}, newest last"
+            )
+        if not frames.is_floating_point() or frames.min() < 0 or frames.max() > 1:
+            raise ValueError(
+                f"frames are {frames.dtype}, {frames.min():.3g}..{frames.max():.3g}; expected float in [0, 1]"
+            )
+        self._anchor(frames.to(self.device), n_branches)
+
+    def _anchor(self, frames, n_branches):
+        context, _ = self.tokenizer.layout.unpack(self.tokenizer.encode(frames))
+        self.n_branches, self.left = n_branches, self.gpt.config["segment_length"] - self.context_frames
+        self.features = self.tokenizer.decode_context(context)
+        self.cache = self.gpt.prefill(context, n_branches)
+        self.recent = frames.repeat_interleave(n_branches, 0)  # (B n_b, t, 3, H, W)
+
+    @torch.no_grad()
+    def step(self, actions=None):
+        """Imagine the next frame, to which actions (B n_b, A) in [-1, 1] lead (None for an action-free
+        model).
+
+        Branches of one context are neighbours.   returns frame (B n_b, 3, H, W), reward (B n_b,) in
+        environment units (None without a reward head).   raises ValueError before `reset` or at actions of
+        another shape"""
+        if self.recent is None:
+            raise ValueError("step before reset: call reset(frames) with the context frames first")
+        if not self.left:
+            self._anchor(self.recent, 1)
+        self.left -= 1
+        actions = (
+            None if actions is None else torch.as_tensor(actions, dtype=torch.float32, device=self.device)
+        )
+        codes, reward = self.gpt.imagine(self.cache, actions, self.temperature, self.top_k, self.generator)
+        codes = codes.unflatten(
+            0, (-1, self.n_branches)
+        )  # branches stand where future frames do: (B, n_b, n)
+        frame = self.tokenizer.decode_future(codes, self.features).flatten(0, 1).clamp(0, 1)
+        kept = int(self.goal_conditioned)
+        self.recent = torch.cat([self.recent[:, :kept], self.recent[:, kept + 1 :], frame[:, None]], 1)
+        return frame, reward
+
+    def rollout(self, policy_or_actions, horizon):
+        """Imagine `horizon` frames from where `reset` or the last step left off.
+
+        policy_or_actions  a function of the newest frame (B n_b, 3, H, W) that returns actions (B n_b, A), or
+                           actions (B n_b, h >= horizon, A) known beforehand, or None for an action-free model
+        returns            frames (B n_b, h, 3, H, W), rewards (B n_b, h) or None, actions (B n_b, h, A) or
+                           None"""
+        frames, rewards, actions = [], [], []
+        given = policy_or_actions
+        if torch.is_tensor(given) and given.shape[1] < horizon:
+            raise ValueError(
+                f"actions for {given.shape[1]} frames, horizon {horizon}; give more or lower --horizon"
+            )
+        for i in range(horizon):
+            action = given(self.recent[:, -1]) if callable(given) else None if given is None else given[:, i]
+            frame, reward = self.step(action)
+            for kept, value in ((frames, frame), (rewards, reward), (actions, action)):
+                kept.append(value)
+        stack = lambda values: None if values[0] is None else torch.stack(values, 1)  # noqa: E731
+        return stack(frames), stack(rewards), stack(actions)
+
+
+def find_segments(cfg, model):
+    """Frames (B, T, 3, H, W), actions and rewards to start from: PushWorld's, a folder's or a file's."""
+    size, t = model.tokenizer.config["resolution"], model.context_frames
+    if cfg.episode:
+        frames_u8, actions = load_episode(cfg.episode, cfg.key, size)
+        if len(frames_u8) < t:
+            raise ValueError(
+                f"{cfg.episode} has {len(frames_u8)} frames; expected at least the {t} context frames"
+            )
+        batch = dict(
+            frames=to_float(frames_u8)[None],
+            actions=None if actions is None else torch.from_numpy(actions)[None],
+        )
+    elif cfg.data == "push":
+        batch = push_segments(cfg.n, t + cfg.horizon, cfg.seed, size)
+    else:
+        batch = Episodes(cfg.data, "val").segments(cfg.n, t + cfg.horizon, seed=cfg.seed)
+    frames, A = batch["frames"][:, : t + cfg.horizon], model.action_dim
+    actions = batch["actions"] if A else None
+    if A and (actions is None or actions.shape[-1] != A):
+        got = "none" if actions is None else f"{actions.shape[-1]}-D"
+        raise ValueError(f"the model takes {A}-D actions, {cfg.episode or cfg.data} has {got}; change one")
+    return frames, actions
+
+
+def main(cfg):
+    model = WorldModel.load(
+        cfg.ckpt, cfg.device, cfg.tokenizer, temperature=cfg.temperature, top_k=cfg.top_k, seed=cfg.seed
+    )
+    frames, actions = find_segments(cfg, model)
+    t, (B, T), h = model.context_frames, frames.shape[:2], cfg.horizon
+    model.reset(frames[:, :t], cfg.branches)
+    if actions is not None:
+        actions = actions[:, t - 1 : t - 1 + h].repeat_interleave(cfg.branches, 0)
+    imagined = model.rollout(actions, h)[0].cpu().unflatten(0, (B, cfg.branches))
+    rows, out = [], Path(cfg.out)
+    for b in range(B):
+        rows.append(frames[b])
+        for k in range(cfg.branches):
+            whole = torch.cat([frames[b, :t], imagined[b, k]])
+            rows.append(whole)
+            end = frames[b, -1:].expand(t + h - T, -1, -1, -1)  # a truth that ends early stands still
+            truth = torch.cat([frames[b], end])
+            save_side_by_side(out / f"{b}-{k}.gif", truth, whole)
+    save_contact_sheet(out / "sheet.png", rows)
+    print(f"{out}/sheet.png: truth above imagined ({t} context frames); {B * cfg.branches} GIFs beside it")
+
+
+if __name__ == "__main__":
+    run(main, configure(CONFIG, __doc__))

@@ -1,0 +1,571 @@
+"""tokenizer.py: frames <-> discrete tokens, the conditional VQGAN (paper section 3.1, appendix A.1).
+
+    frames (B,T,3,H,W) -+- first t -> encoder ------> VQ -> context codes  (B,t,N) -> decoder ------> frames
+                        |               | features                                       | features
+                        +- others --> cond_encoder -> VQ -> dynamics codes (B,f,n) -> cond_decoder -> frames
+
+A context frame costs N = 256 tokens. A future frame costs n = 16, because both of its networks look the
+scene up in the context by cross-attention, so that only what has changed needs words. One sequence holds a
+whole video:
+
+    c_1 (N)  [S1]  c_2 (N)  [S2] d_1 (n)  [S2] d_2 (n) ...      S1, S2: slot tokens; the first S1 is left out
+    |------ context ------| |---- a future frame ---|
+
+B batch, T frames, t context frames, f = T-t future frames, N/n tokens per context/future frame, L tokens in
+a sequence, C channels, D code size, K codes, h w latent grid. Frames are in [0, 1]; `decode` does not clamp.
+
+Where we differ from the paper. At all sizes: unused codes are drawn anew from encoder outputs
+(`revive_after`), and weights start out keeping the variance. In `tiny` alone, so that it learns on a laptop:
+`patch` folds 4x4 pixels into channels before the first convolution; the cross-attention starts from
+sinusoids with keys projected like queries, so that each place first looks at itself in the context
+(`pos_init`; the paper's embeddings start from zero).
+
+Run: python train_tokenizer.py --preset tiny --max_steps 100"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+# Paper Table 2: small is its low-resolution model (114M), large its high-resolution one (310M).
+SMALL = dict(
+    resolution=64,
+    patch=1,  # pixels folded into channels before the first convolution
+    channels=(128, 256, 512),  # one entry per level; every level but the last halves the resolution
+    layers_per_block=2,  # residual blocks per level of an encoder; a decoder has one more
+    code_dim=64,
+    context_codes=8192,
+    dynamics_codes=8192,
+    context_frames=2,
+    dynamics_grid=4,  # a future frame is dynamics_grid^2 tokens
+    max_att_resolution=16,  # cross-attention where feature maps are at most this wide
+    norm_groups=32,
+    n_head=4,
+    dropout=0.1,  # of the cross-attention, in training
+    commitment=1.0,  # weight of the encoder's share of the VQ loss
+    pos_init=0.0,  # amplitude of sinusoids that the position embeddings start from
+    revive_after=200,  # updates without use after which a code is drawn anew; 0 is off
+)
+LARGE = {**SMALL, "resolution": 256, "channels": (128, 256, 256, 512, 768), "max_att_resolution": 32}
+TINY = {
+    **SMALL, "patch": 4, "channels": (48,), "layers_per_block": 1, "code_dim": 32, "context_codes": 512,
+    "dynamics_codes": 512, "norm_groups": 8, "n_head": 2, "dropout": 0.0, "commitment": 0.25, "pos_init": 1.5,
+    "revive_after": 50,
+}  # fmt: skip
+PRESETS = dict(tiny=TINY, small=SMALL, large=LARGE)
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Which id means what, and where it stands in the sequence: the one definition, used by every file."""
+
+    context_frames: int
+    tokens_context: int  # N
+    tokens_future: int  # n
+    context_codes: int
+    dynamics_codes: int
+
+    @property
+    def context_slot(self):
+        return self.context_codes + self.dynamics_codes
+
+    @property
+    def future_slot(self):
+        return self.context_slot + 1
+
+    @property
+    def vocab_size(self):
+        return self.context_slot + 2
+
+    @property
+    def prompt(self):
+        """Tokens before the first one that is predicted: the context and the first future slot."""
+        return (self.tokens_context + 1) * self.context_frames
+
+    def length(self, T):
+        """Tokens in the sequence of a T-frame video."""
+        return self.prompt - 1 + (self.tokens_future + 1) * (T - self.context_frames)
+
+    def slots(self, f):
+        """Positions of the slot tokens of f future frames: where their actions are added."""
+        return self.prompt - 1 + (self.tokens_future + 1) * torch.arange(f)
+
+    def ends(self, f):
+        """Positions of the last token of f future frames: where their rewards are read."""
+        return self.slots(f) + self.tokens_future
+
+    def pack(self, context, dynamics):
+        """Codes (B, t, N) and (B, f, n) -> token ids (B, L)."""
+        before = F.pad(context, (1, 0), value=self.context_slot).flatten(1)[:, 1:]
+        after = F.pad(dynamics + self.context_codes, (1, 0), value=self.future_slot).flatten(1)
+        return torch.cat([before, after], 1)
+
+    def unpack(self, tokens):
+        """Token ids (B, L) of whole frames -> codes (B, t, N) and (B, f, n).
+
+        raises  ValueError if L fits no number of frames or an id is not of the kind that its position
+                holds"""
+        B, L = tokens.shape
+        t, N, n = self.context_frames, self.tokens_context, self.tokens_future
+        if L < self.prompt - 1 or (L - self.prompt + 1) % (n + 1):
+            raise ValueError(f"{L} tokens; expected {self.prompt - 1} + {n + 1} per future frame")
+        context = F.pad(tokens[:, : self.prompt - 1], (1, 0)).view(B, t, N + 1)[..., 1:]
+        dynamics = tokens[:, self.prompt - 1 :].reshape(B, -1, n + 1)[..., 1:] - self.context_codes
+        for name, codes, K in (
+            ("context", context, self.context_codes),
+            ("dynamics", dynamics, self.dynamics_codes),
+        ):
+            if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < K):
+                raise ValueError(
+                    f"{name} codes span {int(codes.min())}..{int(codes.max())}; expected 0..{K - 1}"
+                )
+        return context, dynamics
+
+
+class ResBlock(nn.Module):
+    """GN -> SiLU -> conv -> GN -> SiLU -> conv, plus the input."""
+
+    def __init__(self, c_in, c_out, groups):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(groups, c_in, 1e-6), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(groups, c_out, 1e-6), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+
+    def forward(self, x):
+        h = self.conv1(F.silu(self.norm1(x)))
+        return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+class SelfAttention(nn.Module):
+    """One head over all pixels, residual."""
+
+    def __init__(self, C, groups):
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.GroupNorm(groups, C, 1e-6), nn.Linear(C, 3 * C), nn.Linear(C, C)
+
+    def forward(self, x):
+        B, C, H, W = x.shape
+        q, k, v = self.qkv(self.norm(x).flatten(2).mT).chunk(3, -1)  # (B, HW, C)
+        h = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        return x + self.out(h).mT.reshape(B, C, H, W)
+
+
+class CrossAttention(nn.Module):
+    """Every pixel of a future frame looks into the features of all t context frames (paper eq. 5)."""
+
+    def __init__(self, C, size, t, groups, n_head, dropout, pos_init):
+        super().__init__()
+        self.n_head, self.dropout, self.pos_init = n_head, dropout, pos_init
+        self.q_norm, self.kv_norm = nn.GroupNorm(groups, C, 1e-5), nn.GroupNorm(groups, C, 1e-5)
+        pos = pos_init * sinusoids(C, size) if pos_init else torch.zeros(size * size, C)
+        self.q_pos_emb, self.kv_pos_emb = nn.Parameter(pos), nn.Parameter(pos.repeat(t, 1))
+        self.q, self.kv, self.out = nn.Linear(C, C), nn.Linear(C, 2 * C), nn.Linear(C, C)
+
+    def keys_values(self, context):
+        """Context features (B, t, C, H, W) -> keys and values (B, heads, tHW, C/heads), shared by all future
+        frames."""
+        B, t, C, H, W = context.shape
+        stacked = context.transpose(1, 2).reshape(B, C, t * H, W)  # frames share the statistics of the norm
+        x = self.kv_norm(stacked).flatten(2).mT + self.kv_pos_emb  # (B, tHW, C)
+        return [y.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for y in self.kv(x).chunk(2, -1)]
+
+    def forward(self, x, context):
+        (BF, C, H, W), B = x.shape, context.shape[0]
+        k, v = self.keys_values(context)
+        q = self.q(self.q_norm(x).flatten(2).mT + self.q_pos_emb)  # (B f, HW, C)
+        q = q.reshape(B, -1, self.n_head, C // self.n_head).transpose(1, 2)  # (B, heads, f HW, C/heads)
+        h = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        h = self.out(h.transpose(1, 2).reshape(BF, H * W, C))
+        h = F.dropout(h, self.dropout, self.training)
+        return F.silu(x + h.mT.reshape(BF, C, H, W))
+
+
+def sinusoids(C, size):
+    """2-D sinusoidal position embeddings (size^2, C): a quarter of the channels each for sin/cos of
+    row/column."""
+    scale = float(size) ** -torch.linspace(
+        0, 1, C // 4, device="cpu"
+    )  # wavelengths from a few cells to the frame
+    angle = torch.arange(size, device="cpu")[:, None] * scale
+    wave = torch.cat([angle.sin(), angle.cos()], 1)  # (size, C/2)
+    rows, columns = wave[:, None].expand(-1, size, -1), wave[None].expand(size, -1, -1)
+    return torch.cat([rows, columns], -1).flatten(0, 1)
+
+
+class Stack(nn.Module):
+    """One level of an encoder or a decoder: residual blocks, then a change of resolution."""
+
+    def __init__(self, c_in, c_out, layers, groups, resample):
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            [ResBlock(c_in if i == 0 else c_out, c_out, groups) for i in range(layers)]
+        )
+        self.resample = resample
+        self.conv = (
+            nn.Conv2d(c_out, c_out, 3, 2 if resample == "down" else 1, int(resample == "up"))
+            if resample
+            else None
+        )
+
+    def forward(self, x):
+        for resnet in self.resnets:
+            x = resnet(x)
+        if self.resample == "down":
+            return self.conv(F.pad(x, (0, 1, 0, 1)))  # padded right and below only, as in the original
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")) if self.resample else x
+
+
+class MidBlock(nn.Module):
+    def __init__(self, C, groups, attention):
+        super().__init__()
+        self.resnets = nn.ModuleList([ResBlock(C, C, groups) for _ in range(2)])
+        self.attention = SelfAttention(C, groups) if attention else nn.Identity()
+
+    def forward(self, x):
+        return self.resnets[1](self.attention(self.resnets[0](x)))
+
+
+class Encoder(nn.Module):
+    """Frames -> latents, and the feature map after each level. With `conditional`, it reads a context's
+    features."""
+
+    def __init__(self, cfg, conditional):
+        super().__init__()
+        channels, groups, last = cfg["channels"], cfg["norm_groups"], len(cfg["channels"]) - 1
+        self.patch, size = cfg["patch"], cfg["resolution"] // cfg["patch"]
+        self.conv_in = nn.Conv2d(3 * self.patch**2, channels[0], 3, padding=1)
+        self.down_blocks, self.cross = nn.ModuleList(), nn.ModuleDict()
+        for i, C in enumerate(channels):
+            down = "down" if i < last else None
+            self.down_blocks.append(Stack(channels[max(i - 1, 0)], C, cfg["layers_per_block"], groups, down))
+            size //= 2 if down else 1
+            if conditional and size <= cfg["max_att_resolution"]:
+                self.cross[str(i)] = cross_attention(cfg, C, size)
+        self.mid_block = MidBlock(C, groups, attention=conditional)
+        self.conv_norm_out, self.conv_out = (
+            nn.GroupNorm(groups, C, 1e-6),
+            nn.Conv2d(C, cfg["code_dim"], 3, padding=1),
+        )
+
+    def forward(self, frames, context=None):
+        """frames (B f, 3, H, W), context [(B, t, C_i, H_i, W_i)] -> latents (B f, D, h, w), features [(B f,
+        ...)]."""
+        h, features = self.conv_in(F.pixel_unshuffle(frames, self.patch)), []
+        for i, block in enumerate(self.down_blocks):
+            h = block(h)
+            if str(i) in self.cross:
+                h = self.cross[str(i)](h, context[i])
+            features.append(h)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(h)))), features
+
+
+class Decoder(nn.Module):
+    """Latents -> frames, and the feature map of the mid block and after each level."""
+
+    def __init__(self, cfg, conditional):
+        super().__init__()
+        channels, groups, last = cfg["channels"][::-1], cfg["norm_groups"], len(cfg["channels"]) - 1
+        self.patch, size = cfg["patch"], cfg["resolution"] // cfg["patch"] // 2**last
+        self.conv_in = nn.Conv2d(cfg["code_dim"], channels[0], 3, padding=1)
+        self.mid_block = MidBlock(channels[0], groups, attention=conditional)
+        self.up_blocks, self.cross = nn.ModuleList(), nn.ModuleDict()
+        if conditional:
+            self.cross["0"] = cross_attention(cfg, channels[0], size)
+        for i, C in enumerate(channels):
+            up = "up" if i < last else None
+            self.up_blocks.append(Stack(channels[max(i - 1, 0)], C, cfg["layers_per_block"] + 1, groups, up))
+            size *= 2 if up else 1
+            if conditional and up and size <= cfg["max_att_resolution"]:
+                self.cross[str(i + 1)] = cross_attention(cfg, C, size)
+        self.conv_norm_out = nn.GroupNorm(groups, C, 1e-6)
+        self.conv_out = nn.Conv2d(C, 3 * self.patch**2, 3, padding=1)
+
+    def forward(self, z, context=None):
+        """latents (B f, D, h, w), context [(B, t, C_i, H_i, W_i)] -> frames (B f, 3, H, W), features [(B f,
+        ...)]."""
+        h, features = self.mid_block(self.conv_in(z)), []
+        for i, block in enumerate([nn.Identity(), *self.up_blocks]):
+            h = block(h)
+            if str(i) in self.cross:
+                h = self.cross[str(i)](h, context[i])
+            features.append(h)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.conv_norm_out(h))), self.patch), features
+
+
+def cross_attention(cfg, C, size):
+    settings = (cfg[k] for k in ("context_frames", "norm_groups", "n_head", "dropout", "pos_init"))
+    return CrossAttention(C, size, *settings)
+
+
+def init_weights(module):
+    """Keep the variance of what passes, without biases: torch's defaults lose the signal before the codes."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.normal_(module.weight, 0, module.weight[0].numel() ** -0.5)
+        nn.init.zeros_(module.bias)
+    if isinstance(module, Decoder):  # the first pictures are grey
+        module.conv_out.weight.data.mul_(0.1)
+        nn.init.constant_(module.conv_out.bias, 0.5)
+    if (
+        isinstance(module, CrossAttention) and module.pos_init
+    ):  # keys start out as queries: equal positions match
+        module.kv.weight.data[: len(module.q.weight)] = module.q.weight.data
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest of K learned vectors (van den Oord et al. 2017), with revival of the ones that nobody uses."""
+
+    def __init__(self, K, D, commitment, revive_after):
+        super().__init__()
+        self.embedding, self.commitment, self.revive_after = nn.Embedding(K, D), commitment, revive_after
+        nn.init.uniform_(self.embedding.weight, -1 / K, 1 / K)
+        # Updates since each code was used. It starts beyond the limit: the first batch fills the codebook.
+        self.register_buffer("idle", torch.full((K,), 1_000_000))
+
+    def ids(self, z):
+        """Vectors (..., D) -> index of the nearest code (...), in float32 whatever the autocast."""
+        with torch.autocast(z.device.type, enabled=False):
+            return (
+                torch.cdist(z.float().reshape(1, -1, z.shape[-1]), self.embedding.weight[None])[0]
+                .argmin(-1)
+                .view(z.shape[:-1])
+            )
+
+    def forward(self, z):
+        """z (..., D) -> quantized z, ids (...), loss: codebook + weighted commitment."""
+        z = z.float()
+        if self.training and self.revive_after:
+            self.revive(z.detach().reshape(-1, z.shape[-1]))
+        ids = self.ids(z)
+        if self.training:
+            self.idle += 1
+            self.idle[ids.flatten()] = 0
+        zq = self.embedding(ids)
+        loss = self.commitment * F.mse_loss(z, zq.detach()) + F.mse_loss(zq, z.detach())
+        return (
+            z + (zq - z).detach(),
+            ids,
+            loss,
+        )  # straight-through: argmin has no gradient, so z receives the decoder's
+
+    @torch.no_grad()
+    def revive(self, z):
+        """Overwrite codes unused for `revive_after` updates with rows of z (M, D), alike on all processes."""
+        weight = self.embedding.weight
+        fresh = z[torch.randint(len(z), (len(weight),), device=z.device)]
+        dead = self.idle > self.revive_after  # DDP hands rank 0's buffers to all, so all agree on who is dead
+        if dist.is_initialized():
+            dist.broadcast(fresh, 0)
+        weight.copy_(torch.where(dead[:, None], fresh, weight))
+        self.idle.masked_fill_(dead, 0)
+
+    def metrics(self, ids):
+        """Perplexity of a batch's codes, and the share of the codebook used within the last 100 updates."""
+        p = torch.bincount(ids.flatten(), minlength=len(self.idle)).float() / ids.numel()
+        return torch.exp(-torch.xlogy(p, p).sum()), (self.idle < 100).float().mean()
+
+
+class Tokenizer(nn.Module):
+    """The conditional VQGAN. Settings: see SMALL above.
+
+    raises  ValueError if the settings do not fit each other"""
+
+    def __init__(self, **cfg):
+        super().__init__()
+        if unknown := sorted(set(cfg) ^ set(SMALL)):
+            raise ValueError(
+                f"tokenizer settings missing or unknown: {', '.join(unknown)}; see SMALL in tokenizer.py"
+            )
+        cfg["channels"] = tuple(cfg["channels"])
+        D, factor = cfg["code_dim"], cfg["patch"] * 2 ** (len(cfg["channels"]) - 1)
+        if cfg["resolution"] % (factor * cfg["dynamics_grid"]):
+            fix = f"a multiple of {factor} (downsampling) x {cfg['dynamics_grid']} (dynamics_grid)"
+            raise ValueError(f"resolution is {cfg['resolution']}; expected {fix}")
+        if bad := [C for C in cfg["channels"] if C % cfg["norm_groups"] or C % cfg["n_head"] or C % 4]:
+            raise ValueError(f"channels {bad} must be multiples of norm_groups, n_head and 4")
+        self.config, self.grid = cfg, cfg["resolution"] // factor
+        self.side = self.grid // cfg["dynamics_grid"]  # a dynamics token covers side x side latents
+        self.encoder, self.decoder = Encoder(cfg, False), Decoder(cfg, False)
+        self.cond_encoder, self.cond_decoder = Encoder(cfg, True), Decoder(cfg, True)
+        self.quant_conv, self.post_quant_conv = nn.Conv2d(D, D, 1), nn.Conv2d(D, D, 1)
+        self.quant_linear = nn.Linear(D * self.side**2, D)
+        self.post_quant_linear = nn.Linear(D, D * self.side**2)
+        self.quantize = VectorQuantizer(cfg["context_codes"], D, cfg["commitment"], cfg["revive_after"])
+        self.dynamics_quantize = VectorQuantizer(
+            cfg["dynamics_codes"], D, cfg["commitment"], cfg["revive_after"]
+        )
+        self.apply(init_weights)
+        codes = cfg["context_codes"], cfg["dynamics_codes"]
+        self.layout = TokenLayout(cfg["context_frames"], self.grid**2, cfg["dynamics_grid"] ** 2, *codes)
+
+    def check(self, frames, least):
+        """Raise ValueError unless frames are (B, T >= least, 3, H, W) of this tokenizer's resolution."""
+        R = self.config["resolution"]
+        if frames.ndim != 5 or tuple(frames.shape[2:]) != (3, R, R) or frames.shape[1] < least:
+            raise ValueError(
+                f"frames are {tuple(frames.shape)}; expected (B, T >= {least}, 3, {R}, {R}), float in [0, 1]"
+            )
+
+    def patchify(self, z):
+        """Latents (M, D, h, w) -> (M, n, side side D): patches row-major, in each (row, column, channel)."""
+        M, D, g, s = z.shape[0], z.shape[1], self.config["dynamics_grid"], self.side
+        return z.view(M, D, g, s, g, s).permute(0, 2, 4, 3, 5, 1).reshape(M, g * g, s * s * D)
+
+    def unpatchify(self, x):
+        M, g, s = x.shape[0], self.config["dynamics_grid"], self.side
+        return x.view(M, g, g, s, s, -1).permute(0, 5, 1, 3, 2, 4).reshape(M, -1, g * s, g * s)
+
+    def latents_context(self, frames):
+        """Context frames (B, t, 3, H, W) -> latents (B, t, N, D) and the encoder's features."""
+        B, t = frames.shape[:2]
+        z, features = self.encoder(frames.flatten(0, 1))
+        return self.quant_conv(z).flatten(2).mT.unflatten(0, (B, t)), [
+            x.unflatten(0, (B, t)) for x in features
+        ]
+
+    def latents_future(self, frames, features):
+        """Future frames (B, f, 3, H, W), a context's encoder features -> latents (B, f, n, D)."""
+        z, _ = self.cond_encoder(frames.flatten(0, 1), features)
+        return self.quant_linear(self.patchify(z)).unflatten(0, frames.shape[:2])
+
+    def frames_context(self, zq):
+        """Quantized latents (B, t, N, D) -> frames (B, t, 3, H, W) and the decoder's features."""
+        B, t = zq.shape[:2]
+        z = self.post_quant_conv(zq.flatten(0, 1).mT.unflatten(-1, (self.grid, self.grid)))
+        frames, features = self.decoder(z)
+        return frames.unflatten(0, (B, t)), [x.unflatten(0, (B, t)) for x in features]
+
+    def frames_future(self, zq, features):
+        """Quantized latents (B, f, n, D), a context's decoder features -> frames (B, f, 3, H, W)."""
+        frames, _ = self.cond_decoder(self.unpatchify(self.post_quant_linear(zq.flatten(0, 1))), features)
+        return frames.unflatten(0, zq.shape[:2])
+
+    def encode(self, frames):
+        """Frames (B, T >= t, 3, H, W), context first -> token ids (B, L), laid out as TokenLayout says."""
+        t = self.config["context_frames"]
+        self.check(frames, t)
+        z, features = self.latents_context(frames[:, :t])
+        context = self.quantize.ids(z)
+        if frames.shape[1] == t:
+            return self.layout.pack(context, context.new_empty(len(frames), 0, self.layout.tokens_future))
+        return self.layout.pack(
+            context, self.dynamics_quantize.ids(self.latents_future(frames[:, t:], features))
+        )
+
+    def decode(self, tokens):
+        """Token ids (B, L) -> frames (B, T, 3, H, W), context included, not clamped."""
+        context, dynamics = self.layout.unpack(tokens)
+        frames, features = self.frames_context(self.quantize.embedding(context))
+        if not dynamics.shape[1]:
+            return frames
+        return torch.cat(
+            [frames, self.frames_future(self.dynamics_quantize.embedding(dynamics), features)], 1
+        )
+
+    def decode_context(self, context):
+        """Context codes (B, t, N) -> features that `decode_future` needs; computed once per context."""
+        return self.frames_context(self.quantize.embedding(context))[1]
+
+    def decode_future(self, dynamics, features):
+        """Dynamics codes (B, f, n) and `decode_context`'s features -> frames (B, f, 3, H, W), not clamped."""
+        return self.frames_future(self.dynamics_quantize.embedding(dynamics), features)
+
+    def reconstruct(self, frames):
+        """Frames through both bottlenecks -> frames, [ids, loss] of context, [ids, loss] of future frames."""
+        t = self.config["context_frames"]
+        self.check(frames, t + 1)
+        z, features = self.latents_context(frames[:, :t])
+        zq, *context = self.quantize(z)
+        w = self.latents_future(frames[:, t:], features)
+        wq, *future = self.dynamics_quantize(w)
+        past, features = self.frames_context(zq)
+        return torch.cat([past, self.frames_future(wq, features)], 1), context, future
+
+    def loss(self, frames, lpips=None, discriminator=None, l2=0.0):
+        """The training objective: reconstruction + LPIPS + VQ [+ adversarial], context and future alike.
+
+        frames (B, T > t, 3, H, W), context first;  lpips a callable on [-1, 1];  discriminator or None
+        l2     weight of a squared error beside the absolute one (0 in the paper)
+        returns loss and metrics, a dict of scalars.   Source: paper section 3.1, all weights 1 (A.2)"""
+        t = self.config["context_frames"]
+        recon, (c_ids, c_vq), (d_ids, d_vq) = self.reconstruct(frames)
+        recon = recon.float()
+        pairs = [
+            (recon[:, part].flatten(0, 1), frames[:, part].flatten(0, 1))
+            for part in (slice(t), slice(t, None))
+        ]
+        errors = [F.l1_loss(x, y) + (l2 * F.mse_loss(x, y) if l2 else 0) for x, y in pairs]
+        parts = dict(recon_context=errors[0], recon=errors[1], vq_context=c_vq, vq=d_vq)
+        if lpips is not None:
+            with torch.autocast(frames.device.type, enabled=False):
+                parts["lpips_context"], parts["lpips"] = (
+                    lpips(2 * x - 1, 2 * y - 1).mean() for x, y in pairs
+                )
+        loss = sum(parts.values())
+        if discriminator is not None:
+            gen = -discriminator(recon.flatten(0, 1)).mean()
+            loss = loss + 0.8 * self.adversarial_weight(parts.get("lpips", parts["recon"]), gen) * gen
+            parts["gen"] = gen
+        metrics = {k: v.detach() for k, v in parts.items()}
+        metrics["psnr"] = -10 * torch.log10(
+            F.mse_loss(recon[:, t:].detach().clamp(0, 1), frames[:, t:]) + 1e-8
+        )
+        for name, quantizer, ids in (
+            ("context", self.quantize, c_ids),
+            ("dynamics", self.dynamics_quantize, d_ids),
+        ):
+            metrics[f"ppl_{name}"], metrics[f"used_{name}"] = quantizer.metrics(ids)
+        return loss, metrics
+
+    def adversarial_weight(self, perceptual, gen):
+        """Balance of two gradients at the future decoder's last layer (Esser et al. 2021, eq. 7)."""
+        weight = self.cond_decoder.conv_out.weight
+        g_p, g_g = (torch.autograd.grad(x, weight, retain_graph=True)[0].norm() for x in (perceptual, gen))
+        return (g_p / g_g.clamp(min=1e-8)).clamp(max=1e4).detach()
+
+    def checkpoint(self):
+        """Plain data that `from_checkpoint` builds the same model from."""
+        return dict(config=self.config, weights=self.state_dict())
+
+    @classmethod
+    def from_checkpoint(cls, state, **changes):
+        """Rebuild from `checkpoint()`; context_frames, of the `changes`, may differ from the weights'."""
+        model = cls(**{**state["config"], **changes})
+        weights = resize_context(
+            state["weights"], state["config"]["context_frames"], model.config["context_frames"]
+        )
+        model.load_state_dict(weights)
+        return model
+
+
+def resize_context(weights, old, new):
+    """Position embeddings for `new` context frames: the last are kept, the earliest is repeated."""
+    resized = dict(weights)
+    for key in [key for key in weights if key.endswith("kv_pos_emb") and old != new]:
+        frames = weights[key].unflatten(0, (old, -1))
+        resized[key] = torch.cat([frames[:1]] * max(new - old, 0) + [frames[-new:]]).flatten(0, 1)
+    if new > old:
+        print(f"context grows from {old} to {new} frames: fine-tune before trusting the pictures")
+    return resized
+
+
+class Discriminator(nn.Module):
+    """Judges patches of single frames: real above 0, decoded below (appendix A.1; hinge loss)."""
+
+    def __init__(self, widths=(64, 128, 256, 512)):
+        super().__init__()
+        layers = []
+        for i, (c_in, c_out) in enumerate(zip((3, *widths), widths, strict=False)):
+            layers.append(spectral_norm(nn.Conv2d(c_in, c_out, 3, 2, 1)))
+            layers += ([nn.InstanceNorm2d(c_out)] if i else []) + [nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 1))
+
+    def forward(self, frames):
+        """Frames (M, 3, H, W) in [0, 1] -> logits (M, 1, H/16, W/16)."""
+        return self.layers(frames)
+
+    def loss(self, real, fake):
+        """Hinge loss on frames (M, 3, H, W); `fake` is detached here."""
+        return F.relu(1 - self(real)).mean() + F.relu(1 + self(fake.detach())).mean()

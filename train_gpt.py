@@ -1,0 +1,256 @@
+"""train_gpt.py: train the transformer on a frozen tokenizer's tokens (paper section 3, A.2).
+
+    segments (B,T,3,H,W) -> Tokenizer.encode -> tokens (B,L) -> GPT.loss: CE [+ reward error] -> AdamW
+             actions (B,T,A), rewards (B,T) ---------------------^
+
+The defaults are the paper's pre-training; batch_size counts segments per process and micro-step (the paper:
+16 on 4 GPUs). Actions and rewards are used where the data has them: nobody has to tell this script their
+size. The paper pre-trains without actions (--actions false) and adds them in fine-tuning (--init_from
+out/gpt.pt), from a zero projection.
+
+Run:   python train_gpt.py --preset tiny --data data/push --tokenizer out/tokenizer.pt
+       torchrun --nproc_per_node=4 train_gpt.py --data data/mine --tokenizer out/tokenizer.pt
+Continue a run with --resume true. Writes OUT (one file: the transformer and its tokenizer), and the same
+name with .jsonl (the numbers) and .png (validation: truth above imagined)."""
+
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import gpt
+from common import (
+    agreed,
+    configure,
+    load_checkpoint,
+    log,
+    lr_at,
+    run,
+    save_checkpoint,
+    setup_ddp,
+    start_log,
+    stop_signal,
+)
+from data import Episodes, prefetch, save_contact_sheet
+from gpt import GPT
+from tokenizer import Tokenizer
+
+MODEL = {
+    k: v for k, v in gpt.SMALL.items() if k not in ("action_dim", "reward")
+}  # those two follow from the data
+CONFIG = dict(
+    preset="small",
+    data="data/push",
+    tokenizer="",  # checkpoint of the tokenizer; by default the one inside --init_from, else out/tokenizer.pt
+    out="out/gpt.pt",
+    init_from="",  # a checkpoint to fine-tune; its model settings are taken
+    resume=False,  # continue OUT exactly where it stopped
+    actions=True,  # use the data's actions, if it has any
+    rewards=True,  # predict the data's rewards, if it has any
+    goal_conditioned=False,  # show the segment's last frame first; segment_length counts it twice
+    action_agg="sample",  # with stride > 1: "sample" takes every stride-th action, "sum" adds all up
+    stride=1,  # source frames per step
+    batch_size=16,  # segments per process and micro-step
+    accumulate=1,  # micro-steps per update
+    max_steps=1_000_000,  # updates
+    max_minutes=0.0,  # stop earlier than max_steps; 0 is off
+    lr=1e-4,
+    warmup=5000,
+    schedule="cosine",
+    weight_decay=0.01,
+    grad_clip=0.0,  # 0 is off
+    log_every=10,
+    eval_every=2500,  # evaluate and save
+    eval_segments=64,
+    compile=True,  # on GPUs
+    seed=0,
+    **MODEL,
+)
+TINY = {k: v for k, v in gpt.TINY.items() if k in MODEL}
+TINY.update(lr=1e-3, warmup=100, max_steps=3000, eval_every=250, grad_clip=1.0)
+MEDIUM = {k: v for k, v in gpt.MEDIUM.items() if k in MODEL}
+PRESETS = {
+    "tiny": TINY,
+    "small": MODEL,
+    "medium": {**MEDIUM, "batch_size": 8, "accumulate": 2, "grad_clip": 1.0},
+}
+
+
+class Loss(nn.Module):
+    """The model's loss as a forward: DistributedDataParallel averages gradients of forward alone."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args):
+        return self.model.loss(*args)
+
+
+def goal_first(batch):
+    """Segments of T-1 frames -> T: a copy of the last frame in front, with a zero action and reward."""
+    frames = torch.cat([batch["frames"][:, -1:], batch["frames"]], 1)
+    padded = {k: torch.cat([torch.zeros_like(batch[k][:, :1]), batch[k]], 1) for k in ("actions", "rewards")}
+    return dict(frames=frames, **padded)
+
+
+@torch.no_grad()
+def tokenize(batch, tokenizer, model):
+    """A batch of data -> what GPT.loss takes: tokens; actions and rewards, or None where it has no use."""
+    actions = batch["actions"] if model.config["action_dim"] else None
+    return tokenizer.encode(batch["frames"]), actions, batch["rewards"] if model.config["reward"] else None
+
+
+@torch.no_grad()
+def evaluate(model, tokenizer, segments, cfg, picture):
+    """Teacher-forced metrics, and PSNR of one imagined future per segment, drawn below the truth."""
+    model.eval()
+    device, t, totals, imagined = next(model.parameters()).device, model.layout.context_frames, {}, []
+    generator = torch.Generator(device).manual_seed(0)
+    for start in range(0, cfg.eval_segments, cfg.batch_size):
+        batch = {k: v[start : start + cfg.batch_size].to(device) for k, v in segments.items()}
+        tokens, actions, rewards = tokenize(batch, tokenizer, model)
+        metrics = model.loss(tokens, actions, rewards)[1]
+        context, _ = model.layout.unpack(tokens)
+        codes, _ = model.rollout(context, actions, generator=generator)
+        future = tokenizer.decode_future(codes, tokenizer.decode_context(context)).clamp(0, 1)
+        errors = (future - batch["frames"][:, t:]).square().mean((2, 3, 4))
+        metrics["psnr"] = -10 * torch.log10(errors + 1e-8).mean()
+        imagined.append(torch.cat([batch["frames"][:, :t], future], 1))
+        for k, v in metrics.items():
+            totals[k] = totals.get(k, 0) + v.item() * len(future) / cfg.eval_segments
+    rows = zip(segments["frames"][:4], torch.cat(imagined)[:4].cpu(), strict=True)
+    save_contact_sheet(picture, [clip for pair in rows for clip in pair])
+    model.train()
+    return totals
+
+
+def build(cfg, data):
+    """Tokenizer, transformer and, with --resume, the state to go on from."""
+    path = cfg.out if cfg.resume else cfg.init_from
+    state = load_checkpoint(path, needs=("gpt", "tokenizer", "step")) if path else None
+    from_file = (
+        load_checkpoint(cfg.tokenizer or "out/tokenizer.pt", needs=("tokenizer",))
+        if cfg.tokenizer or not path
+        else state
+    )
+    tokenizer = Tokenizer.from_checkpoint(from_file["tokenizer"])
+    R = tokenizer.config["resolution"]
+    if data.frame_shape != (R, R, 3):
+        raise ValueError(f"{cfg.data} has frames {data.frame_shape}, expected {(R, R, 3)}: import --size {R}")
+    heads = dict(action_dim=data.action_dim if cfg.actions else 0, reward=cfg.rewards and data.has_reward)
+    if not path:
+        return tokenizer, GPT(tokenizer.layout, **{k: getattr(cfg, k) for k in MODEL}, **heads), None
+    changes = {} if cfg.resume else dict(segment_length=cfg.segment_length, **heads)
+    return (
+        tokenizer,
+        GPT.from_checkpoint(state["gpt"], tokenizer.layout, **changes),
+        state if cfg.resume else None,
+    )
+
+
+def main(cfg):
+    rank, world, device = setup_ddp()
+    stop, out = stop_signal(), Path(cfg.out)
+    train, val = Episodes(cfg.data, "train"), Episodes(cfg.data, "val")
+    torch.manual_seed(cfg.seed)  # the same weights on all processes
+    tokenizer, model, resumed = build(cfg, train)
+    tokenizer.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    model.to(device).train()
+    groups = model.param_groups(cfg.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.999), fused=device.type == "cuda")
+    step = 0
+    torch.manual_seed(cfg.seed + rank)  # dropout differs between processes
+    if resumed:
+        step = resumed["step"]
+        optimizer.load_state_dict(resumed["optimizer"])
+        torch.set_rng_state(resumed["rng"].cpu()) if world == 1 else torch.manual_seed(
+            cfg.seed + rank + world * step
+        )
+    ddp = loss_of = Loss(model)
+    if world > 1:
+        ddp = loss_of = DistributedDataParallel(ddp, [device.index] if device.type == "cuda" else None)
+    if cfg.compile and device.type == "cuda":
+        loss_of = torch.compile(ddp)
+    autocast = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+    T = cfg.segment_length = model.config["segment_length"]
+    if rank == 0:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        numbers, picture = out.with_suffix(".jsonl"), out.with_suffix(".png")
+        start_log(numbers, step)
+        size, A = sum(p.numel() for p in model.parameters()), model.config["action_dim"]
+        batch = cfg.batch_size * cfg.accumulate * world
+        print(f"{device} x {world} | {size:,} parameters | {A}-D actions | {batch} segments per step")
+
+    def save():
+        state = dict(optimizer=optimizer.state_dict(), rng=torch.get_rng_state(), train_config=vars(cfg))
+        save_checkpoint(out, gpt=model.checkpoint(), tokenizer=tokenizer.checkpoint(), step=step, **state)
+
+    def arrange(batch):
+        return goal_first(batch) if cfg.goal_conditioned else batch
+
+    def fetch(i):
+        length = T - cfg.goal_conditioned
+        return arrange(
+            train.batch(
+                i, cfg.batch_size, length, cfg.seed, rank, world, cfg.stride, action_agg=cfg.action_agg
+            )
+        )
+
+    segments = arrange(
+        val.segments(cfg.eval_segments, T - cfg.goal_conditioned, cfg.stride, 0, cfg.action_agg)
+    )
+    batches = prefetch(fetch, step * cfg.accumulate, cfg.max_steps * cfg.accumulate, device)
+    started = since = time.time()
+    losses = []
+    while step < cfg.max_steps:
+        lr = lr_at(step, cfg.lr, cfg.warmup, cfg.max_steps, cfg.schedule)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad(set_to_none=True)
+        for micro in range(cfg.accumulate):
+            inputs = tokenize(next(batches), tokenizer, model)  # in float32: bf16 would move codes
+            with nullcontext() if world == 1 or micro == cfg.accumulate - 1 else ddp.no_sync():
+                with autocast:
+                    loss, metrics = loss_of(*inputs)
+                (loss / cfg.accumulate).backward()
+        if cfg.grad_clip:
+            nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
+        optimizer.step()
+        losses.append(loss.detach())
+        step += 1
+        if (
+            step % cfg.log_every
+            and step % cfg.eval_every
+            and step < cfg.max_steps
+            and not (world == 1 and stop.is_set())
+        ):
+            continue
+
+        bad = (~torch.stack(losses).isfinite()).nonzero()
+        if agreed(len(bad) > 0, device):
+            first = step - len(losses) + int(bad[0]) + 1 if len(bad) else "nearby, on another process"
+            raise FloatingPointError(
+                f"loss is not finite at step {first}; {out} keeps the last good step; lower --lr"
+            )
+        if rank == 0:
+            seconds = (time.time() - since) / len(losses)
+            speed = {"ms": 1000 * seconds, "tok/s": batch * model.layout.length(T) / seconds}
+            values = {k: v.item() for k, v in metrics.items()}
+            log(step, numbers, loss=torch.stack(losses).mean().item(), lr=lr, **speed, **values)
+        late = 0 < cfg.max_minutes * 60 < time.time() - started
+        leaving = agreed(stop.is_set() or late, device) or step == cfg.max_steps
+        if rank == 0 and (leaving or step % cfg.eval_every == 0):
+            values = evaluate(model, tokenizer, segments, cfg, picture)
+            log(step, numbers, **{f"val_{k}": v for k, v in values.items()})
+            save()
+        if leaving:
+            break
+        losses, since = [], time.time()
+
+
+if __name__ == "__main__":
+    run(main, configure(CONFIG, __doc__, presets=PRESETS))

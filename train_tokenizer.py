@@ -1,0 +1,266 @@
+"""train_tokenizer.py: train the conditional VQGAN (paper section 3.1, appendix A.2, Table 3).
+
+    segments (B,T,3,H,W) -> Tokenizer.loss -> reconstruction + LPIPS + VQ [+ discriminator] -> AdamW
+
+A segment is t context frames and `future_frames` others, drawn from a window of `horizon` frames. The
+defaults are the paper's low-resolution pre-training; batch_size counts segments per process and micro-step
+(the paper: 16 on 4 GPUs). A step is one update of the tokenizer. The discriminator, once it is on, is
+updated in the same step; the authors alternate the two and count both, so their 1,000,000 steps are 500,000
+of ours.
+
+Run:   python train_tokenizer.py --preset tiny --data data/push
+       torchrun --nproc_per_node=4 train_tokenizer.py --data data/mine
+Continue a run with --resume true; fine-tune another checkpoint with --init_from out/tokenizer.pt --lr 1e-4.
+Writes OUT (the checkpoint), the same name with .jsonl (the numbers) and .png (validation: truth above
+reconstruction)."""
+
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import tokenizer
+from common import (
+    agreed,
+    configure,
+    load_checkpoint,
+    log,
+    lr_at,
+    run,
+    save_checkpoint,
+    setup_ddp,
+    start_log,
+    stop_signal,
+)
+from data import Episodes, prefetch, save_contact_sheet
+from tokenizer import Discriminator, Tokenizer
+
+CONFIG = dict(
+    preset="small",
+    data="data/push",
+    out="out/tokenizer.pt",
+    init_from="",  # a checkpoint to fine-tune; its model settings are taken
+    resume=False,  # continue OUT exactly where it stopped
+    horizon=16,  # frames of the window that a segment is drawn from
+    future_frames=6,
+    stride=1,  # source frames per step of the context
+    batch_size=16,  # segments per process and micro-step
+    accumulate=1,  # micro-steps per update
+    max_steps=500_000,  # updates
+    max_minutes=0.0,  # stop earlier than max_steps; 0 is off
+    lr=5e-4,  # 1e-4 for fine-tuning
+    warmup=500,
+    schedule="constant",
+    grad_clip=1.0,
+    l2=0.0,  # weight of a squared error beside the absolute one
+    lpips=True,  # perceptual loss; needs the VGG-16 weights
+    discriminator_start=-1,  # update at which the adversarial loss sets in; -1 never
+    freeze_codebooks=False,
+    log_every=10,
+    eval_every=2500,  # evaluate and save
+    eval_segments=64,
+    compile=True,  # on GPUs
+    seed=0,
+    **tokenizer.SMALL,
+)
+# No LPIPS in `tiny`: on a CPU, VGG-16 would cost a hundred times the model that it judges.
+# The squared error finds small moving things sooner.
+TINY = dict(lpips=False, l2=10.0, lr=2e-3, schedule="cosine", max_steps=6000, batch_size=8, future_frames=3)
+TINY.update(warmup=100, eval_every=300)
+LARGE = dict(batch_size=2, accumulate=4, discriminator_start=125_000)
+PRESETS = {
+    "tiny": {**tokenizer.TINY, **TINY},
+    "small": tokenizer.SMALL,
+    "large": {**tokenizer.LARGE, **LARGE},
+}
+
+
+class Loss(nn.Module):
+    """The model's loss as a forward: DistributedDataParallel averages gradients of forward alone."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args, **settings):
+        return self.model.loss(*args, **settings)
+
+
+def perceptual_loss(device):
+    """LPIPS with VGG-16, frozen.   raises  FileNotFoundError with the place where its weights go"""
+    try:
+        import lpips
+
+        return lpips.LPIPS(net="vgg", verbose=False).requires_grad_(False).eval().to(device)
+    except OSError as error:
+        place = Path(torch.hub.get_dir()) / "checkpoints/vgg16-397923af.pth"
+        fix = f"put the file of torchvision's VGG-16 at {place}, or train without it: --lpips false"
+        raise FileNotFoundError(
+            f"LPIPS needs VGG-16's weights, and the download failed ({error}); {fix}"
+        ) from None
+
+
+def update_judge(judge, optimizer, model, frames, grad_clip, autocast):
+    """One update of the discriminator on frames (B, T, 3, H, W); returns its loss."""
+    optimizer.zero_grad(set_to_none=True)
+    with autocast:
+        with torch.no_grad():
+            fake = model.decode(model.encode(frames))
+        loss = judge.loss(frames.flatten(0, 1), fake.flatten(0, 1))
+    loss.backward()
+    for p in judge.parameters() if dist.is_initialized() else ():
+        dist.all_reduce(p.grad)
+        p.grad /= dist.get_world_size()
+    nn.utils.clip_grad_norm_(judge.parameters(), grad_clip)
+    optimizer.step()
+    return loss.detach()
+
+
+@torch.no_grad()
+def evaluate(model, segments, lpips, cfg, picture):
+    """Mean validation metrics; writes rows of truth above reconstruction to `picture`."""
+    model.eval()
+    totals, frames, device = {}, segments["frames"], next(model.parameters()).device
+    chunks = frames.split(cfg.batch_size)
+    for chunk in chunks:
+        for k, v in model.loss(chunk.to(device), lpips, l2=cfg.l2)[1].items():
+            totals[k] = totals.get(k, 0) + v.item() * len(chunk) / len(frames)
+    shown = frames[:4]
+    recon = model.reconstruct(shown.to(device))[0].cpu()
+    save_contact_sheet(picture, [clip for pair in zip(shown, recon, strict=True) for clip in pair])
+    model.train()
+    return totals
+
+
+def build(cfg, device):
+    """The tokenizer to train and, with --resume, the state to go on from."""
+    path = cfg.out if cfg.resume else cfg.init_from
+    if not path:
+        return Tokenizer(**{k: getattr(cfg, k) for k in tokenizer.SMALL}), None
+    state = load_checkpoint(path, needs=("tokenizer", "step"))
+    # Codes of a trained model are not revived: the transformer has learned what each of them means.
+    changes = {} if cfg.resume else dict(context_frames=cfg.context_frames, revive_after=0)
+    return Tokenizer.from_checkpoint(state["tokenizer"], **changes), state if cfg.resume else None
+
+
+def main(cfg):
+    rank, world, device = setup_ddp()
+    torch.manual_seed(cfg.seed + rank)
+    stop, out = stop_signal(), Path(cfg.out)
+    train, val = Episodes(cfg.data, "train"), Episodes(cfg.data, "val")
+    lpips = perceptual_loss(device) if cfg.lpips else None
+    torch.manual_seed(cfg.seed)  # all processes build the same weights, whatever was drawn on the way
+    model, resumed = build(cfg, device)
+    model.to(device, memory_format=torch.channels_last).train()
+    t = model.config["context_frames"]
+    for quantizer in (
+        model.quantize,
+        model.dynamics_quantize,
+    ):  # out of the optimizer and of the clipped norm
+        quantizer.requires_grad_(not cfg.freeze_codebooks)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=cfg.lr, betas=(0.9, 0.999), weight_decay=0.0, fused=device.type == "cuda"
+    )
+    judge = Discriminator().to(device) if cfg.discriminator_start >= 0 else None
+    judge_optimizer = torch.optim.AdamW(judge.parameters(), lr=cfg.lr, weight_decay=0.0) if judge else None
+    step = 0
+    if resumed:
+        step = resumed["step"]
+        optimizer.load_state_dict(resumed["optimizer"])
+        if judge:
+            judge.load_state_dict(resumed["discriminator"])
+            judge_optimizer.load_state_dict(resumed["discriminator_optimizer"])
+    torch.manual_seed(cfg.seed + 1000 * (rank + 1) + step)
+    if resumed and world == 1:
+        torch.set_rng_state(resumed["rng"].cpu())
+    ddp = Loss(model)
+    if world > 1:
+        ddp = DistributedDataParallel(ddp, [device.index] if device.type == "cuda" else None)
+    if cfg.compile and device.type == "cuda":
+        for network in (model.encoder, model.decoder, model.cond_encoder, model.cond_decoder):
+            network.compile()
+    autocast = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+    if rank == 0:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        numbers, picture = out.with_suffix(".jsonl"), out.with_suffix(".png")
+        start_log(numbers, step)
+        size = sum(p.numel() for p in model.parameters())
+        batch = cfg.batch_size * cfg.accumulate * world
+        print(f"{device} x {world} | {size:,} parameters | {batch} segments per step")
+
+    def save():
+        extra = {}
+        if judge:
+            extra = dict(
+                discriminator=judge.state_dict(), discriminator_optimizer=judge_optimizer.state_dict()
+            )
+        extra.update(optimizer=optimizer.state_dict(), rng=torch.get_rng_state(), train_config=vars(cfg))
+        save_checkpoint(out, tokenizer=model.checkpoint(), step=step, **extra)
+
+    def fetch(i):
+        return train.batch(
+            i, cfg.batch_size, cfg.horizon, cfg.seed, rank, world, cfg.stride, t, cfg.future_frames
+        )
+
+    segments = val.segments(cfg.eval_segments, t + cfg.future_frames, cfg.stride)
+    batches = prefetch(fetch, step * cfg.accumulate, cfg.max_steps * cfg.accumulate, device)
+    started = since = time.time()
+    losses = []
+    while step < cfg.max_steps:
+        lr = lr_at(step, cfg.lr, cfg.warmup, cfg.max_steps, cfg.schedule)
+        adversary = judge if 0 <= cfg.discriminator_start <= step else None
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad(set_to_none=True)
+        for micro in range(cfg.accumulate):
+            frames = next(batches)["frames"]
+            last = micro == cfg.accumulate - 1
+            with nullcontext() if world == 1 or last else ddp.no_sync():
+                with autocast:
+                    loss, metrics = ddp(frames, lpips, adversary, l2=cfg.l2)
+                (loss / cfg.accumulate).backward()
+        nn.utils.clip_grad_norm_(parameters, cfg.grad_clip)
+        optimizer.step()
+        if adversary:
+            metrics["judge"] = update_judge(judge, judge_optimizer, model, frames, cfg.grad_clip, autocast)
+        losses.append(loss.detach())
+        step += 1
+        if (
+            step % cfg.log_every
+            and step % cfg.eval_every
+            and step < cfg.max_steps
+            and not (world == 1 and stop.is_set())
+        ):
+            continue
+
+        bad = (~torch.stack(losses).isfinite()).nonzero()
+        if agreed(len(bad) > 0, device):
+            first = step - len(losses) + int(bad[0]) + 1 if len(bad) else "nearby, on another process"
+            raise FloatingPointError(
+                f"loss is not finite at step {first}; {out} keeps the last good step; lower --lr"
+            )
+        if rank == 0:
+            ms = 1000 * (time.time() - since) / len(losses)
+            values = {k: v.item() for k, v in metrics.items()}
+            log(step, numbers, loss=torch.stack(losses).mean().item(), lr=lr, ms=ms, **values)
+        late = 0 < cfg.max_minutes * 60 < time.time() - started
+        leaving = agreed(stop.is_set() or late, device) or step == cfg.max_steps
+        if rank == 0 and (leaving or step % cfg.eval_every == 0):
+            log(
+                step,
+                numbers,
+                **{f"val_{k}": v for k, v in evaluate(model, segments, lpips, cfg, picture).items()},
+            )
+            save()
+        if leaving:
+            break
+        losses, since = [], time.time()
+
+
+if __name__ == "__main__":
+    run(main, configure(CONFIG, __doc__, presets=PRESETS))
