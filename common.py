@@ -38,6 +38,8 @@ def _parse(key, text, default):
 def configure(config, doc, argv=None, presets=None):
     """A script's settings: its defaults, then `--preset NAME`, then every `--key value` or `--key=value`.
 
+    With --resume true, the settings that the run in OUT was started with stand in for defaults and preset.
+
     config   flat dict of defaults, whose types decide how values are read;  presets {name: dict}
     returns  SimpleNamespace with one attribute per key
     exits    with one line at an unknown key (the nearest known one is named), preset or unreadable value"""
@@ -60,7 +62,14 @@ def configure(config, doc, argv=None, presets=None):
     name = given.get("preset", config.get("preset"))
     if presets and name not in presets:
         raise SystemExit(f"--preset {name}: expected one of {', '.join(presets)}")
-    return SimpleNamespace(**{**config, **(presets[name] if presets else {}), **given})
+    settings = {**config, **(presets[name] if presets else {})}
+    if given.get("resume"):  # what was set when the run began still holds
+        try:
+            saved = load_checkpoint(given.get("out", config["out"]), needs=("train_config",))["train_config"]
+        except (ValueError, FileNotFoundError) as error:
+            raise SystemExit(f"--resume: {error}") from None
+        settings.update({k: v for k, v in saved.items() if k in config})
+    return SimpleNamespace(**{**settings, **given})
 
 
 def run(main, cfg):
@@ -122,6 +131,14 @@ def setup_ddp():
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=30))
     return rank, world, device
+
+
+def autocast_for(device, dtype):
+    """Mixed precision context: "bf16", "float32", or "auto", which is bf16 on GPUs alone."""
+    if dtype not in ("auto", "bf16", "float32"):
+        raise ValueError(f"dtype is {dtype!r}; expected auto, bf16 or float32")
+    enabled = dtype == "bf16" or (dtype == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def lr_at(step, lr, warmup, max_steps, schedule):

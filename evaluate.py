@@ -11,6 +11,11 @@ Run: python evaluate.py                                       the released check
      python evaluate.py --ckpt out/gpt.pt --data data/mine    validation segments of your own episodes"""
 
 import json
+import os
+import platform
+import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -34,6 +39,7 @@ CONFIG = dict(
     top_k=100,
     device="",
     seed=1_000_000,  # far from the seeds that training data is made with
+    curves=("",),  # .jsonl files of the trainers to keep beside the numbers, with a picture
 )
 
 
@@ -96,6 +102,48 @@ def evaluate(model, batch, horizon, batch_size):
     return {**means, "reward_correlation": correlation}
 
 
+def provenance():
+    """What a result must say to be believed: the command, the commit and the machine."""
+    git = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        cpu = re.search(r"model name\s*: (.*)|$", Path("/proc/cpuinfo").read_text())[1] or cpu
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    machine = f"{os.cpu_count()} x {cpu}, {gpu}, torch {torch.__version__}"
+    return dict(command=" ".join(["python", *sys.argv]), commit=commit, machine=machine)
+
+
+def read_curve(path):
+    """Validation numbers of a trainer's .jsonl file: {name: [[step, value], ...]}."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"no learning curve at {path}; pass the .jsonl files beside a trainer's checkpoint"
+        )
+    curve = {}
+    for line in Path(path).read_text().splitlines():
+        numbers = json.loads(line)
+        for name in (name for name in numbers if name.startswith("val_")):
+            curve.setdefault(name, []).append([numbers["step"], float(f"{numbers[name]:.4g}")])
+    return curve
+
+
+def plot(curves, path):
+    """Draw PSNR over steps, a panel per file, if matplotlib is there; else say what is missing."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        print("no picture of the learning curves: pip install matplotlib")
+        return
+    figure, panels = plt.subplots(1, len(curves), figsize=(4.5 * len(curves), 3), squeeze=False)
+    for panel, (name, curve) in zip(panels[0], curves.items(), strict=True):
+        panel.plot(*zip(*curve["val_psnr"], strict=True))
+        panel.set(title=Path(name).stem, xlabel="step", ylabel="validation PSNR (dB)")
+        panel.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+
+
 def main(cfg):
     started = time.time()
     settings = dict(temperature=cfg.temperature, top_k=cfg.top_k, seed=cfg.seed)
@@ -114,9 +162,10 @@ def main(cfg):
     if numbers["reward_correlation"] is not None:
         print(f"reward correlation {numbers['reward_correlation']:.3f}")
     Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
-    numbers = dict(
-        episodes=cfg.episodes, seconds=time.time() - started, ckpt=cfg.ckpt, data=cfg.data, **numbers
-    )
+    if any(cfg.curves):
+        numbers["curves"] = {path: read_curve(path) for path in cfg.curves}
+        plot(numbers["curves"], Path(cfg.out).with_suffix(".png"))
+    numbers = dict(episodes=cfg.episodes, seconds=time.time() - started, **numbers, **provenance())
     Path(cfg.out).write_text(json.dumps(numbers, indent=1) + "\n")
     print(f"written to {cfg.out}")
 

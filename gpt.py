@@ -35,7 +35,7 @@ SMALL = dict(
     reward=False,  # a reward head
 )
 MEDIUM = {**SMALL, "n_layer": 24, "n_head": 16, "n_embd": 1024, "n_mlp": 4096}
-TINY = {**SMALL, "n_layer": 4, "n_head": 4, "n_embd": 192, "n_mlp": 512, "att_dropout": 0.0, "reward": True}
+TINY = {**SMALL, "n_layer": 4, "n_head": 3, "n_embd": 192, "n_mlp": 512, "att_dropout": 0.0, "reward": True}
 PRESETS = dict(tiny=TINY, small=SMALL, medium=MEDIUM)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from common import configure, load_checkpoint, run
+from common import configure, load_checkpoint, run, save_checkpoint
 from data import Episodes, load_episode, push_segments, save_contact_sheet, save_side_by_side, to_float
 from gpt import GPT
 from tokenizer import Tokenizer
@@ -38,6 +38,7 @@ CONFIG = dict(
     top_k=100,  # 0 is all
     device="",  # by default a GPU if there is one
     seed=0,
+    export="",  # write the models alone to this file, in half precision, and stop
 )
 
 
@@ -70,6 +71,16 @@ class WorldModel:
         goal = state.get("train_config", {}).get("goal_conditioned", False)
         tokenizer = Tokenizer.from_checkpoint(words["tokenizer"])
         return cls(tokenizer, GPT.from_checkpoint(state["gpt"], tokenizer.layout), device, goal, **settings)
+
+    def export(self, path):
+        """Write a checkpoint to hand out: weights in half precision, without the optimizer."""
+        models = dict(gpt=self.gpt.checkpoint(), tokenizer=self.tokenizer.checkpoint())
+        for model in models.values():
+            model["weights"] = {
+                k: w.half() if w.is_floating_point() else w for k, w in model["weights"].items()
+            }
+        save_checkpoint(path, **models, step=0, train_config=dict(goal_conditioned=self.goal_conditioned))
+        print(f"{path}: {Path(path).stat().st_size / 1e6:.1f} MB")
 
     @torch.no_grad()
     def reset(self, frames, n_branches=1):
@@ -170,6 +181,9 @@ def main(cfg):
     model = WorldModel.load(
         cfg.ckpt, cfg.device, cfg.tokenizer, temperature=cfg.temperature, top_k=cfg.top_k, seed=cfg.seed
     )
+    if cfg.export:
+        model.export(cfg.export)
+        return
     frames, actions = find_segments(cfg, model)
     t, (B, T), h = model.context_frames, frames.shape[:2], cfg.horizon
     model.reset(frames[:, :t], cfg.branches)

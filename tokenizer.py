@@ -106,23 +106,21 @@ class TokenLayout:
     def unpack(self, tokens):
         """Token ids (B, L) of whole frames -> codes (B, t, N) and (B, f, n).
 
-        raises  ValueError if L fits no number of frames or an id is not of the kind that its position
-                holds"""
+        raises  ValueError if L fits no number of frames or an id is not of the kind that its place holds"""
         B, L = tokens.shape
         t, N, n = self.context_frames, self.tokens_context, self.tokens_future
         if L < self.prompt - 1 or (L - self.prompt + 1) % (n + 1):
             raise ValueError(f"{L} tokens; expected {self.prompt - 1} + {n + 1} per future frame")
         context = F.pad(tokens[:, : self.prompt - 1], (1, 0)).view(B, t, N + 1)[..., 1:]
         dynamics = tokens[:, self.prompt - 1 :].reshape(B, -1, n + 1)[..., 1:] - self.context_codes
-        for name, codes, K in (
-            ("context", context, self.context_codes),
-            ("dynamics", dynamics, self.dynamics_codes),
-        ):
-            if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < K):
-                raise ValueError(
-                    f"{name} codes span {int(codes.min())}..{int(codes.max())}; expected 0..{K - 1}"
-                )
+        for codes, K in ((context, self.context_codes), (dynamics, self.dynamics_codes)):
+            if codes.numel() and not 0 <= codes.min() <= codes.max() < K:
+                raise ValueError(f"codes {codes.min()}..{codes.max()} where 0..{K - 1} are expected")
         return context, dynamics
+
+
+def conv3(c_in, c_out):
+    return nn.Conv2d(c_in, c_out, 3, padding=1)
 
 
 class ResBlock(nn.Module):
@@ -130,8 +128,8 @@ class ResBlock(nn.Module):
 
     def __init__(self, c_in, c_out, groups):
         super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(groups, c_in, 1e-6), nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.norm2, self.conv2 = nn.GroupNorm(groups, c_out, 1e-6), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.norm1, self.conv1 = nn.GroupNorm(groups, c_in, 1e-6), conv3(c_in, c_out)
+        self.norm2, self.conv2 = nn.GroupNorm(groups, c_out, 1e-6), conv3(c_out, c_out)
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x):
@@ -165,8 +163,7 @@ class CrossAttention(nn.Module):
         self.q, self.kv, self.out = nn.Linear(C, C), nn.Linear(C, 2 * C), nn.Linear(C, C)
 
     def keys_values(self, context):
-        """Context features (B, t, C, H, W) -> keys and values (B, heads, tHW, C/heads), shared by all future
-        frames."""
+        """Context features (B, t, C, H, W) -> keys, values (B, heads, tHW, C/heads) for all future frames."""
         B, t, C, H, W = context.shape
         stacked = context.transpose(1, 2).reshape(B, C, t * H, W)  # frames share the statistics of the norm
         x = self.kv_norm(stacked).flatten(2).mT + self.kv_pos_emb  # (B, tHW, C)
@@ -184,12 +181,8 @@ class CrossAttention(nn.Module):
 
 
 def sinusoids(C, size):
-    """2-D sinusoidal position embeddings (size^2, C): a quarter of the channels each for sin/cos of
-    row/column."""
-    scale = float(size) ** -torch.linspace(
-        0, 1, C // 4, device="cpu"
-    )  # wavelengths from a few cells to the frame
-    angle = torch.arange(size, device="cpu")[:, None] * scale
+    """2-D sinusoidal position embeddings (size^2, C); wavelengths from a few cells to the whole frame."""
+    angle = torch.arange(size)[:, None] * float(size) ** -torch.linspace(0, 1, C // 4)
     wave = torch.cat([angle.sin(), angle.cos()], 1)  # (size, C/2)
     rows, columns = wave[:, None].expand(-1, size, -1), wave[None].expand(size, -1, -1)
     return torch.cat([rows, columns], -1).flatten(0, 1)
@@ -200,15 +193,11 @@ class Stack(nn.Module):
 
     def __init__(self, c_in, c_out, layers, groups, resample):
         super().__init__()
-        self.resnets = nn.ModuleList(
-            [ResBlock(c_in if i == 0 else c_out, c_out, groups) for i in range(layers)]
-        )
+        widths = [c_in] + [c_out] * layers
+        self.resnets = nn.ModuleList([ResBlock(widths[i], c_out, groups) for i in range(layers)])
         self.resample = resample
-        self.conv = (
-            nn.Conv2d(c_out, c_out, 3, 2 if resample == "down" else 1, int(resample == "up"))
-            if resample
-            else None
-        )
+        if resample:
+            self.conv = nn.Conv2d(c_out, c_out, 3, stride=2) if resample == "down" else conv3(c_out, c_out)
 
     def forward(self, x):
         for resnet in self.resnets:
@@ -229,14 +218,13 @@ class MidBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Frames -> latents, and the feature map after each level. With `conditional`, it reads a context's
-    features."""
+    """Frames -> latents, and the feature map after each level; `conditional` on a context's feature maps."""
 
     def __init__(self, cfg, conditional):
         super().__init__()
         channels, groups, last = cfg["channels"], cfg["norm_groups"], len(cfg["channels"]) - 1
         self.patch, size = cfg["patch"], cfg["resolution"] // cfg["patch"]
-        self.conv_in = nn.Conv2d(3 * self.patch**2, channels[0], 3, padding=1)
+        self.conv_in = conv3(3 * self.patch**2, channels[0])
         self.down_blocks, self.cross = nn.ModuleList(), nn.ModuleDict()
         for i, C in enumerate(channels):
             down = "down" if i < last else None
@@ -245,14 +233,10 @@ class Encoder(nn.Module):
             if conditional and size <= cfg["max_att_resolution"]:
                 self.cross[str(i)] = cross_attention(cfg, C, size)
         self.mid_block = MidBlock(C, groups, attention=conditional)
-        self.conv_norm_out, self.conv_out = (
-            nn.GroupNorm(groups, C, 1e-6),
-            nn.Conv2d(C, cfg["code_dim"], 3, padding=1),
-        )
+        self.conv_norm_out, self.conv_out = nn.GroupNorm(groups, C, 1e-6), conv3(C, cfg["code_dim"])
 
     def forward(self, frames, context=None):
-        """frames (B f, 3, H, W), context [(B, t, C_i, H_i, W_i)] -> latents (B f, D, h, w), features [(B f,
-        ...)]."""
+        """frames (M, 3, H, W), context features [(B, t, C, H, W)] -> latents (M, D, h, w), features."""
         h, features = self.conv_in(F.pixel_unshuffle(frames, self.patch)), []
         for i, block in enumerate(self.down_blocks):
             h = block(h)
@@ -269,7 +253,7 @@ class Decoder(nn.Module):
         super().__init__()
         channels, groups, last = cfg["channels"][::-1], cfg["norm_groups"], len(cfg["channels"]) - 1
         self.patch, size = cfg["patch"], cfg["resolution"] // cfg["patch"] // 2**last
-        self.conv_in = nn.Conv2d(cfg["code_dim"], channels[0], 3, padding=1)
+        self.conv_in = conv3(cfg["code_dim"], channels[0])
         self.mid_block = MidBlock(channels[0], groups, attention=conditional)
         self.up_blocks, self.cross = nn.ModuleList(), nn.ModuleDict()
         if conditional:
@@ -280,12 +264,10 @@ class Decoder(nn.Module):
             size *= 2 if up else 1
             if conditional and up and size <= cfg["max_att_resolution"]:
                 self.cross[str(i + 1)] = cross_attention(cfg, C, size)
-        self.conv_norm_out = nn.GroupNorm(groups, C, 1e-6)
-        self.conv_out = nn.Conv2d(C, 3 * self.patch**2, 3, padding=1)
+        self.conv_norm_out, self.conv_out = nn.GroupNorm(groups, C, 1e-6), conv3(C, 3 * self.patch**2)
 
     def forward(self, z, context=None):
-        """latents (B f, D, h, w), context [(B, t, C_i, H_i, W_i)] -> frames (B f, 3, H, W), features [(B f,
-        ...)]."""
+        """latents (M, D, h, w), context features [(B, t, C, H, W)] -> frames (M, 3, H, W), features."""
         h, features = self.mid_block(self.conv_in(z)), []
         for i, block in enumerate([nn.Identity(), *self.up_blocks]):
             h = block(h)
@@ -308,9 +290,7 @@ def init_weights(module):
     if isinstance(module, Decoder):  # the first pictures are grey
         module.conv_out.weight.data.mul_(0.1)
         nn.init.constant_(module.conv_out.bias, 0.5)
-    if (
-        isinstance(module, CrossAttention) and module.pos_init
-    ):  # keys start out as queries: equal positions match
+    if isinstance(module, CrossAttention) and module.pos_init:  # keys like queries: equal positions match
         module.kv.weight.data[: len(module.q.weight)] = module.q.weight.data
 
 
@@ -321,17 +301,14 @@ class VectorQuantizer(nn.Module):
         super().__init__()
         self.embedding, self.commitment, self.revive_after = nn.Embedding(K, D), commitment, revive_after
         nn.init.uniform_(self.embedding.weight, -1 / K, 1 / K)
-        # Updates since each code was used. It starts beyond the limit: the first batch fills the codebook.
-        self.register_buffer("idle", torch.full((K,), 1_000_000))
+        # Updates since each code was used. All start out overdue: the first batch fills the codebook.
+        self.register_buffer("idle", torch.full((K,), 1000 * revive_after))
 
     def ids(self, z):
         """Vectors (..., D) -> index of the nearest code (...), in float32 whatever the autocast."""
         with torch.autocast(z.device.type, enabled=False):
-            return (
-                torch.cdist(z.float().reshape(1, -1, z.shape[-1]), self.embedding.weight[None])[0]
-                .argmin(-1)
-                .view(z.shape[:-1])
-            )
+            distance = torch.cdist(z.float().reshape(1, -1, z.shape[-1]), self.embedding.weight[None])[0]
+            return distance.argmin(-1).view(z.shape[:-1])
 
     def forward(self, z):
         """z (..., D) -> quantized z, ids (...), loss: codebook + weighted commitment."""
@@ -344,22 +321,17 @@ class VectorQuantizer(nn.Module):
             self.idle[ids.flatten()] = 0
         zq = self.embedding(ids)
         loss = self.commitment * F.mse_loss(z, zq.detach()) + F.mse_loss(zq, z.detach())
-        return (
-            z + (zq - z).detach(),
-            ids,
-            loss,
-        )  # straight-through: argmin has no gradient, so z receives the decoder's
+        return z + (zq - z).detach(), ids, loss  # straight-through: z gets the gradient that argmin lacks
 
     @torch.no_grad()
     def revive(self, z):
-        """Overwrite codes unused for `revive_after` updates with rows of z (M, D), alike on all processes."""
+        """Redraw each code from rows of z (M, D) after every `revive_after` updates without use."""
         weight = self.embedding.weight
         fresh = z[torch.randint(len(z), (len(weight),), device=z.device)]
-        dead = self.idle > self.revive_after  # DDP hands rank 0's buffers to all, so all agree on who is dead
+        dead = (self.idle > 0) & (self.idle % self.revive_after == 0)  # rank 0's under DDP: all agree
         if dist.is_initialized():
             dist.broadcast(fresh, 0)
         weight.copy_(torch.where(dead[:, None], fresh, weight))
-        self.idle.masked_fill_(dead, 0)
 
     def metrics(self, ids):
         """Perplexity of a batch's codes, and the share of the codebook used within the last 100 updates."""
@@ -375,9 +347,7 @@ class Tokenizer(nn.Module):
     def __init__(self, **cfg):
         super().__init__()
         if unknown := sorted(set(cfg) ^ set(SMALL)):
-            raise ValueError(
-                f"tokenizer settings missing or unknown: {', '.join(unknown)}; see SMALL in tokenizer.py"
-            )
+            raise ValueError(f"settings missing or unknown: {', '.join(unknown)}; see tokenizer.SMALL")
         cfg["channels"] = tuple(cfg["channels"])
         D, factor = cfg["code_dim"], cfg["patch"] * 2 ** (len(cfg["channels"]) - 1)
         if cfg["resolution"] % (factor * cfg["dynamics_grid"]):
@@ -392,21 +362,17 @@ class Tokenizer(nn.Module):
         self.quant_conv, self.post_quant_conv = nn.Conv2d(D, D, 1), nn.Conv2d(D, D, 1)
         self.quant_linear = nn.Linear(D * self.side**2, D)
         self.post_quant_linear = nn.Linear(D, D * self.side**2)
-        self.quantize = VectorQuantizer(cfg["context_codes"], D, cfg["commitment"], cfg["revive_after"])
-        self.dynamics_quantize = VectorQuantizer(
-            cfg["dynamics_codes"], D, cfg["commitment"], cfg["revive_after"]
-        )
-        self.apply(init_weights)
         codes = cfg["context_codes"], cfg["dynamics_codes"]
+        self.quantize, self.dynamics_quantize = (
+            VectorQuantizer(K, D, cfg["commitment"], cfg["revive_after"]) for K in codes)
+        self.apply(init_weights)
         self.layout = TokenLayout(cfg["context_frames"], self.grid**2, cfg["dynamics_grid"] ** 2, *codes)
 
     def check(self, frames, least):
         """Raise ValueError unless frames are (B, T >= least, 3, H, W) of this tokenizer's resolution."""
         R = self.config["resolution"]
         if frames.ndim != 5 or tuple(frames.shape[2:]) != (3, R, R) or frames.shape[1] < least:
-            raise ValueError(
-                f"frames are {tuple(frames.shape)}; expected (B, T >= {least}, 3, {R}, {R}), float in [0, 1]"
-            )
+            raise ValueError(f"frames are {tuple(frames.shape)}; expected (B, T >= {least}, 3, {R}, {R})")
 
     def patchify(self, z):
         """Latents (M, D, h, w) -> (M, n, side side D): patches row-major, in each (row, column, channel)."""
@@ -421,9 +387,8 @@ class Tokenizer(nn.Module):
         """Context frames (B, t, 3, H, W) -> latents (B, t, N, D) and the encoder's features."""
         B, t = frames.shape[:2]
         z, features = self.encoder(frames.flatten(0, 1))
-        return self.quant_conv(z).flatten(2).mT.unflatten(0, (B, t)), [
-            x.unflatten(0, (B, t)) for x in features
-        ]
+        z = self.quant_conv(z).flatten(2).mT.unflatten(0, (B, t))
+        return z, [x.unflatten(0, (B, t)) for x in features]
 
     def latents_future(self, frames, features):
         """Future frames (B, f, 3, H, W), a context's encoder features -> latents (B, f, n, D)."""
@@ -448,11 +413,10 @@ class Tokenizer(nn.Module):
         self.check(frames, t)
         z, features = self.latents_context(frames[:, :t])
         context = self.quantize.ids(z)
-        if frames.shape[1] == t:
-            return self.layout.pack(context, context.new_empty(len(frames), 0, self.layout.tokens_future))
-        return self.layout.pack(
-            context, self.dynamics_quantize.ids(self.latents_future(frames[:, t:], features))
-        )
+        dynamics = context.new_empty(len(frames), 0, self.layout.tokens_future)
+        if frames.shape[1] > t:
+            dynamics = self.dynamics_quantize.ids(self.latents_future(frames[:, t:], features))
+        return self.layout.pack(context, dynamics)
 
     def decode(self, tokens):
         """Token ids (B, L) -> frames (B, T, 3, H, W), context included, not clamped."""
@@ -460,9 +424,7 @@ class Tokenizer(nn.Module):
         frames, features = self.frames_context(self.quantize.embedding(context))
         if not dynamics.shape[1]:
             return frames
-        return torch.cat(
-            [frames, self.frames_future(self.dynamics_quantize.embedding(dynamics), features)], 1
-        )
+        return torch.cat([frames, self.decode_future(dynamics, features)], 1)
 
     def decode_context(self, context):
         """Context codes (B, t, N) -> features that `decode_future` needs; computed once per context."""
@@ -492,32 +454,27 @@ class Tokenizer(nn.Module):
         t = self.config["context_frames"]
         recon, (c_ids, c_vq), (d_ids, d_vq) = self.reconstruct(frames)
         recon = recon.float()
-        pairs = [
-            (recon[:, part].flatten(0, 1), frames[:, part].flatten(0, 1))
-            for part in (slice(t), slice(t, None))
-        ]
+        split = [part.flatten(0, 1) for x in (recon, frames) for part in (x[:, :t], x[:, t:])]
+        pairs = list(zip(split[:2], split[2:], strict=True))  # (decoded, true) of the context, of the future
         errors = [F.l1_loss(x, y) + (l2 * F.mse_loss(x, y) if l2 else 0) for x, y in pairs]
         parts = dict(recon_context=errors[0], recon=errors[1], vq_context=c_vq, vq=d_vq)
         if lpips is not None:
             with torch.autocast(frames.device.type, enabled=False):
-                parts["lpips_context"], parts["lpips"] = (
-                    lpips(2 * x - 1, 2 * y - 1).mean() for x, y in pairs
-                )
+                distances = [lpips(2 * x - 1, 2 * y - 1).mean() for x, y in pairs]
+            parts.update(lpips_context=distances[0], lpips=distances[1])
         loss = sum(parts.values())
         if discriminator is not None:
             gen = -discriminator(recon.flatten(0, 1)).mean()
             loss = loss + 0.8 * self.adversarial_weight(parts.get("lpips", parts["recon"]), gen) * gen
             parts["gen"] = gen
         metrics = {k: v.detach() for k, v in parts.items()}
-        metrics["psnr"] = -10 * torch.log10(
-            F.mse_loss(recon[:, t:].detach().clamp(0, 1), frames[:, t:]) + 1e-8
-        )
-        for name, quantizer, ids in (
-            ("context", self.quantize, c_ids),
-            ("dynamics", self.dynamics_quantize, d_ids),
-        ):
-            metrics[f"ppl_{name}"], metrics[f"used_{name}"] = quantizer.metrics(ids)
+        error = (recon[:, t:].detach().clamp(0, 1) - frames[:, t:]).square().mean((2, 3, 4))
+        metrics["psnr"] = -10 * torch.log10(error + 1e-8).mean()
+        metrics["ppl_context"], metrics["used_context"] = self.quantize.metrics(c_ids)
+        metrics["ppl_dynamics"], metrics["used_dynamics"] = self.dynamics_quantize.metrics(d_ids)
         return loss, metrics
+
+    forward = loss  # what DistributedDataParallel calls
 
     def adversarial_weight(self, perceptual, gen):
         """Balance of two gradients at the future decoder's last layer (Esser et al. 2021, eq. 7)."""
@@ -533,10 +490,8 @@ class Tokenizer(nn.Module):
     def from_checkpoint(cls, state, **changes):
         """Rebuild from `checkpoint()`; context_frames, of the `changes`, may differ from the weights'."""
         model = cls(**{**state["config"], **changes})
-        weights = resize_context(
-            state["weights"], state["config"]["context_frames"], model.config["context_frames"]
-        )
-        model.load_state_dict(weights)
+        frames = state["config"]["context_frames"], model.config["context_frames"]
+        model.load_state_dict(resize_context(state["weights"], *frames))
         return model
 
 

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 import gpt
 from common import (
     agreed,
+    autocast_for,
     configure,
     load_checkpoint,
     log,
@@ -66,11 +67,12 @@ CONFIG = dict(
     eval_every=2500,  # evaluate and save
     eval_segments=64,
     compile=True,  # on GPUs
+    dtype="auto",  # of matrix products: bf16, float32, or by "auto" the former on GPUs, the latter on CPUs
     seed=0,
     **MODEL,
 )
 TINY = {k: v for k, v in gpt.TINY.items() if k in MODEL}
-TINY.update(lr=1e-3, warmup=100, max_steps=3000, eval_every=250, grad_clip=1.0)
+TINY.update(lr=2e-3, warmup=100, max_steps=3000, eval_every=250, grad_clip=1.0)
 MEDIUM = {k: v for k, v in gpt.MEDIUM.items() if k in MODEL}
 PRESETS = {
     "tiny": TINY,
@@ -132,12 +134,10 @@ def build(cfg, data):
     """Tokenizer, transformer and, with --resume, the state to go on from."""
     path = cfg.out if cfg.resume else cfg.init_from
     state = load_checkpoint(path, needs=("gpt", "tokenizer", "step")) if path else None
-    from_file = (
-        load_checkpoint(cfg.tokenizer or "out/tokenizer.pt", needs=("tokenizer",))
-        if cfg.tokenizer or not path
-        else state
-    )
-    tokenizer = Tokenizer.from_checkpoint(from_file["tokenizer"])
+    words = state
+    if not path or (cfg.tokenizer and not cfg.resume):
+        words = load_checkpoint(cfg.tokenizer or "out/tokenizer.pt", needs=("tokenizer",))
+    tokenizer = Tokenizer.from_checkpoint(words["tokenizer"])
     R = tokenizer.config["resolution"]
     if data.frame_shape != (R, R, 3):
         raise ValueError(f"{cfg.data} has frames {data.frame_shape}, expected {(R, R, 3)}: import --size {R}")
@@ -145,11 +145,8 @@ def build(cfg, data):
     if not path:
         return tokenizer, GPT(tokenizer.layout, **{k: getattr(cfg, k) for k in MODEL}, **heads), None
     changes = {} if cfg.resume else dict(segment_length=cfg.segment_length, **heads)
-    return (
-        tokenizer,
-        GPT.from_checkpoint(state["gpt"], tokenizer.layout, **changes),
-        state if cfg.resume else None,
-    )
+    model = GPT.from_checkpoint(state["gpt"], tokenizer.layout, **changes)
+    return tokenizer, model, state if cfg.resume else None
 
 
 def main(cfg):
@@ -163,19 +160,18 @@ def main(cfg):
     groups = model.param_groups(cfg.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.999), fused=device.type == "cuda")
     step = 0
-    torch.manual_seed(cfg.seed + rank)  # dropout differs between processes
     if resumed:
         step = resumed["step"]
         optimizer.load_state_dict(resumed["optimizer"])
-        torch.set_rng_state(resumed["rng"].cpu()) if world == 1 else torch.manual_seed(
-            cfg.seed + rank + world * step
-        )
+    torch.manual_seed(cfg.seed + rank + world * step)  # dropout differs between processes
+    if resumed and world == 1:
+        torch.set_rng_state(resumed["rng"].cpu())
     ddp = loss_of = Loss(model)
     if world > 1:
         ddp = loss_of = DistributedDataParallel(ddp, [device.index] if device.type == "cuda" else None)
     if cfg.compile and device.type == "cuda":
         loss_of = torch.compile(ddp)
-    autocast = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+    autocast = autocast_for(device, cfg.dtype)
     T = cfg.segment_length = model.config["segment_length"]
     if rank == 0:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -189,20 +185,13 @@ def main(cfg):
         state = dict(optimizer=optimizer.state_dict(), rng=torch.get_rng_state(), train_config=vars(cfg))
         save_checkpoint(out, gpt=model.checkpoint(), tokenizer=tokenizer.checkpoint(), step=step, **state)
 
-    def arrange(batch):
-        return goal_first(batch) if cfg.goal_conditioned else batch
+    recorded, arrange = (T - 1, goal_first) if cfg.goal_conditioned else (T, dict)
 
     def fetch(i):
-        length = T - cfg.goal_conditioned
-        return arrange(
-            train.batch(
-                i, cfg.batch_size, length, cfg.seed, rank, world, cfg.stride, action_agg=cfg.action_agg
-            )
-        )
+        place = cfg.seed, rank, world, cfg.stride
+        return arrange(train.batch(i, cfg.batch_size, recorded, *place, action_agg=cfg.action_agg))
 
-    segments = arrange(
-        val.segments(cfg.eval_segments, T - cfg.goal_conditioned, cfg.stride, 0, cfg.action_agg)
-    )
+    segments = arrange(val.segments(cfg.eval_segments, recorded, cfg.stride, cfg.seed, cfg.action_agg))
     batches = prefetch(fetch, step * cfg.accumulate, cfg.max_steps * cfg.accumulate, device)
     started = since = time.time()
     losses = []
@@ -222,30 +211,26 @@ def main(cfg):
         optimizer.step()
         losses.append(loss.detach())
         step += 1
-        if (
-            step % cfg.log_every
-            and step % cfg.eval_every
-            and step < cfg.max_steps
-            and not (world == 1 and stop.is_set())
-        ):
+        leaving = step == cfg.max_steps or (world == 1 and stop.is_set())
+        if step % cfg.log_every and step % cfg.eval_every and not leaving:
             continue
 
         bad = (~torch.stack(losses).isfinite()).nonzero()
         if agreed(len(bad) > 0, device):
             first = step - len(losses) + int(bad[0]) + 1 if len(bad) else "nearby, on another process"
-            raise FloatingPointError(
-                f"loss is not finite at step {first}; {out} keeps the last good step; lower --lr"
-            )
+            raise FloatingPointError(f"loss is not finite at step {first}; lower --lr ({out} is older)")
         if rank == 0:
             seconds = (time.time() - since) / len(losses)
             speed = {"ms": 1000 * seconds, "tok/s": batch * model.layout.length(T) / seconds}
             values = {k: v.item() for k, v in metrics.items()}
             log(step, numbers, loss=torch.stack(losses).mean().item(), lr=lr, **speed, **values)
         late = 0 < cfg.max_minutes * 60 < time.time() - started
-        leaving = agreed(stop.is_set() or late, device) or step == cfg.max_steps
+        leaving = agreed(leaving or stop.is_set() or late, device)
         if rank == 0 and (leaving or step % cfg.eval_every == 0):
             values = evaluate(model, tokenizer, segments, cfg, picture)
             log(step, numbers, **{f"val_{k}": v for k, v in values.items()})
+            if not all(p.isfinite().all() for p in model.parameters()):
+                raise FloatingPointError(f"weights not finite at step {step}; lower --lr ({out} is older)")
             save()
         if leaving:
             break

@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 import tokenizer
 from common import (
     agreed,
+    autocast_for,
     configure,
     load_checkpoint,
     log,
@@ -64,6 +65,7 @@ CONFIG = dict(
     eval_every=2500,  # evaluate and save
     eval_segments=64,
     compile=True,  # on GPUs
+    dtype="auto",  # of matrix products: bf16, float32, or by "auto" the former on GPUs, the latter on CPUs
     seed=0,
     **tokenizer.SMALL,
 )
@@ -72,22 +74,7 @@ CONFIG = dict(
 TINY = dict(lpips=False, l2=10.0, lr=2e-3, schedule="cosine", max_steps=6000, batch_size=8, future_frames=3)
 TINY.update(warmup=100, eval_every=300)
 LARGE = dict(batch_size=2, accumulate=4, discriminator_start=125_000)
-PRESETS = {
-    "tiny": {**tokenizer.TINY, **TINY},
-    "small": tokenizer.SMALL,
-    "large": {**tokenizer.LARGE, **LARGE},
-}
-
-
-class Loss(nn.Module):
-    """The model's loss as a forward: DistributedDataParallel averages gradients of forward alone."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args, **settings):
-        return self.model.loss(*args, **settings)
+PRESETS = dict(tiny=tokenizer.TINY | TINY, small=tokenizer.SMALL, large=tokenizer.LARGE | LARGE)
 
 
 def perceptual_loss(device):
@@ -99,9 +86,7 @@ def perceptual_loss(device):
     except OSError as error:
         place = Path(torch.hub.get_dir()) / "checkpoints/vgg16-397923af.pth"
         fix = f"put the file of torchvision's VGG-16 at {place}, or train without it: --lpips false"
-        raise FileNotFoundError(
-            f"LPIPS needs VGG-16's weights, and the download failed ({error}); {fix}"
-        ) from None
+        raise FileNotFoundError(f"no VGG-16 weights for LPIPS: download failed ({error}); {fix}") from None
 
 
 def update_judge(judge, optimizer, model, frames, grad_clip, autocast):
@@ -149,23 +134,17 @@ def build(cfg, device):
 
 def main(cfg):
     rank, world, device = setup_ddp()
-    torch.manual_seed(cfg.seed + rank)
     stop, out = stop_signal(), Path(cfg.out)
     train, val = Episodes(cfg.data, "train"), Episodes(cfg.data, "val")
     lpips = perceptual_loss(device) if cfg.lpips else None
-    torch.manual_seed(cfg.seed)  # all processes build the same weights, whatever was drawn on the way
+    torch.manual_seed(cfg.seed)  # the same weights on all processes
     model, resumed = build(cfg, device)
     model.to(device, memory_format=torch.channels_last).train()
     t = model.config["context_frames"]
-    for quantizer in (
-        model.quantize,
-        model.dynamics_quantize,
-    ):  # out of the optimizer and of the clipped norm
+    for quantizer in (model.quantize, model.dynamics_quantize):  # frozen: out of the clipped norm, too
         quantizer.requires_grad_(not cfg.freeze_codebooks)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=cfg.lr, betas=(0.9, 0.999), weight_decay=0.0, fused=device.type == "cuda"
-    )
+    optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=0.0, fused=device.type == "cuda")
     judge = Discriminator().to(device) if cfg.discriminator_start >= 0 else None
     judge_optimizer = torch.optim.AdamW(judge.parameters(), lr=cfg.lr, weight_decay=0.0) if judge else None
     step = 0
@@ -175,16 +154,16 @@ def main(cfg):
         if judge:
             judge.load_state_dict(resumed["discriminator"])
             judge_optimizer.load_state_dict(resumed["discriminator_optimizer"])
-    torch.manual_seed(cfg.seed + 1000 * (rank + 1) + step)
+    torch.manual_seed(cfg.seed + rank + world * step)  # dropout and revival differ between processes
     if resumed and world == 1:
         torch.set_rng_state(resumed["rng"].cpu())
-    ddp = Loss(model)
+    ddp = model
     if world > 1:
-        ddp = DistributedDataParallel(ddp, [device.index] if device.type == "cuda" else None)
+        ddp = DistributedDataParallel(model, [device.index] if device.type == "cuda" else None)
     if cfg.compile and device.type == "cuda":
         for network in (model.encoder, model.decoder, model.cond_encoder, model.cond_decoder):
             network.compile()
-    autocast = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+    autocast = autocast_for(device, cfg.dtype)
     if rank == 0:
         out.parent.mkdir(parents=True, exist_ok=True)
         numbers, picture = out.with_suffix(".jsonl"), out.with_suffix(".png")
@@ -194,18 +173,15 @@ def main(cfg):
         print(f"{device} x {world} | {size:,} parameters | {batch} segments per step")
 
     def save():
-        extra = {}
+        state = dict(optimizer=optimizer.state_dict(), rng=torch.get_rng_state(), train_config=vars(cfg))
         if judge:
-            extra = dict(
-                discriminator=judge.state_dict(), discriminator_optimizer=judge_optimizer.state_dict()
-            )
-        extra.update(optimizer=optimizer.state_dict(), rng=torch.get_rng_state(), train_config=vars(cfg))
-        save_checkpoint(out, tokenizer=model.checkpoint(), step=step, **extra)
+            state["discriminator"] = judge.state_dict()
+            state["discriminator_optimizer"] = judge_optimizer.state_dict()
+        save_checkpoint(out, tokenizer=model.checkpoint(), step=step, **state)
 
     def fetch(i):
-        return train.batch(
-            i, cfg.batch_size, cfg.horizon, cfg.seed, rank, world, cfg.stride, t, cfg.future_frames
-        )
+        share = cfg.seed, rank, world
+        return train.batch(i, cfg.batch_size, cfg.horizon, *share, cfg.stride, t, cfg.future_frames)
 
     segments = val.segments(cfg.eval_segments, t + cfg.future_frames, cfg.stride)
     batches = prefetch(fetch, step * cfg.accumulate, cfg.max_steps * cfg.accumulate, device)
@@ -230,32 +206,25 @@ def main(cfg):
             metrics["judge"] = update_judge(judge, judge_optimizer, model, frames, cfg.grad_clip, autocast)
         losses.append(loss.detach())
         step += 1
-        if (
-            step % cfg.log_every
-            and step % cfg.eval_every
-            and step < cfg.max_steps
-            and not (world == 1 and stop.is_set())
-        ):
+        leaving = step == cfg.max_steps or (world == 1 and stop.is_set())
+        if step % cfg.log_every and step % cfg.eval_every and not leaving:
             continue
 
         bad = (~torch.stack(losses).isfinite()).nonzero()
         if agreed(len(bad) > 0, device):
             first = step - len(losses) + int(bad[0]) + 1 if len(bad) else "nearby, on another process"
-            raise FloatingPointError(
-                f"loss is not finite at step {first}; {out} keeps the last good step; lower --lr"
-            )
+            raise FloatingPointError(f"loss is not finite at step {first}; lower --lr ({out} is older)")
         if rank == 0:
             ms = 1000 * (time.time() - since) / len(losses)
             values = {k: v.item() for k, v in metrics.items()}
             log(step, numbers, loss=torch.stack(losses).mean().item(), lr=lr, ms=ms, **values)
         late = 0 < cfg.max_minutes * 60 < time.time() - started
-        leaving = agreed(stop.is_set() or late, device) or step == cfg.max_steps
+        leaving = agreed(leaving or stop.is_set() or late, device)
         if rank == 0 and (leaving or step % cfg.eval_every == 0):
-            log(
-                step,
-                numbers,
-                **{f"val_{k}": v for k, v in evaluate(model, segments, lpips, cfg, picture).items()},
-            )
+            values = evaluate(model, segments, lpips, cfg, picture)
+            log(step, numbers, **{f"val_{k}": v for k, v in values.items()})
+            if not all(p.isfinite().all() for p in model.parameters()):
+                raise FloatingPointError(f"weights not finite at step {step}; lower --lr ({out} is older)")
             save()
         if leaving:
             break

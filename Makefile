@@ -1,0 +1,42 @@
+# make demo    watch the released model imagine, see it measured, see both models being trained (10 minutes)
+# make test    the test suite
+# make train   train the released checkpoint (two hours on two cores, minutes on a GPU)
+PYTHON ?= python3
+RUN = .venv/bin/python
+
+.PHONY: demo test train clean
+
+.venv/ready: requirements.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --requirement requirements.txt
+	touch $@
+
+.venv/ready-test: .venv/ready requirements-optional.txt
+	.venv/bin/pip install --quiet --requirement requirements-optional.txt
+	touch $@
+
+demo: .venv/ready
+	@rm -rf out/demo && start=$$(date +%s) && set -ex && \
+	$(RUN) sample.py --out out/demo && \
+	$(RUN) evaluate.py --episodes 64 --out out/demo/metrics.json && \
+	$(RUN) data.py push --out out/demo/push --episodes 200 && \
+	$(RUN) train_tokenizer.py --preset tiny --data out/demo/push --out out/demo/tokenizer.pt --max_minutes 1 && \
+	$(RUN) train_gpt.py --preset tiny --data out/demo/push --tokenizer out/demo/tokenizer.pt --out out/demo/gpt.pt \
+	    --max_minutes 1 && \
+	$(RUN) -c "import json, sys; path, s = sys.argv[1:]; m = json.load(open(path)); m['seconds'] = int(s); \
+	    json.dump(m, open(path, 'w'), indent=1)" out/demo/metrics.json $$(( $$(date +%s) - start )) && \
+	ls -l out/demo
+
+test: .venv/ready-test
+	.venv/bin/ruff check .
+	$(RUN) -m pytest -q tests
+
+train: .venv/ready
+	$(RUN) data.py push --out data/push --episodes 3000
+	$(RUN) train_tokenizer.py --preset tiny --data data/push --out out/push/tokenizer.pt
+	$(RUN) train_gpt.py --preset tiny --data data/push --tokenizer out/push/tokenizer.pt --out out/push/gpt.pt
+	$(RUN) sample.py --ckpt out/push/gpt.pt --export assets/push-tiny.pt
+	$(RUN) evaluate.py --curves out/push/tokenizer.jsonl,out/push/gpt.jsonl --out results/push-tiny.json
+
+clean:
+	rm -rf .venv out
