@@ -68,7 +68,7 @@ def configure(config, doc, argv=None, presets=None):
             saved = load_checkpoint(given.get("out", config["out"]), needs=("train_config",))["train_config"]
         except (ValueError, FileNotFoundError) as error:
             raise SystemExit(f"--resume: {error}") from None
-        settings.update({k: v for k, v in saved.items() if k in config})
+        settings.update({k: v for k, v in saved.items() if k in config and k != "out"})
     return SimpleNamespace(**{**settings, **given})
 
 
@@ -170,7 +170,7 @@ def load_checkpoint(path, device="cpu", needs=()):
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # pickle, zip and torch each raise their own kinds on a damaged file
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{path} is not a readable checkpoint ({reason}); copy it again or retrain"
         ) from None

@@ -105,7 +105,10 @@ def evaluate(model, batch, horizon, batch_size):
 def provenance():
     """What a result must say to be believed: the command, the commit and the machine."""
     git = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
+    except OSError:  # no git here
+        commit = "unknown"
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
         cpu = re.search(r"model name\s*: (.*)|$", Path("/proc/cpuinfo").read_text())[1] or cpu

@@ -246,7 +246,10 @@ class GPT(nn.Module):
     def next_logits(self, tokens, caches, acted=0):
         """Newest tokens (B n_b, s) -> hidden states, and logits (B n_b, s, K) over dynamics codes alone."""
         start = self.layout.prompt - 1 + caches[0].length
-        h = self.extend(tokens, caches, self.rope[:, start : start + tokens.shape[1]], acted)
+        end = start + tokens.shape[1]
+        if end > self.rope.shape[1]:
+            raise ValueError(f"{end} tokens; the segment has room for {self.rope.shape[1]}: take a new context")
+        h = self.extend(tokens, caches, self.rope[:, start:end], acted)
         first = self.layout.context_codes  # no other id can ever be drawn: its logit is not even computed
         return h, F.linear(h, self.lm_head.weight[first : first + self.layout.dynamics_codes])
 

@@ -92,7 +92,7 @@ class WorldModel:
             raise ValueError(
                 f"{frames.shape[1]} context frames; the model takes {self.context_frames}, newest last"
             )
-        if not frames.is_floating_point() or frames.min() < 0 or frames.max() > 1:
+        if not frames.is_floating_point() or not (frames.min() >= 0 and frames.max() <= 1):
             raise ValueError(
                 f"frames are {frames.dtype}, {frames.min():.3g}..{frames.max():.3g}; expected float in [0, 1]"
             )

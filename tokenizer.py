@@ -302,7 +302,7 @@ class VectorQuantizer(nn.Module):
         self.embedding, self.commitment, self.revive_after = nn.Embedding(K, D), commitment, revive_after
         nn.init.uniform_(self.embedding.weight, -1 / K, 1 / K)
         # Updates since each code was used. All start out overdue: the first batch fills the codebook.
-        self.register_buffer("idle", torch.full((K,), 1000 * revive_after))
+        self.register_buffer("idle", torch.full((K,), 1000 * max(1, revive_after)))
 
     def ids(self, z):
         """Vectors (..., D) -> index of the nearest code (...), in float32 whatever the autocast."""

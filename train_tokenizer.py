@@ -100,7 +100,8 @@ def update_judge(judge, optimizer, model, frames, grad_clip, autocast):
     for p in judge.parameters() if dist.is_initialized() else ():
         dist.all_reduce(p.grad)
         p.grad /= dist.get_world_size()
-    nn.utils.clip_grad_norm_(judge.parameters(), grad_clip)
+    if grad_clip:
+        nn.utils.clip_grad_norm_(judge.parameters(), grad_clip)
     optimizer.step()
     return loss.detach()
 
@@ -200,7 +201,8 @@ def main(cfg):
                 with autocast:
                     loss, metrics = ddp(frames, lpips, adversary, l2=cfg.l2)
                 (loss / cfg.accumulate).backward()
-        nn.utils.clip_grad_norm_(parameters, cfg.grad_clip)
+        if cfg.grad_clip:
+            nn.utils.clip_grad_norm_(parameters, cfg.grad_clip)
         optimizer.step()
         if adversary:
             metrics["judge"] = update_judge(judge, judge_optimizer, model, frames, cfg.grad_clip, autocast)

@@ -1,0 +1,76 @@
+"""Shared by all tests: very small settings, an in-process trainer, a small data set and checkpoints."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same numbers on every machine
+
+import gpt  # noqa: E402
+import tokenizer  # noqa: E402
+import train_gpt  # noqa: E402
+import train_tokenizer  # noqa: E402
+from common import configure  # noqa: E402
+from data import collect_push  # noqa: E402
+
+torch.set_num_threads(1)  # the models are too small for more, and subprocesses must compute the same bits
+
+TOKENIZER = {
+    **tokenizer.TINY, "resolution": 32, "channels": (16,), "code_dim": 8, "context_codes": 32,
+    "dynamics_codes": 32, "norm_groups": 4, "revive_after": 4,
+}  # fmt: skip
+GPT = {**gpt.TINY, "n_layer": 2, "n_head": 2, "n_embd": 32, "n_mlp": 64, "segment_length": 6}
+STEPS = dict(preset="tiny", batch_size=4, eval_segments=4, max_steps=2, eval_every=2, log_every=1, warmup=1)
+TOKENIZER_RUN = {**STEPS, **TOKENIZER, "horizon": 6, "future_frames": 2}
+GPT_RUN = {**STEPS, **{k: v for k, v in GPT.items() if k in train_gpt.MODEL}}
+
+
+def flags(**settings):
+    """Settings as command-line arguments."""
+    text = {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in settings.items()}
+    return [f"--{k}={v}" for k, v in text.items()]
+
+
+def train(script, **settings):
+    """Run a training script's main in-process; Ctrl-C keeps its meaning for pytest."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        script.main(configure(script.CONFIG, script.__doc__, flags(**settings), script.PRESETS))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def python(*args):
+    """Run this Python in the repository's root on one thread; returns the finished process and its output."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *map(str, args)]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="session")
+def push(tmp_path_factory):
+    """A folder of 12 PushWorld episodes of 21 frames, 32x32; three are for validation."""
+    folder = tmp_path_factory.mktemp("data") / "push"
+    collect_push(folder, 12, val_every=4, length=20, size=32, seed=0, expert_share=0.6, action_noise=0.3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(push, tmp_path_factory):
+    """Checkpoints after two steps: a tokenizer, a transformer with actions and rewards, one without."""
+    out = tmp_path_factory.mktemp("out")
+    paths = SimpleNamespace(tokenizer=out / "tokenizer.pt", gpt=out / "gpt.pt", free=out / "free.pt")
+    train(train_tokenizer, **TOKENIZER_RUN, data=push, out=paths.tokenizer)
+    train(train_gpt, **GPT_RUN, data=push, tokenizer=paths.tokenizer, out=paths.gpt)
+    free = dict(actions=False, rewards=False, out=paths.free)
+    train(train_gpt, **GPT_RUN, data=push, tokenizer=paths.tokenizer, **free)
+    return paths

@@ -1,0 +1,361 @@
+"""gpt.py: the transformer against hand-computed numbers, its cache, loss, actions, rewards and sampling."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import GPT as SETTINGS
+
+import gpt
+from gpt import GPT, PRESETS, Block, RMSNorm, rope_table, rotate, sample_code, symexp, symlog
+from tokenizer import TokenLayout
+
+LAYOUT = TokenLayout(context_frames=2, tokens_context=9, tokens_future=4, context_codes=20, dynamics_codes=12)
+PAPER = TokenLayout(2, 256, 16, 8192, 8192)
+T = SETTINGS["segment_length"]  # 2 context and 4 future frames
+
+
+def build(seed=0, **changes):
+    """A small transformer, by default with actions and rewards; its weights give logits of order 1."""
+    torch.manual_seed(seed)
+    model = GPT(LAYOUT, **{**SETTINGS, "action_dim": 3, "reward": True, **changes})
+    for p in model.parameters():
+        if p.ndim == 2:
+            torch.nn.init.normal_(p, 0, 0.15)
+    return model
+
+
+def clip(B=2, frames=T, seed=0):
+    """Random tokens (B, L), actions (B, T, 3) and rewards (B, T)."""
+    g = torch.Generator().manual_seed(seed)
+    context = torch.randint(20, (B, 2, 9), generator=g)
+    dynamics = torch.randint(12, (B, frames - 2, 4), generator=g)
+    actions, rewards = torch.rand(B, frames, 3, generator=g) * 2 - 1, torch.randn(B, frames, generator=g)
+    return LAYOUT.pack(context, dynamics), actions, rewards
+
+
+# ---- sizes and small blocks ----
+
+
+def test_presets_have_exactly_the_authors_number_of_parameters():
+    def count(preset, **changes):
+        with torch.device("meta"):
+            return sum(p.numel() for p in GPT(PAPER, **{**PRESETS[preset], **changes}).parameters())
+
+    assert count("small") == 138_434_304
+    assert count("small", action_dim=4) == 138_434_304 + 768 * (4 + 1)
+    assert count("small", action_dim=4, reward=True) == 138_438_913
+    assert count("medium") == 436_261_888
+
+
+def test_rmsnorm_is_the_hand_computed_number():
+    norm = RMSNorm(2)
+    norm.weight.data = torch.tensor([1.0, 2.0])
+    assert norm(torch.tensor([3.0, 4.0])).tolist() == pytest.approx([3 / 12.5**0.5, 8 / 12.5**0.5])
+
+
+def test_rope_turns_a_dimension_with_the_one_half_a_head_away():
+    rope = rope_table(3, 4)  # frequencies 1 and 0.01
+    x = torch.tensor([[1.0, 2.0, 0.0, 0.0]] * 3)
+    for position, row in enumerate(rotate(x, rope).tolist()):
+        a, b = position, 0.01 * position
+        assert row == pytest.approx([math.cos(a), 2 * math.cos(b), math.sin(a), 2 * math.sin(b)])
+
+
+def test_rope_scores_depend_on_the_distance_alone():
+    q, k, rope = torch.randn(8), torch.randn(8), rope_table(20, 8)
+    score = [(rotate(q[None], rope[:, i, None]) * rotate(k[None], rope[:, j, None])).sum() for i, j in
+             ((3, 1), (19, 17), (4, 1))]  # fmt: skip
+    assert torch.isclose(score[0], score[1], atol=1e-5) and not torch.isclose(score[0], score[2], atol=1e-3)
+
+
+def test_symlog_is_undone_by_symexp():
+    x = torch.tensor([-30.0, -1.0, 0.0, 0.5, 1000.0])
+    assert torch.allclose(symexp(symlog(x)), x, rtol=1e-5)
+    assert symlog(torch.tensor(math.e - 1)).item() == pytest.approx(1) and symlog(-x).equal(-symlog(x))
+
+
+def test_a_stack_of_blocks_equals_transformers_llama():
+    transformers = pytest.importorskip("transformers", reason="pip install transformers")
+    model = build(action_dim=0, reward=False).eval()
+    D, tokens = SETTINGS["n_embd"], clip()[0]
+    config = transformers.LlamaConfig(
+        vocab_size=LAYOUT.vocab_size, hidden_size=D, intermediate_size=SETTINGS["n_mlp"], rms_norm_eps=1e-6,
+        num_hidden_layers=SETTINGS["n_layer"], num_attention_heads=SETTINGS["n_head"],
+    )  # fmt: skip
+    weights = {"model.embed_tokens.weight": model.embed.weight, "model.norm.weight": model.norm.weight}
+    weights["lm_head.weight"] = model.lm_head.weight
+    for i, block in enumerate(model.blocks):
+        q, k, v = block.qkv.weight.chunk(3)
+        gate, up = block.gate_up.weight.chunk(2)
+        attention = {"q_proj": q, "k_proj": k, "v_proj": v, "o_proj": block.out.weight}
+        mlp = {"gate_proj": gate, "up_proj": up, "down_proj": block.down.weight}
+        norms = {"input_layernorm": block.norm1.weight, "post_attention_layernorm": block.norm2.weight}
+        for part, named in (("self_attn.", attention), ("mlp.", mlp), ("", norms)):
+            weights.update({f"model.layers.{i}.{part}{k}.weight": v for k, v in named.items()})
+    llama = transformers.LlamaForCausalLM(config).eval()
+    llama.load_state_dict(weights)
+    with torch.no_grad():
+        assert torch.allclose(model(tokens), llama(tokens).logits, atol=1e-5)
+
+
+# ---- the cache ----
+
+
+def cached_logits(model, tokens, actions, n_branches, chunk):
+    """Logits over dynamics codes at all future positions, from at most `chunk` new tokens per call."""
+    layout, n = model.layout, model.layout.tokens_future
+    context, _ = layout.unpack(tokens[::n_branches])
+    caches, logits = model.prefill(context, n_branches), []
+    acted = model.act(actions, actions.shape[:2])
+    for i, slot in enumerate(layout.slots(actions.shape[1] - layout.context_frames).tolist()):
+        added = F.pad(acted[:, layout.context_frames - 1 + i, None], (0, 0, 0, n))  # to the slot alone
+        for s in range(0, n + 1, chunk):
+            part = tokens[:, slot + s : min(slot + s + chunk, slot + n + 1)]
+            logits.append(model.next_logits(part, caches, added[:, s : s + chunk])[1])
+    return torch.cat(logits, 1)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+@pytest.mark.parametrize("n_branches", [1, 3])
+def test_cached_logits_equal_uncached_ones(n_branches, chunk):
+    """For a batch, for branches of one context with actions of their own, for several tokens in one call."""
+    model = build().eval()
+    tokens, actions, _ = clip(2 * n_branches)
+    tokens[:, : LAYOUT.prompt] = tokens[::n_branches, : LAYOUT.prompt].repeat_interleave(n_branches, 0)
+    first = LAYOUT.context_codes
+    with torch.no_grad():
+        full = model(tokens, actions)[:, LAYOUT.prompt - 1 :, first : first + LAYOUT.dynamics_codes]
+        cached = cached_logits(model, tokens, actions, n_branches, chunk)
+    assert full.abs().max() > 1 and torch.allclose(cached, full, atol=1e-5)
+
+
+def test_no_position_sees_a_later_one():
+    model, (tokens, actions, _) = build().eval(), clip(1)
+    logits = model(tokens, actions)
+    for position in (0, 10, LAYOUT.prompt, 30):
+        changed = tokens.clone()
+        changed[0, position] = (tokens[0, position] + 1) % LAYOUT.context_codes
+        differs = (model(changed, actions) - logits).abs().amax(-1)[0] > 1e-6
+        assert not differs[:position].any() and differs[position:].all()
+
+
+def test_sequences_that_are_too_long_or_of_no_whole_frame_are_refused():
+    model = build(action_dim=0)
+    with pytest.raises(ValueError, match="44 tokens; expected 19"):
+        model(clip(frames=T + 1)[0])
+    with pytest.raises(ValueError, match="38 tokens; expected"):
+        model(clip()[0][:, :-1])
+
+
+def test_a_full_cache_is_refused_with_the_remedy():
+    model = build(action_dim=0).eval()
+    context, _ = LAYOUT.unpack(clip()[0])
+    caches = model.prefill(context)
+    for _ in range(T - 2):
+        model.imagine(caches)
+    with pytest.raises(ValueError, match="take a new context"):
+        model.imagine(caches)
+
+
+# ---- loss ----
+
+
+def test_the_loss_is_cross_entropy_of_future_tokens_plus_the_error_of_symlog_rewards():
+    model, (tokens, actions, rewards) = build().eval(), clip()
+    loss, metrics = model.loss(tokens, actions, rewards)
+    labels = tokens.clone()
+    labels[:, : LAYOUT.prompt] = -100  # the context and the first slot; later slots are predicted
+    logits = model(tokens, actions)
+    ce = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    assert (labels != -100).sum(1).tolist() == [5 * (T - 2) - 1] * 2
+    h = model.hidden(tokens, actions)
+    predicted = torch.stack([model.reward(h[:, end])[:, 0] for end in (23, 28, 33, 38)], 1)
+    error = F.mse_loss(predicted, rewards[:, 2:].sign() * (rewards[:, 2:].abs() + 1).log())
+    assert metrics["ce"].item() == pytest.approx(ce.item(), rel=1e-5)
+    assert metrics["reward_mse"].item() == pytest.approx(error.item(), rel=1e-5)
+    assert loss.item() == pytest.approx((ce + error).item(), rel=1e-5)
+    hits = logits[:, :-1].argmax(-1) == labels[:, 1:]
+    assert metrics["accuracy"].item() == pytest.approx(hits.sum().item() / (labels != -100).sum().item())
+
+
+def test_a_reward_head_needs_rewards():
+    with pytest.raises(ValueError, match="has a reward head but the data has no rewards; set --reward"):
+        build().loss(*clip()[:2])
+
+
+def test_every_parameter_gets_a_gradient():
+    model = build()
+    model.loss(*clip())[0].backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def test_one_batch_is_overfitted():
+    model, batch = build(), clip()
+    optimizer = torch.optim.AdamW(model.param_groups(0.01), lr=1e-2)
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss, metrics = model.loss(*batch)
+        loss.backward()
+        optimizer.step()
+    assert metrics["ce"] < 0.2 and metrics["reward_mse"] < 0.05
+
+
+def test_attention_dropout_is_on_in_training_alone():
+    model, batch = build(att_dropout=0.5), clip()
+    assert model.train().loss(*batch)[0] != model.loss(*batch)[0]
+    assert model.eval().loss(*batch)[0] == model.loss(*batch)[0]
+
+
+def test_param_groups_hold_every_parameter_once_and_decay_matrices_alone():
+    model = build()
+    decayed, others = model.param_groups(0.01)
+    names = {id(p): name for name, p in model.named_parameters()}
+    held = [names[id(p)] for group in (decayed, others) for p in group["params"]]
+    assert sorted(held) == sorted(names.values())
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.01, 0)
+    plain = {names[id(p)] for p in others["params"]}
+    assert {"embed.weight", "norm.weight", "action.bias", "reward.bias"} <= plain
+    assert not plain & {"lm_head.weight", "action.weight", "reward.weight", "blocks.0.qkv.weight"}
+
+
+# ---- actions ----
+
+
+def test_an_action_enters_at_the_slot_of_the_frame_that_it_leads_to():
+    model, (tokens, actions, _) = build().eval(), clip(1)
+    logits = model(tokens, actions)
+    for k in range(T):
+        changed = actions.clone()
+        changed[:, k] += 1
+        differs = ((model(tokens, changed) - logits).abs().amax(-1)[0] > 1e-6).tolist()
+        frame = k + 1  # of the segment; the first future frame is frame 2
+        start = 19 + 5 * (frame - 2) if 2 <= frame < T else len(differs)  # those lead to no future frame
+        assert differs == [False] * start + [True] * (len(differs) - start)
+
+
+def test_a_new_action_projection_changes_nothing():
+    torch.manual_seed(0)
+    plain, (tokens, actions, _) = GPT(LAYOUT, **SETTINGS), clip()
+    acting = GPT.from_checkpoint(plain.checkpoint(), action_dim=3)
+    assert torch.equal(plain.eval()(tokens), acting.eval()(tokens, actions))
+    acting.train().loss(tokens, actions, torch.zeros(2, T))[0].backward()
+    assert acting.action.weight.grad.abs().sum() > 0  # and yet it learns
+
+
+def test_actions_must_fit_the_model():
+    model, (tokens, actions, _) = build(), clip()
+    with pytest.raises(ValueError, match=r"actions are \(2, 6, 2\); expected \(2, 6, 3\)"):
+        model(tokens, actions[..., :2])
+    with pytest.raises(ValueError, match=r"actions are \(2, 5, 3\); expected \(2, 6, 3\)"):
+        model(tokens, actions[:, :5])
+    with pytest.raises(ValueError, match=r"actions are none; expected \(2, 6, 3\)"):
+        model(tokens)
+    with pytest.raises(ValueError, match="expected none: the model is action-free"):
+        build(action_dim=0)(tokens, actions)
+
+
+# ---- imagination ----
+
+
+def test_greedy_sampling_takes_the_likeliest_and_top_k_no_other_than_the_k_likeliest():
+    logits = torch.tensor([[0.0, 3.0, 2.0, 1.0]]).repeat(500, 1)
+    g = torch.Generator().manual_seed(0)
+    assert sample_code(logits, 0, 100).tolist() == [[1]] * 500
+    assert sample_code(logits, 1.0, 2, g).unique().tolist() == [1, 2]
+    for top_k in (0, 9):
+        assert sample_code(logits, 1.0, top_k, g).unique().tolist() == [0, 1, 2, 3]
+    share = (sample_code(logits, 1.0, 2, g) == 1).float().mean().item()
+    assert share == pytest.approx(1 / (1 + math.exp(-1)), abs=0.07)
+
+
+def test_a_rollout_is_a_function_of_its_generator_and_holds_dynamics_codes_alone():
+    model, (tokens, actions, _) = build().eval(), clip()
+    model.lm_head.weight.data[: LAYOUT.context_codes] = 100.0  # context codes would win, were they drawn
+    context, _ = LAYOUT.unpack(tokens)
+
+    def roll(seed, **how):
+        return model.rollout(context, actions, generator=torch.Generator().manual_seed(seed), **how)
+
+    codes, rewards = roll(0)
+    assert codes.shape == (2, T - 2, 4) and rewards.shape == (2, T - 2)
+    assert 0 <= codes.min() and codes.max() < LAYOUT.dynamics_codes
+    assert torch.equal(roll(0)[0], codes) and not torch.equal(roll(1)[0], codes)
+    assert torch.equal(roll(0, temperature=0)[0], roll(1, temperature=0)[0])
+    assert roll(0, f=1)[0].shape == (2, 1, 4)
+
+
+def test_a_greedy_rollout_equals_repeated_full_passes_without_a_cache():
+    model, (tokens, actions, _) = build().eval(), clip()
+    context, dynamics = LAYOUT.unpack(tokens)
+    codes, rewards = model.rollout(context, actions, temperature=0)
+    dynamics, first = torch.zeros_like(dynamics), LAYOUT.context_codes
+    with torch.no_grad():
+        for i, slot in enumerate(LAYOUT.slots(T - 2).tolist()):
+            for j in range(LAYOUT.tokens_future):
+                logits = model(LAYOUT.pack(context, dynamics), actions)[:, slot + j]
+                dynamics[:, i, j] = logits[:, first : first + LAYOUT.dynamics_codes].argmax(-1)
+        h = model.hidden(LAYOUT.pack(context, dynamics), actions)
+    assert torch.equal(codes, dynamics)
+    assert torch.allclose(rewards, model.rewards(h[:, LAYOUT.ends(T - 2)]), atol=1e-5)
+
+
+def test_branches_of_one_context_equal_separate_rollouts():
+    model, (tokens, _, _) = build().eval(), clip()
+    _, actions, _ = clip(6, seed=5)
+    context, _ = LAYOUT.unpack(tokens)
+    codes, rewards = model.rollout(context, actions, n_branches=3, temperature=0)
+    apart = model.rollout(context.repeat_interleave(3, 0), actions, temperature=0)
+    assert torch.equal(codes, apart[0]) and torch.allclose(rewards, apart[1], atol=1e-5)
+
+
+def test_a_model_without_rewards_imagines_none():
+    model = build(action_dim=0, reward=False).eval()
+    assert model.rollout(LAYOUT.unpack(clip()[0])[0])[1] is None
+
+
+# ---- settings and checkpoints ----
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(depth=3), "settings missing or unknown: depth"),
+        (dict(n_head=3), "n_embd is 32; expected a multiple of 2 n_head = 6"),
+        (dict(segment_length=2), "segment_length is 2; expected more than the 2 context frames"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build(**changes)
+
+
+def test_a_checkpoint_rebuilds_the_same_model_and_takes_another_segment_length():
+    model, (tokens, actions, _) = build().eval(), clip()
+    again = GPT.from_checkpoint(model.checkpoint()).eval()
+    assert again.config == model.config and again.layout == LAYOUT
+    assert torch.equal(again(tokens, actions), model(tokens, actions))
+    longer = GPT.from_checkpoint(model.checkpoint(), segment_length=T + 2).eval()
+    assert torch.equal(longer(tokens, actions), model(tokens, actions))
+
+
+def test_a_checkpoint_may_get_new_heads_but_its_other_weights_must_fit():
+    state = build(action_dim=0, reward=False).checkpoint()
+    model = GPT.from_checkpoint(state, action_dim=2, reward=True)
+    assert not model.action.weight.any() and model.reward is not None
+    with pytest.raises(ValueError, match="another shape: embed.weight, lm_head.weight"):
+        GPT.from_checkpoint(state, TokenLayout(2, 9, 4, 20, 13))
+    with pytest.raises(ValueError, match="another shape: action.weight"):
+        GPT.from_checkpoint(build().checkpoint(), action_dim=2)
+    with pytest.raises(ValueError, match="another shape: reward.bias, reward.weight"):
+        GPT.from_checkpoint(build().checkpoint(), reward=False)
+    weights = {k: v for k, v in state["weights"].items() if k != "norm.weight"}
+    with pytest.raises(ValueError, match="another shape: norm.weight"):
+        GPT.from_checkpoint({**state, "weights": weights})
+
+
+def test_blocks_without_a_cache_accept_any_length():
+    block, rope = Block(8, 2, 16, 0.0), rope_table(7, 4)
+    assert block(torch.randn(3, 7, 8), rope).shape == (3, 7, 8)
+    assert set(gpt.TINY) == set(gpt.SMALL) == set(gpt.MEDIUM)

@@ -1,0 +1,318 @@
+"""tokenizer.py: the token layout, the conditional VQGAN, its quantizers, its loss and the discriminator."""
+
+import urllib.error
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TOKENIZER
+
+import tokenizer
+import train_tokenizer
+from tokenizer import PRESETS, Discriminator, Stack, Tokenizer, TokenLayout, VectorQuantizer
+
+TWO_LEVELS = {**TOKENIZER, "patch": 2, "channels": (8, 16), "pos_init": 0.0}  # as the paper's, but small
+
+
+def build(settings=TOKENIZER, seed=0, **changes):
+    torch.manual_seed(seed)
+    return Tokenizer(**{**settings, **changes})
+
+
+def pictures(B=2, T=4, R=32, seed=1):
+    """Smooth coloured frames (B, T, 3, R, R) in [0, 1], all different."""
+    coarse = torch.rand(B * T, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(coarse, size=(R, R), mode="bilinear").unflatten(0, (B, T))
+
+
+def n_parameters(make):
+    with torch.device("meta"):
+        return sum(p.numel() for p in make().parameters())
+
+
+# ---- presets and layout ----
+
+
+def test_presets_have_exactly_the_authors_number_of_parameters():
+    counts = {name: n_parameters(lambda cfg=cfg: Tokenizer(**cfg)) for name, cfg in PRESETS.items()}
+    assert (counts["small"], counts["large"]) == (114_159_174, 310_472_774)
+    assert counts["tiny"] < 2_000_000
+    assert n_parameters(Discriminator) == 1_551_489
+
+
+def test_layout_gives_the_numbers_of_the_paper():
+    layout = TokenLayout(2, 256, 16, 8192, 8192)
+    assert (layout.context_slot, layout.future_slot, layout.vocab_size) == (16384, 16385, 16386)
+    assert (layout.prompt, layout.length(2), layout.length(16), layout.length(12)) == (514, 513, 751, 683)
+    assert TokenLayout(1, 256, 16, 8192, 8192).length(16) == 511
+    assert layout.slots(3).tolist() == [513, 530, 547] and layout.ends(3).tolist() == [529, 546, 563]
+
+
+def test_layout_packs_by_hand_computed_ids_and_unpacks_again():
+    layout = TokenLayout(2, 2, 1, 10, 5)
+    context, dynamics = torch.tensor([[[1, 2], [3, 4]]]), torch.tensor([[[0], [4]]])
+    tokens = layout.pack(context, dynamics)
+    assert tokens.tolist() == [[1, 2, 15, 3, 4, 16, 10, 16, 14]] and layout.length(4) == 9
+    assert all(map(torch.equal, layout.unpack(tokens), (context, dynamics)))
+    assert layout.unpack(tokens[:, :5])[1].shape == (1, 0, 1)  # a context alone
+
+
+def test_unpack_refuses_wrong_lengths_and_ids_that_do_not_belong():
+    layout = TokenLayout(2, 2, 1, 10, 5)
+    tokens = torch.tensor([[1, 2, 15, 3, 4, 16, 10, 16, 14]])
+    for length in (4, 6, 8):
+        with pytest.raises(ValueError, match=f"{length} tokens; expected 5"):
+            layout.unpack(tokens[:, :length])
+    for position, token, message in (
+        (0, 10, r"codes 2\.\.10 .*0\.\.9"),
+        (6, 9, r"codes -1\.\.4 .*0\.\.4"),
+        (8, 15, r"codes 0\.\.5 .*0\.\.4"),
+    ):
+        wrong = tokens.clone()
+        wrong[0, position] = token
+        with pytest.raises(ValueError, match=message):
+            layout.unpack(wrong)
+
+
+# ---- frames <-> tokens ----
+
+
+@pytest.mark.parametrize("settings", [TOKENIZER, TWO_LEVELS])
+def test_encode_and_decode_have_the_documented_shapes_and_ranges(settings):
+    model, frames = build(settings).eval(), pictures(2, 5)
+    tokens = model.encode(frames)
+    assert model.layout == TokenLayout(2, 64, 16, 32, 32) and tokens.shape == (2, model.layout.length(5))
+    context, dynamics = model.layout.unpack(tokens)  # it checks that ids are in range
+    assert (context.shape, dynamics.shape) == ((2, 2, 64), (2, 3, 16))
+    assert model.decode(tokens).shape == frames.shape
+    alone = model.encode(frames[:, :2])
+    assert torch.equal(alone, tokens[:, : model.layout.prompt - 1])
+    assert model.decode(alone).shape == (2, 2, 3, 32, 32)
+
+
+def test_decoding_context_and_future_apart_equals_decoding_at_once():
+    model = build(TWO_LEVELS).eval()
+    tokens = model.encode(pictures(2, 5))
+    context, dynamics = model.layout.unpack(tokens)
+    future = model.decode_future(dynamics, model.decode_context(context))
+    assert torch.allclose(future, model.decode(tokens)[:, 2:], atol=1e-5)
+
+
+def test_a_future_frames_tokens_do_not_depend_on_other_future_frames_but_on_the_context():
+    model, frames = build(TWO_LEVELS).eval(), pictures(2, 5)
+    layout = model.layout
+    _, dynamics = layout.unpack(model.encode(frames))
+    _, last = layout.unpack(model.encode(frames[:, [0, 1, 4]]))
+    assert torch.equal(last[:, 0], dynamics[:, 2])
+    _, elsewhere = layout.unpack(model.encode(torch.cat([frames[:, [3, 2]], frames[:, 2:]], 1)))
+    assert not torch.equal(elsewhere, dynamics)
+
+
+def test_patchify_orders_row_column_channel_and_is_undone():
+    model = build()
+    z = torch.arange(2 * 8 * 8 * 8).view(2, 8, 8, 8)
+    patches = model.patchify(z)
+    assert patches.shape == (2, 16, 2 * 2 * 8) and torch.equal(model.unpatchify(patches), z)
+    for row, column, d in ((0, 0, 0), (0, 1, 3), (1, 0, 5), (1, 1, 7)):  # patch 6 is in row 1, column 2 of 4
+        assert patches[1, 6, (2 * row + column) * 8 + d] == z[1, d, 2 + row, 4 + column]
+
+
+def test_downsampling_pads_on_the_right_and_below_alone():
+    down = Stack(1, 1, 0, 1, "down")
+    torch.nn.init.ones_(down.conv.weight)
+    torch.nn.init.zeros_(down.conv.bias)
+    assert down(torch.ones(1, 1, 4, 4)).tolist() == [[[[9, 6], [6, 4]]]]
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (torch.zeros(2, 3, 32, 32), r"frames are \(2, 3, 32, 32\); expected \(B, T >= 2, 3, 32, 32\)"),
+        (torch.zeros(1, 3, 3, 64, 64), r"frames are \(1, 3, 3, 64, 64\)"),
+        (torch.zeros(1, 3, 32, 32, 3), r"frames are \(1, 3, 32, 32, 3\)"),
+        (torch.zeros(1, 1, 3, 32, 32), r"frames are \(1, 1, 3, 32, 32\)"),
+    ],
+)
+def test_frames_of_another_shape_are_refused(frames, message):
+    with pytest.raises(ValueError, match=message):
+        build().encode(frames)
+
+
+def test_the_loss_needs_a_future_frame():
+    with pytest.raises(ValueError, match=r"expected \(B, T >= 3, 3, 32, 32\)"):
+        build().loss(torch.zeros(1, 2, 3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(depth=3), "settings missing or unknown: depth"),
+        (dict(resolution=40), "resolution is 40; expected a multiple of"),
+        (dict(channels=(6,)), r"channels \[6\] must be multiples of norm_groups, n_head and 4"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build(**changes)
+    with pytest.raises(ValueError, match="missing or unknown: patch"):
+        Tokenizer(**{k: v for k, v in TOKENIZER.items() if k != "patch"})
+
+
+# ---- quantizer ----
+
+
+def quantizer(codes, commitment=1.0, revive_after=0):
+    codes = torch.tensor(codes)
+    vq = VectorQuantizer(*codes.shape, commitment, revive_after)
+    vq.embedding.weight.data.copy_(codes)
+    return vq
+
+
+def test_the_quantizer_finds_hand_computed_codes_and_loss():
+    vq = quantizer([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]], commitment=0.25)
+    zq, ids, loss = vq(torch.tensor([[[0.9, 0.1], [0.1, 1.5]]]))
+    assert ids.tolist() == [[1, 2]] and torch.allclose(zq, torch.tensor([[[1.0, 0.0], [0.0, 2.0]]]))
+    assert loss.item() == pytest.approx(1.25 * (0.01 + 0.01 + 0.01 + 0.25) / 4)
+
+
+def test_the_decoders_gradient_passes_straight_through():
+    vq, z = quantizer([[0.0, 0.0], [1.0, 0.0]]), torch.randn(5, 2, requires_grad=True)
+    upstream = torch.randn(5, 2)
+    zq, _, _ = vq(z)
+    zq.backward(upstream)
+    assert torch.equal(z.grad, upstream) and vq.embedding.weight.grad is None
+
+
+def test_codes_without_use_are_revived_until_all_are_used():
+    torch.manual_seed(0)
+    vq = VectorQuantizer(16, 2, 1.0, revive_after=3)
+    assert len(vq(torch.randn(4, 2))[1].unique()) > 1  # the first batch fills the codebook
+    for _ in range(30):
+        vq(torch.randn(256, 2))
+    used = torch.cat([vq(torch.randn(256, 2))[1] for _ in range(3)]).unique()
+    assert len(used) == 16
+
+
+def test_codes_are_never_revived_with_revive_after_0_or_in_evaluation():
+    for vq in (quantizer([[0.0, 0.0], [9.0, 9.0]]), quantizer([[0.0, 0.0], [9.0, 9.0]], 1.0, 1).eval()):
+        for _ in range(5):
+            vq(torch.randn(8, 2))
+        assert vq.embedding.weight.tolist() == [[0, 0], [9, 9]]
+
+
+def test_quantizer_metrics_are_perplexity_and_share_of_codes_in_use():
+    vq = quantizer([[0.0], [1.0], [2.0], [3.0]])
+    _, ids, _ = vq(torch.tensor([[0.0], [0.1], [1.0], [1.1]]))
+    perplexity, used = vq.metrics(ids)
+    assert perplexity.item() == pytest.approx(2) and used.item() == 0.5
+
+
+# ---- training ----
+
+
+@pytest.mark.parametrize("settings", [TOKENIZER, TWO_LEVELS])
+def test_every_parameter_gets_a_gradient(settings):
+    model = build(settings).train()
+    model.loss(pictures(2, 4))[0].backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not without
+
+
+def test_one_batch_is_overfitted():
+    model, frames = build(), pictures(2, 4)
+    optimizer, losses = torch.optim.Adam(model.parameters(), 3e-3), []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss, metrics = model.loss(frames, l2=1.0)
+        loss.backward()
+        optimizer.step()
+        losses.append((metrics["recon"] + metrics["recon_context"]).item())
+    assert losses[-1] < 0.4 * losses[0]
+
+
+def test_the_loss_is_the_sum_of_its_parts():
+    model, frames = build().eval(), pictures(2, 4)
+    seen = []
+
+    def lpips(x, y):
+        seen.append((x.shape, y))
+        return (x - y).square().mean((1, 2, 3), keepdim=True)
+
+    loss, metrics = model.loss(frames, lpips, l2=2.0)
+    recon, (_, vq_context), (_, vq) = model.reconstruct(frames)
+    expected = vq_context + vq
+    for part in (slice(2), slice(2, None)):
+        x, y = recon[:, part], frames[:, part]
+        expected += (x - y).abs().mean() + 2 * F.mse_loss(x, y) + F.mse_loss(2 * x, 2 * y)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert [tuple(shape) for shape, _ in seen] == [(4, 3, 32, 32)] * 2
+    assert torch.allclose(seen[0][1], 2 * frames[:, :2].flatten(0, 1) - 1)  # LPIPS alone sees [-1, 1]
+    parts = ("recon_context", "recon", "vq_context", "vq", "lpips_context", "lpips")
+    assert sum(metrics[k] for k in parts).item() == pytest.approx(loss.item(), rel=1e-5)
+    error = (recon[:, 2:].clamp(0, 1) - frames[:, 2:]).square().mean((2, 3, 4))
+    assert metrics["psnr"].item() == pytest.approx(-10 * error.log10().mean().item(), abs=1e-3)
+    assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_the_adversarial_loss_gives_finite_gradients_of_balanced_size():
+    model, judge, frames = build(), Discriminator((8, 16, 16, 16)), pictures(2, 4)
+    plain, _ = model.loss(frames)
+    loss, metrics = model.loss(frames, discriminator=judge)
+    loss.backward()
+    grads = [p.grad for p in model.parameters()]
+    assert all(g.isfinite().all() for g in grads) and "gen" in metrics and loss != plain
+    recon = model.reconstruct(frames)[0]
+    l1, gen = F.l1_loss(recon[:, 2:], frames[:, 2:]), -judge(recon.flatten(0, 1)).mean()
+    weight, layer = model.adversarial_weight(l1, gen), model.cond_decoder.conv_out.weight
+    a, b = (torch.autograd.grad(x, layer, retain_graph=True)[0].norm() for x in (l1, weight * gen))
+    assert a.item() == pytest.approx(b.item(), rel=1e-4)
+
+
+def test_the_discriminators_hinge_loss_is_zero_beyond_the_margins_and_leaves_the_decoder_alone(monkeypatch):
+    judge, real, fake = Discriminator((8, 8)), pictures(1, 2)[0], pictures(1, 2, seed=2)[0].requires_grad_()
+    assert judge(real).shape == (2, 1, 8, 8)
+    judge.loss(real, fake).backward()
+    assert fake.grad is None and all(p.grad.isfinite().all() for p in judge.parameters())
+    monkeypatch.setattr(Discriminator, "forward", lambda self, x: x.mean((1, 2, 3)))
+    ones = torch.ones(1, 3, 4, 4)
+    losses = [judge.loss(a * ones, b * ones).item() for a, b in ((2, -2), (0.25, 0.5), (-1, 1))]
+    assert losses == pytest.approx([0, 0.75 + 1.5, 4])
+
+
+def test_missing_vgg_weights_are_named_with_their_place(monkeypatch):
+    lpips = pytest.importorskip("lpips", reason="pip install lpips")
+
+    def offline(**settings):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(lpips, "LPIPS", offline)
+    with pytest.raises(FileNotFoundError, match="checkpoints/vgg16-397923af.pth, or .* --lpips false"):
+        train_tokenizer.perceptual_loss("cpu")
+
+
+# ---- checkpoints ----
+
+
+def test_a_checkpoint_rebuilds_the_same_model():
+    model, frames = build(TWO_LEVELS).eval(), pictures()
+    again = Tokenizer.from_checkpoint(model.checkpoint()).eval()
+    assert again.config == model.config and torch.equal(again.encode(frames), model.encode(frames))
+
+
+@pytest.mark.parametrize(("new", "kept"), [(1, [2]), (2, [1, 2]), (3, [0, 1, 2]), (5, [0, 0, 0, 1, 2])])
+def test_another_context_length_keeps_the_last_position_embeddings_and_repeats_the_first(new, kept, capsys):
+    state = build(TWO_LEVELS, context_frames=3).checkpoint()
+    old = {k: torch.randn_like(v) for k, v in state["weights"].items() if k.endswith("kv_pos_emb")}
+    assert len(old) == 4
+    state["weights"].update(old)
+    model = Tokenizer.from_checkpoint(state, context_frames=new).eval()
+    for key, value in old.items():
+        frames = value.unflatten(0, (3, -1))
+        assert torch.equal(model.state_dict()[key], frames[kept].flatten(0, 1))
+    assert model.encode(pictures(1, 6)).shape == (1, model.layout.length(6))
+    assert ("fine-tune before trusting" in capsys.readouterr().out) == (new > 3)
+
+
+def test_sinusoids_differ_at_every_place_and_match_only_themselves():
+    pos = tokenizer.sinusoids(16, 8)
+    assert pos.shape == (64, 16) and (pos @ pos.T).argmax(1).tolist() == list(range(64))

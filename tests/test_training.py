@@ -1,0 +1,294 @@
+"""train_tokenizer.py and train_gpt.py: two steps, fine-tuning, several processes, interruption, errors."""
+
+import json
+import random
+import signal
+
+import numpy as np
+import pytest
+import torch
+from conftest import GPT_RUN, TOKENIZER_RUN, flags, python, train
+
+import train_gpt
+import train_tokenizer
+from common import configure, load_checkpoint
+from data import Episodes, EpisodeWriter
+from gpt import GPT
+from tokenizer import Tokenizer
+
+# Runs a script as its file would, but sends a signal to itself in the middle of the loop, before one update.
+SIGNAL_AT_A_STEP = """
+import os, sys
+import {script} as script
+from common import configure, run
+lr_at = script.lr_at
+def lr_at_or_signal(step, *settings):
+    if step == {step}:
+        os.kill(os.getpid(), {number})
+    return lr_at(step, *settings)
+script.lr_at = lr_at_or_signal
+run(script.main, configure(script.CONFIG, script.__doc__, sys.argv[1:], script.PRESETS))
+"""
+
+
+def signal_at(script, step, number, **settings):
+    code = SIGNAL_AT_A_STEP.format(script=script.__name__, step=step, number=int(number))
+    return python("-c", code, *flags(**settings))
+
+
+def lines(path):
+    """The numbers in the log beside a checkpoint."""
+    return [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
+
+
+def assert_same(a, b, where="state"):
+    """Two checkpoints hold the same data, bit for bit."""
+    if torch.is_tensor(a):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+# ---- two steps ----
+
+
+def test_two_steps_of_the_tokenizer_write_a_checkpoint_numbers_and_a_picture(trained):
+    state = load_checkpoint(trained.tokenizer, needs=("optimizer", "rng", "train_config"))
+    assert state["step"] == 2
+    assert Tokenizer.from_checkpoint(state["tokenizer"]).config["channels"] == (16,)
+    steps = lines(trained.tokenizer)
+    assert [numbers["step"] for numbers in steps] == [1, 2, 2]
+    assert {"loss", "lr", "ms", "recon", "psnr", "used_dynamics"} <= set(steps[0])
+    assert {"val_psnr", "val_recon"} <= set(steps[-1])
+    assert trained.tokenizer.with_suffix(".png").stat().st_size > 0
+
+
+def test_two_steps_of_the_transformer_write_one_file_with_both_models(trained):
+    state = load_checkpoint(trained.gpt, needs=("optimizer", "rng", "train_config"))
+    model = GPT.from_checkpoint(state["gpt"])
+    assert (state["step"], model.config["action_dim"], model.config["reward"]) == (2, 2, True)
+    assert_same(state["tokenizer"], load_checkpoint(trained.tokenizer)["tokenizer"])
+    steps = lines(trained.gpt)
+    assert {"loss", "lr", "ms", "tok/s", "ce", "accuracy", "reward_mse"} <= set(steps[0])
+    assert {"val_ce", "val_psnr"} <= set(steps[-1])
+    assert trained.gpt.with_suffix(".png").stat().st_size > 0
+
+
+def test_actions_and_rewards_may_be_left_out(trained):
+    config = load_checkpoint(trained.free)["gpt"]["config"]
+    assert (config["action_dim"], config["reward"]) == (0, False)
+
+
+def test_goal_conditioning_shows_a_copy_of_the_last_frame_first(push, trained, tmp_path):
+    batch = train_gpt.goal_first(Episodes(push).batch(0, 4, 5))
+    assert torch.equal(batch["frames"][:, 0], batch["frames"][:, -1]) and batch["frames"].shape[1] == 6
+    assert not batch["actions"][:, 0].any() and not batch["rewards"][:, 0].any()
+    assert torch.equal(batch["actions"][:, 1:], Episodes(push).batch(0, 4, 5)["actions"])
+    out = tmp_path / "gpt.pt"
+    train(train_gpt, **GPT_RUN, data=push, tokenizer=trained.tokenizer, out=out, goal_conditioned=True)
+    state = load_checkpoint(out)
+    assert state["train_config"]["goal_conditioned"] and state["gpt"]["config"]["segment_length"] == 6
+
+
+# ---- fine-tuning ----
+
+
+def test_init_from_adds_actions_and_rewards_to_a_transformer_without(push, trained, tmp_path):
+    out = tmp_path / "gpt.pt"
+    train(train_gpt, **{**GPT_RUN, "lr": 0.0}, data=push, init_from=trained.free, out=out)
+    old, new = (load_checkpoint(path)["gpt"] for path in (trained.free, out))
+    assert (new["config"]["action_dim"], new["config"]["reward"]) == (2, True)
+    added = {"action.weight", "action.bias", "reward.weight", "reward.bias"}
+    assert new["weights"].keys() - old["weights"].keys() == added
+    assert_same(old["weights"], {k: v for k, v in new["weights"].items() if k not in added})  # lr is 0
+    assert not new["weights"]["action.weight"].any()
+
+
+def test_a_fine_tuned_tokenizer_keeps_its_frozen_codebooks(push, trained, tmp_path):
+    out = tmp_path / "tokenizer.pt"
+    settings = {**TOKENIZER_RUN, "max_steps": 8, "eval_every": 8}  # more than revive_after of the first run
+    train(train_tokenizer, **settings, data=push, out=out, init_from=trained.tokenizer, freeze_codebooks=True)
+    old, new = (load_checkpoint(path)["tokenizer"]["weights"] for path in (trained.tokenizer, out))
+    for name in ("quantize", "dynamics_quantize"):
+        assert torch.equal(old[f"{name}.embedding.weight"], new[f"{name}.embedding.weight"])
+    assert not torch.equal(old["encoder.conv_in.weight"], new["encoder.conv_in.weight"])
+
+
+@pytest.mark.parametrize("script", [train_tokenizer, train_gpt], ids=lambda script: script.__name__)
+def test_mixed_precision_trains_on_a_cpu_too_and_keeps_weights_in_float32(script, push, trained, tmp_path):
+    settings = {**(TOKENIZER_RUN if script is train_tokenizer else GPT_RUN), "data": push, "dtype": "bf16"}
+    if script is train_gpt:
+        settings["tokenizer"] = trained.tokenizer
+    train(script, **settings, out=tmp_path / "x.pt")
+    state = load_checkpoint(tmp_path / "x.pt")
+    weights = state["tokenizer" if script is train_tokenizer else "gpt"]["weights"]
+    assert {w.dtype for w in weights.values() if w.is_floating_point()} == {torch.float32}
+    assert all(w.isfinite().all() for w in weights.values())
+
+
+def test_max_minutes_ends_a_run_early_and_saves(push, trained, tmp_path):
+    out, settings = tmp_path / "gpt.pt", {**GPT_RUN, "max_steps": 100, "eval_every": 100}
+    train(train_gpt, **settings, data=push, tokenizer=trained.tokenizer, out=out, max_minutes=1e-9)
+    assert load_checkpoint(out)["step"] == 1
+
+
+# ---- gradients of larger batches ----
+
+ONE_STEP = dict(max_steps=1, eval_every=1, grad_clip=0.0, warmup=0, lr=1e-3)
+
+
+def first_moments(path):
+    """Gradients of the first update, one vector: AdamW's first moment is 0.1 of them."""
+    state = load_checkpoint(path)["optimizer"]["state"]
+    return torch.cat([state[i]["exp_avg"].flatten() for i in sorted(state)]) / 0.1
+
+
+@pytest.mark.parametrize("script", [train_tokenizer, train_gpt], ids=lambda script: script.__name__)
+def test_two_processes_give_the_gradient_of_one_with_twice_the_batch(script, push, trained, tmp_path):
+    settings = {**(TOKENIZER_RUN if script is train_tokenizer else GPT_RUN), **ONE_STEP, "data": push}
+    if script is train_tokenizer:  # revived codes are drawn from the first process's batch
+        settings.update(revive_after=0, grad_clip=1e9)
+    else:
+        settings.update(tokenizer=trained.tokenizer)
+    one, two = tmp_path / "one.pt", tmp_path / "two.pt"
+    train(script, **{**settings, "batch_size": 8, "out": one})
+    torchrun = "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", f"{script.__name__}.py"
+    done = python(*torchrun, *flags(**{**settings, "batch_size": 4, "out": two}))
+    assert done.returncode == 0, done.stderr
+    assert "cpu x 2" in done.stdout and "8 segments per step" in done.stdout
+    expected, found = first_moments(one), first_moments(two)
+    assert expected.abs().max() > 1e-2 and torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("script", [train_tokenizer, train_gpt], ids=lambda script: script.__name__)
+def test_grad_clip_bounds_the_gradient_and_0_switches_it_off(script, push, trained, tmp_path):
+    settings = {**(TOKENIZER_RUN if script is train_tokenizer else GPT_RUN), **ONE_STEP, "data": push}
+    if script is train_gpt:
+        settings["tokenizer"] = trained.tokenizer
+    norms = []
+    for clip in (0.0, 1e-3):
+        train(script, **{**settings, "grad_clip": clip}, out=tmp_path / "x.pt")
+        norms.append(first_moments(tmp_path / "x.pt").norm().item())
+    assert norms[0] > 0.1 and norms[1] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_two_micro_steps_give_the_gradient_of_one_with_twice_the_batch(push, trained, tmp_path, monkeypatch):
+    batch = Episodes.batch
+
+    def rows(self, step, batch_size, *settings, **more):
+        """Rows of one batch of eight, so that both runs see the same segments."""
+        whole, first = batch(self, 0, 8, *settings, **more), step * batch_size
+        return {key: value[first : first + batch_size] for key, value in whole.items()}
+
+    monkeypatch.setattr(Episodes, "batch", rows)
+    one, two = tmp_path / "one.pt", tmp_path / "two.pt"
+    settings = {**GPT_RUN, **ONE_STEP, "data": push, "tokenizer": trained.tokenizer}
+    train(train_gpt, **{**settings, "batch_size": 8, "out": one})
+    train(train_gpt, **{**settings, "batch_size": 4, "out": two}, accumulate=2)
+    assert torch.allclose(first_moments(two), first_moments(one), atol=1e-5)
+
+
+# ---- interruption ----
+
+
+@pytest.mark.parametrize("script", [train_tokenizer, train_gpt], ids=lambda script: script.__name__)
+def test_a_killed_and_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
+    script, push, trained, tmp_path
+):
+    if script is train_tokenizer:  # everything that has a state: revival, dropout, discriminator
+        settings = {**TOKENIZER_RUN, "dropout": 0.1, "discriminator_start": 1, "batch_size": 2}
+    else:
+        settings = {**GPT_RUN, "tokenizer": trained.tokenizer, "att_dropout": 0.1}
+    settings.update(data=push, max_steps=12, eval_every=3, schedule="cosine", warmup=3)
+    whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
+    train(script, **settings, out=whole)
+    step = random.randrange(4, 12)
+    assert signal_at(script, step, signal.SIGKILL, **settings, out=parts).returncode == -signal.SIGKILL
+    assert load_checkpoint(parts)["step"] == step // 3 * 3, f"killed before update {step}"
+    train(script, out=parts, resume=True)  # all else is in the checkpoint
+    states = load_checkpoint(whole), load_checkpoint(parts)
+    for state in states:
+        del state["train_config"]  # it names the file
+    assert_same(*states, where=f"killed before update {step}: state")
+    logs = lines(whole), lines(parts)
+    for numbers in (*logs[0], *logs[1]):
+        [numbers.pop(key, None) for key in ("ms", "tok/s")]
+    assert logs[0] == logs[1]
+
+
+def test_sigterm_finishes_the_update_saves_and_exits_with_0(push, trained, tmp_path):
+    out, rare = tmp_path / "gpt.pt", dict(max_steps=1000, eval_every=500, log_every=500)
+    settings = {**GPT_RUN, **rare, "data": push, "tokenizer": trained.tokenizer, "out": out}
+    done = signal_at(train_gpt, 5, signal.SIGTERM, **settings)
+    assert done.returncode == 0, done.stderr
+    assert load_checkpoint(out)["step"] == 6 and "val_psnr" in lines(out)[-1]
+
+
+# ---- errors ----
+
+
+@pytest.mark.parametrize("script", [train_tokenizer, train_gpt], ids=lambda script: script.__name__)
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    script, push, trained, tmp_path, monkeypatch
+):
+    model, name = (Tokenizer, "forward") if script is train_tokenizer else (GPT, "loss")
+    loss, calls = model.loss, []
+
+    def spoiled(self, *inputs, **settings):
+        value, metrics = loss(self, *inputs, **settings)
+        calls.append(self.training)
+        return value * (float("nan") if sum(calls) == 4 and self.training else 1), metrics
+
+    monkeypatch.setattr(model, name, spoiled)
+    settings = {**(TOKENIZER_RUN if script is train_tokenizer else GPT_RUN), "max_steps": 9, "eval_every": 3}
+    if script is train_gpt:
+        settings["tokenizer"] = trained.tokenizer
+    out = tmp_path / "x.pt"
+    with pytest.raises(FloatingPointError, match="loss is not finite at step 4; .*x.pt"):
+        train(script, **{**settings, "log_every": 6}, data=push, out=out)  # noticed at step 6
+    state = load_checkpoint(out)
+    assert state["step"] == 3
+    weights = state["tokenizer" if script is train_tokenizer else "gpt"]["weights"]
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_data_of_another_resolution_is_refused_by_both_scripts(trained, tmp_path):
+    with EpisodeWriter(tmp_path / "data", "16 pixels") as writer:
+        for _ in range(2):
+            writer.add(np.zeros((12, 16, 16, 3), np.uint8))
+    out = tmp_path / "x.pt"
+    with pytest.raises(ValueError, match=r"frames \(16, 16, 3\), expected \(32, 32, 3\): import"):
+        train(train_gpt, **GPT_RUN, data=tmp_path / "data", tokenizer=trained.tokenizer, out=out)
+    with pytest.raises(ValueError, match=r"3, 16, 16\); expected \(B, T >= 3, 3, 32, 32\)"):
+        train(train_tokenizer, **TOKENIZER_RUN, data=tmp_path / "data", out=out)
+    assert not out.exists()
+
+
+def test_a_missing_tokenizer_is_one_line_without_a_traceback(push, tmp_path):
+    settings = {**GPT_RUN, "data": push, "tokenizer": tmp_path / "none.pt", "out": tmp_path / "gpt.pt"}
+    done = python("train_gpt.py", *flags(**settings))
+    assert done.returncode == 1
+    assert done.stderr.strip().startswith(f"FileNotFoundError: no checkpoint at {tmp_path / 'none.pt'}")
+    assert "\n" not in done.stderr.strip()
+
+
+def test_resuming_without_a_checkpoint_and_training_without_data_are_named(push, tmp_path):
+    with pytest.raises(SystemExit, match="--resume: no checkpoint at .*none.pt"):
+        train(train_tokenizer, **TOKENIZER_RUN, data=push, out=tmp_path / "none.pt", resume=True)
+    with pytest.raises(FileNotFoundError, match="no episodes at .*nowhere"):
+        train(train_tokenizer, **TOKENIZER_RUN, data=tmp_path / "nowhere", out=tmp_path / "x.pt")
+
+
+def test_the_defaults_are_the_papers_small_models():
+    cfg = configure(train_gpt.CONFIG, "", [], train_gpt.PRESETS)
+    assert (cfg.n_layer, cfg.n_embd, cfg.segment_length, cfg.lr) == (12, 768, 16, 1e-4)
+    cfg = configure(train_tokenizer.CONFIG, "", [], train_tokenizer.PRESETS)
+    assert (cfg.channels, cfg.resolution, cfg.context_frames) == ((128, 256, 512), 64, 2)
