@@ -72,6 +72,13 @@ def configure(config, doc, argv=None, presets=None):
     return SimpleNamespace(**{**settings, **given})
 
 
+def require_positive(cfg, *keys):
+    """Raise ValueError unless all these settings are at least 1."""
+    for key in keys:
+        if getattr(cfg, key) < 1:
+            raise ValueError(f"--{key} is {getattr(cfg, key)}; expected at least 1")
+
+
 def run(main, cfg):
     """Call main(cfg); our own errors on bad input become one line, all others keep their traceback."""
     try:
@@ -186,7 +193,8 @@ def start_log(out, step):
     """Begin the .jsonl file `out`, or on resuming at `step` drop the lines that will be written again."""
     out = Path(out)
     lines = out.read_text().splitlines(True) if step and out.is_file() else []
-    out.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+    whole = [line for line in lines if line.endswith("\n")]  # a kill may have torn the last one
+    out.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
 
 
 def log(step, out, **numbers):

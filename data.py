@@ -258,6 +258,13 @@ class Episodes:
         return dict(frames=to_float(frames_u8), actions=torch.from_numpy(actions), rewards=rewards)
 
 
+def goal_first(batch):
+    """Segments of T-1 frames -> T: a copy of the last frame in front, with a zero action and reward."""
+    frames = torch.cat([batch["frames"][:, -1:], batch["frames"]], 1)
+    padded = {k: torch.cat([torch.zeros_like(batch[k][:, :1]), batch[k]], 1) for k in ("actions", "rewards")}
+    return dict(frames=frames, **padded)
+
+
 def prefetch(fn, start, stop, device):
     """Yield fn(start) ... fn(stop-1), dicts of tensors, on `device`, in order; a thread works ahead."""
     cuda = torch.device(device).type == "cuda"
@@ -472,7 +479,8 @@ def play_push(episodes, length=60, size=64, seed=0, expert_share=0.6, action_noi
     for first in range(0, episodes, n):
         rng = np.random.default_rng([seed, first, 1, 1])  # four words: no stream of the world's own
         wander = random_policy(n, length, [seed, first, 1, 2])
-        actions, rewards, won = np.zeros((length + 1, n, 2)), np.zeros((length + 1, n)), np.zeros(n, bool)
+        actions, rewards = np.zeros((length + 1, n, 2), np.float32), np.zeros((length + 1, n), np.float32)
+        won = np.zeros(n, bool)
         frames[0] = world.reset() if first else world.render()
         is_expert, block, goal = rng.random(n) < expert_share, np.zeros(n, int), world.target.copy()
         for k in range(length):
@@ -568,6 +576,8 @@ def _read_file(path, key, size):
         actions = np.concatenate([actions, np.zeros_like(actions[:1])])
     if actions is not None and (actions.ndim != 2 or len(actions) != T or not np.isfinite(actions).all()):
         raise ValueError(f"actions are {actions.shape}; expected finite ({T} or {T - 1}, A)")
+    if rewards is not None and not np.isfinite(rewards).all():
+        raise ValueError("rewards are not all finite")
     return frames_u8, actions, None if rewards is None else rewards.reshape(-1)
 
 

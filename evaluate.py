@@ -23,9 +23,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import configure, run
-from data import Episodes, push_segments
-from sample import WorldModel
+from common import configure, require_positive, run
+from sample import WorldModel, segments_for
 
 CONFIG = dict(
     ckpt="assets/push-tiny.pt",
@@ -98,7 +97,7 @@ def evaluate(model, batch, horizon, batch_size):
     correlation = None
     if predicted:
         pair = torch.stack([torch.cat(predicted).flatten(), batch["rewards"][:, t:].flatten()])
-        correlation = torch.corrcoef(pair)[0, 1].item()
+        correlation = torch.corrcoef(pair)[0, 1].item() if pair[1].std() else None
     return {**means, "reward_correlation": correlation}
 
 
@@ -148,14 +147,11 @@ def plot(curves, path):
 
 
 def main(cfg):
+    require_positive(cfg, "episodes", "horizon", "batch_size")
     started = time.time()
     settings = dict(temperature=cfg.temperature, top_k=cfg.top_k, seed=cfg.seed)
     model = WorldModel.load(cfg.ckpt, cfg.device, cfg.tokenizer, **settings)
-    T = model.context_frames + cfg.horizon
-    if cfg.data == "push":
-        batch = push_segments(cfg.episodes, T, cfg.seed, model.tokenizer.config["resolution"])
-    else:
-        batch = Episodes(cfg.data, "val").segments(cfg.episodes, T, seed=cfg.seed)
+    batch = segments_for(model, cfg.data, cfg.episodes, cfg.horizon, cfg.seed)
     numbers = evaluate(model, batch, cfg.horizon, cfg.batch_size)
     shape = f"{model.context_frames} context and {cfg.horizon} predicted frames"
     print(f"\n{cfg.episodes} episodes, {shape}, one sample each")

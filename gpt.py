@@ -248,7 +248,7 @@ class GPT(nn.Module):
         start = self.layout.prompt - 1 + caches[0].length
         end = start + tokens.shape[1]
         if end > self.rope.shape[1]:
-            raise ValueError(f"{end} tokens; the segment has room for {self.rope.shape[1]}: take a new context")
+            raise ValueError(f"{end} tokens; there is room for {self.rope.shape[1]}: take a new context")
         h = self.extend(tokens, caches, self.rope[:, start:end], acted)
         first = self.layout.context_codes  # no other id can ever be drawn: its logit is not even computed
         return h, F.linear(h, self.lm_head.weight[first : first + self.layout.dynamics_codes])

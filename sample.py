@@ -19,8 +19,16 @@ from pathlib import Path
 
 import torch
 
-from common import configure, load_checkpoint, run, save_checkpoint
-from data import Episodes, load_episode, push_segments, save_contact_sheet, save_side_by_side, to_float
+from common import configure, load_checkpoint, require_positive, run, save_checkpoint
+from data import (
+    Episodes,
+    goal_first,
+    load_episode,
+    push_segments,
+    save_contact_sheet,
+    save_side_by_side,
+    to_float,
+)
 from gpt import GPT
 from tokenizer import Tokenizer
 
@@ -152,9 +160,21 @@ class WorldModel:
         return stack(frames), stack(rewards), stack(actions)
 
 
+def segments_for(model, data, n, horizon, seed):
+    """n segments of t + horizon frames, of fresh PushWorld episodes or a folder's validation split."""
+    T = model.context_frames + horizon - model.goal_conditioned
+    if data == "push":
+        batch = push_segments(n, T, seed, model.tokenizer.config["resolution"])
+    else:
+        batch = Episodes(data, "val").segments(n, T, seed=seed)
+    return goal_first(batch) if model.goal_conditioned else batch
+
+
 def find_segments(cfg, model):
-    """Frames (B, T, 3, H, W), actions and rewards to start from: PushWorld's, a folder's or a file's."""
+    """Frames (B, T, 3, H, W) and actions (B, T, A) or None to start from."""
     size, t = model.tokenizer.config["resolution"], model.context_frames
+    if cfg.episode and model.goal_conditioned:
+        raise ValueError("a goal-conditioned model takes segments, whose last frame is the goal; use --data")
     if cfg.episode:
         frames_u8, actions = load_episode(cfg.episode, cfg.key, size)
         if len(frames_u8) < t:
@@ -165,10 +185,8 @@ def find_segments(cfg, model):
             frames=to_float(frames_u8)[None],
             actions=None if actions is None else torch.from_numpy(actions)[None],
         )
-    elif cfg.data == "push":
-        batch = push_segments(cfg.n, t + cfg.horizon, cfg.seed, size)
     else:
-        batch = Episodes(cfg.data, "val").segments(cfg.n, t + cfg.horizon, seed=cfg.seed)
+        batch = segments_for(model, cfg.data, cfg.n, cfg.horizon, cfg.seed)
     frames, A = batch["frames"][:, : t + cfg.horizon], model.action_dim
     actions = batch["actions"] if A else None
     if A and (actions is None or actions.shape[-1] != A):
@@ -178,6 +196,7 @@ def find_segments(cfg, model):
 
 
 def main(cfg):
+    require_positive(cfg, "n", "branches", "horizon")
     model = WorldModel.load(
         cfg.ckpt, cfg.device, cfg.tokenizer, temperature=cfg.temperature, top_k=cfg.top_k, seed=cfg.seed
     )

@@ -106,7 +106,7 @@ class TokenLayout:
     def unpack(self, tokens):
         """Token ids (B, L) of whole frames -> codes (B, t, N) and (B, f, n).
 
-        raises  ValueError if L fits no number of frames or an id is not of the kind that its place holds"""
+        raises  ValueError if L fits no number of frames or an id is no code of its place"""
         B, L = tokens.shape
         t, N, n = self.context_frames, self.tokens_context, self.tokens_future
         if L < self.prompt - 1 or (L - self.prompt + 1) % (n + 1):

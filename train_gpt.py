@@ -29,13 +29,14 @@ from common import (
     load_checkpoint,
     log,
     lr_at,
+    require_positive,
     run,
     save_checkpoint,
     setup_ddp,
     start_log,
     stop_signal,
 )
-from data import Episodes, prefetch, save_contact_sheet
+from data import Episodes, goal_first, prefetch, save_contact_sheet
 from gpt import GPT
 from tokenizer import Tokenizer
 
@@ -47,7 +48,7 @@ CONFIG = dict(
     data="data/push",
     tokenizer="",  # checkpoint of the tokenizer; by default the one inside --init_from, else out/tokenizer.pt
     out="out/gpt.pt",
-    init_from="",  # a checkpoint to fine-tune; its model settings are taken
+    init_from="",  # a checkpoint to fine-tune; it sets the sizes of the model
     resume=False,  # continue OUT exactly where it stopped
     actions=True,  # use the data's actions, if it has any
     rewards=True,  # predict the data's rewards, if it has any
@@ -90,13 +91,6 @@ class Loss(nn.Module):
 
     def forward(self, *args):
         return self.model.loss(*args)
-
-
-def goal_first(batch):
-    """Segments of T-1 frames -> T: a copy of the last frame in front, with a zero action and reward."""
-    frames = torch.cat([batch["frames"][:, -1:], batch["frames"]], 1)
-    padded = {k: torch.cat([torch.zeros_like(batch[k][:, :1]), batch[k]], 1) for k in ("actions", "rewards")}
-    return dict(frames=frames, **padded)
 
 
 @torch.no_grad()
@@ -150,6 +144,7 @@ def build(cfg, data):
 
 
 def main(cfg):
+    require_positive(cfg, "batch_size", "accumulate", "max_steps", "log_every", "eval_every", "eval_segments")
     rank, world, device = setup_ddp()
     stop, out = stop_signal(), Path(cfg.out)
     train, val = Episodes(cfg.data, "train"), Episodes(cfg.data, "val")

@@ -31,6 +31,7 @@ from common import (
     load_checkpoint,
     log,
     lr_at,
+    require_positive,
     run,
     save_checkpoint,
     setup_ddp,
@@ -44,7 +45,7 @@ CONFIG = dict(
     preset="small",
     data="data/push",
     out="out/tokenizer.pt",
-    init_from="",  # a checkpoint to fine-tune; its model settings are taken
+    init_from="",  # a checkpoint to fine-tune; it sets the sizes of the model, context_frames may change
     resume=False,  # continue OUT exactly where it stopped
     horizon=16,  # frames of the window that a segment is drawn from
     future_frames=6,
@@ -134,6 +135,7 @@ def build(cfg, device):
 
 
 def main(cfg):
+    require_positive(cfg, "batch_size", "accumulate", "max_steps", "log_every", "eval_every", "eval_segments")
     rank, world, device = setup_ddp()
     stop, out = stop_signal(), Path(cfg.out)
     train, val = Episodes(cfg.data, "train"), Episodes(cfg.data, "val")
@@ -144,9 +146,12 @@ def main(cfg):
     t = model.config["context_frames"]
     for quantizer in (model.quantize, model.dynamics_quantize):  # frozen: out of the clipped norm, too
         quantizer.requires_grad_(not cfg.freeze_codebooks)
+        quantizer.revive_after *= not cfg.freeze_codebooks
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=0.0, fused=device.type == "cuda")
     judge = Discriminator().to(device) if cfg.discriminator_start >= 0 else None
+    if judge and resumed and "discriminator" not in resumed:
+        raise ValueError(f"{cfg.out} holds no discriminator; start one with --init_from instead of --resume")
     judge_optimizer = torch.optim.AdamW(judge.parameters(), lr=cfg.lr, weight_decay=0.0) if judge else None
     step = 0
     if resumed:
