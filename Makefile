@@ -3,6 +3,7 @@
 # make train   train the released checkpoint (two hours on two cores, minutes on a GPU)
 PYTHON ?= python3
 RUN = .venv/bin/python
+TRAIN_GPT ?=  # bf16 is faster on CPUs that have it: make train TRAIN_GPT="--dtype bf16"
 
 .PHONY: demo test train clean
 
@@ -31,11 +32,14 @@ test: .venv/ready-test
 	.venv/bin/ruff check .
 	$(RUN) -m pytest -q tests
 
-train: .venv/ready
+data/push/meta.json: .venv/ready
 	$(RUN) data.py push --out data/push --episodes 3000
+
+train: .venv/ready-test data/push/meta.json
 	$(RUN) train_tokenizer.py --preset tiny --data data/push --out out/push/tokenizer.pt
-	$(RUN) train_gpt.py --preset tiny --data data/push --tokenizer out/push/tokenizer.pt --out out/push/gpt.pt
-	$(RUN) sample.py --ckpt out/push/gpt.pt --export assets/push-tiny.pt
+	$(RUN) train_gpt.py --preset tiny --data data/push --tokenizer out/push/tokenizer.pt --out out/push/gpt.pt \
+	    $(TRAIN_GPT)
+	$(RUN) sample.py --ckpt out/push/gpt.pt --data push --export assets/push-tiny.pt
 	$(RUN) evaluate.py --curves out/push/tokenizer.jsonl,out/push/gpt.jsonl --out results/push-tiny.json
 
 clean:

@@ -56,6 +56,7 @@ NPZ_CONFIG = dict(
 VIDEO_CONFIG = dict(src="", out="data/video", size=64, min_frames=16, val_every=20)  # each as for npz
 
 FORMAT_VERSION = 1
+HELD_OUT = 1_000_000  # PushWorld seeds from here on are for evaluation
 VIDEO_TYPES = (".mp4", ".webm", ".gif")
 
 
@@ -82,14 +83,14 @@ class EpisodeWriter:
     The folder appears whole when the block ends; an exception inside the block leaves nothing behind.
     raises  ValueError if `out` exists and is not an empty folder, or if no episode was added"""
 
-    def __init__(self, out, source, key="", step_size=1, val_every=20, shard_bytes=10**9):
+    def __init__(self, out, source, key="", val_every=20, shard_bytes=10**9):
         self.out, self.shard_bytes = Path(out), shard_bytes
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise ValueError(f"{out} exists and is not an empty folder; delete it or pass another --out")
         if val_every < 2:
             raise ValueError(f"val_every is {val_every}; expected 2 or more, which leaves some to train on")
-        self.meta = dict(version=FORMAT_VERSION, codec="raw", source=source, key=key, step_size=step_size,
-                         val_every=val_every)  # the split rule: i % val_every == 0 is for validation
+        self.meta = dict(version=FORMAT_VERSION, codec="raw", source=source, key=key, val_every=val_every)
+        # the split rule: i % val_every == 0 is for validation
         self.index = dict(shard=[], offset=[], length=[], row=[], name=[])
         self.actions, self.rewards, self.n_frames, self.file, self.n_shards = [], [], 0, None, 0
 
@@ -498,6 +499,8 @@ def play_push(episodes, length=60, size=64, seed=0, expert_share=0.6, action_noi
 
 def collect_push(out, episodes, val_every=20, **how):
     """Write the episodes of `play_push`; prints success rates and speed."""
+    if episodes < 1 or not 0 <= how["seed"] < HELD_OUT or how["action_noise"] < 0:
+        raise ValueError(f"expected episodes >= 1, 0 <= seed < {HELD_OUT}, action_noise >= 0; got {how}")
     began, wins = time.time(), {"expert": [], "random": []}
     with EpisodeWriter(out, f"PushWorld, seed {how['seed']}", val_every=val_every) as writer:
         for i, (*episode, kind, won) in enumerate(tqdm(play_push(episodes, **how), "push", episodes)):
@@ -509,8 +512,8 @@ def collect_push(out, episodes, val_every=20, **how):
 
 
 def push_segments(n, T, seed=0, size=64):
-    """n fresh PushWorld segments of T frames from anywhere in an episode.   returns  like Episodes.batch"""
-    length = max(60, T)
+    """n PushWorld segments that no data made with a smaller seed than HELD_OUT holds; as Episodes.batch."""
+    seed, length = seed + HELD_OUT, max(60, T)
     starts = np.random.default_rng([seed, n, T]).integers(0, length + 2 - T, n)
     parts = [[], [], []]
     for start, episode in zip(starts, play_push(n, length, size, seed), strict=True):
@@ -574,6 +577,8 @@ def _read_file(path, key, size):
     T = len(frames_u8)
     if actions is not None and actions.ndim == 2 and len(actions) == T - 1:
         actions = np.concatenate([actions, np.zeros_like(actions[:1])])
+    if any(x is not None and x.dtype.kind not in "biuf" for x in (actions, rewards)):
+        raise ValueError("actions or rewards are not numbers")
     if actions is not None and (actions.ndim != 2 or len(actions) != T or not np.isfinite(actions).all()):
         raise ValueError(f"actions are {actions.shape}; expected finite ({T} or {T - 1}, A)")
     if rewards is not None and not np.isfinite(rewards).all():

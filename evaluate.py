@@ -29,7 +29,7 @@ from sample import WorldModel, segments_for
 CONFIG = dict(
     ckpt="assets/push-tiny.pt",
     tokenizer="",  # another tokenizer's checkpoint
-    data="push",  # "push": fresh PushWorld episodes; else a folder of episodes (its validation split)
+    data="",  # a folder of episodes (its validation split) or "push"; by default the model's own
     out="out/metrics.json",
     episodes=64,
     horizon=14,  # predicted frames
@@ -37,8 +37,8 @@ CONFIG = dict(
     temperature=1.0,
     top_k=100,
     device="",
-    seed=1_000_000,  # far from the seeds that training data is made with
-    curves=("",),  # .jsonl files of the trainers to keep beside the numbers, with a picture
+    seed=0,
+    curves=(),  # .jsonl files of the trainers to keep beside the numbers, with a picture
 )
 
 
@@ -161,7 +161,7 @@ def main(cfg):
     if numbers["reward_correlation"] is not None:
         print(f"reward correlation {numbers['reward_correlation']:.3f}")
     Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
-    if any(cfg.curves):
+    if cfg.curves:
         numbers["curves"] = {path: read_curve(path) for path in cfg.curves}
         plot(numbers["curves"], Path(cfg.out).with_suffix(".png"))
     numbers = dict(episodes=cfg.episodes, seconds=time.time() - started, **numbers, **provenance())

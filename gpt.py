@@ -12,6 +12,10 @@ the head on the reward of the next transition, but stores it in imagination as t
 Action-free: action_dim=0. With actions: action_dim=A, a zero-initialised projection. Goal-conditioned: the
 trainer puts the last frame first (train_gpt.py), and nothing changes here.
 
+Where we differ from the paper, in `tiny` alone: tokens carry learned position embeddings beside RoPE, which
+start from where in the picture a token and its successor lie (`places`). Finding that out from RoPE alone,
+in order to carry the context's objects into the first future frame, takes longer than a laptop has.
+
 B batch, n_b branches (futures of one context), L tokens, P context tokens, D width, H heads, V vocabulary, A
 action size; the others are tokenizer.py's.
 
@@ -33,9 +37,10 @@ SMALL = dict(
     segment_length=16,
     action_dim=0,  # 0: action-free
     reward=False,  # a reward head
+    places=0.0,  # amplitude of the learned position embeddings beside RoPE; 0: none, as in the paper
 )
 MEDIUM = {**SMALL, "n_layer": 24, "n_head": 16, "n_embd": 1024, "n_mlp": 4096}
-TINY = {**SMALL, "n_layer": 4, "n_head": 3, "n_embd": 192, "n_mlp": 512, "att_dropout": 0.0, "reward": True}
+TINY = {**SMALL, "n_layer": 4, "n_head": 3, "n_embd": 192, "n_mlp": 512, "att_dropout": 0.0, "places": 0.03}
 PRESETS = dict(tiny=TINY, small=SMALL, medium=MEDIUM)
 
 
@@ -63,6 +68,23 @@ def rope_table(length, head_dim, theta=10000.0):
     inverse = theta ** -(torch.arange(0, head_dim, 2) / head_dim)
     angle = torch.outer(torch.arange(length).float(), inverse).repeat(1, 2)
     return torch.stack([angle.cos(), angle.sin()])
+
+
+def place_table(layout, T, D):
+    """Position embeddings (L, D): where in the picture a token and its successor lie, as sinusoids.
+
+    Half of the channels tell of the token and half of its successor; slots lie nowhere: zeros."""
+    frame = []
+    t = layout.context_frames
+    for n, count in ((layout.tokens_context, t), (layout.tokens_future, T - t)):
+        centres = (torch.arange(n**0.5) + 0.5) / n**0.5  # of the cells of a square grid, side 1
+        grid = torch.cartesian_prod(centres, centres)
+        frame += [torch.full((1, 2), torch.nan), grid] * count
+    own = torch.cat(frame)[1:]  # (L, 2): row, column
+    both = torch.stack([own, own.roll(-1, 0)], 1)  # the last one's successor is a slot
+    both[-1, 1] = torch.nan
+    angle = both[..., None] * torch.pi * 2 ** torch.linspace(0, 4, D // 8)  # wavelengths: 2 sides to 1/8
+    return torch.cat([angle.sin(), angle.cos()], -1).nan_to_num(0.0).flatten(1)
 
 
 def rotate(x, rope):
@@ -162,8 +184,10 @@ class GPT(nn.Module):
         self.action = nn.Linear(cfg["action_dim"], D) if cfg["action_dim"] else None
         self.reward = nn.Linear(D, 1) if cfg["reward"] else None
         self.register_buffer("rope", rope_table(layout.length(T), D // cfg["n_head"]), persistent=False)
+        if cfg["places"]:
+            self.places = nn.Parameter(cfg["places"] * place_table(layout, T, D))
         for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:
+            if parameter.ndim == 2 and name != "places":
                 nn.init.zeros_(parameter) if name == "action.weight" else nn.init.normal_(parameter, 0, 0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -189,7 +213,7 @@ class GPT(nn.Module):
                 f"for at most {T} frames"
             )
         t = layout.context_frames
-        x = self.embed(tokens)
+        x = self.embed(tokens) + (self.places[:L] if self.config["places"] else 0)
         acted = self.act(actions, (B, t + f))
         if actions is not None:
             x[:, layout.slots(f)] += acted[:, t - 1 : t - 1 + f]
@@ -233,23 +257,22 @@ class GPT(nn.Module):
         layout, f = self.layout, self.config["segment_length"] - self.layout.context_frames
         tokens = layout.pack(context, context.new_empty(len(context), 0, layout.tokens_future))
         caches = [LayerCache(n_branches, f * (layout.tokens_future + 1)) for _ in self.blocks]
-        self.extend(tokens, caches, self.rope[:, : tokens.shape[1]])
+        self.extend(tokens, caches, 0)
         return caches
 
-    def extend(self, tokens, caches, rope, acted=0):
-        """Newest tokens (B n_b, s) [+ embedded actions] -> their last hidden states (B n_b, s, D)."""
-        x = self.embed(tokens) + acted
+    def extend(self, tokens, caches, start, acted=0):
+        """Newest tokens (B n_b, s) from position `start` on [+ actions] -> hidden states (B n_b, s, D)."""
+        end = start + tokens.shape[1]
+        if end > self.rope.shape[1]:
+            raise ValueError(f"{end} tokens; there is room for {self.rope.shape[1]}: take a new context")
+        x = self.embed(tokens) + acted + (self.places[start:end] if self.config["places"] else 0)
         for block, cache in zip(self.blocks, caches, strict=True):
-            x = block(x, rope, cache)
+            x = block(x, self.rope[:, start:end], cache)
         return self.norm(x)
 
     def next_logits(self, tokens, caches, acted=0):
         """Newest tokens (B n_b, s) -> hidden states, and logits (B n_b, s, K) over dynamics codes alone."""
-        start = self.layout.prompt - 1 + caches[0].length
-        end = start + tokens.shape[1]
-        if end > self.rope.shape[1]:
-            raise ValueError(f"{end} tokens; there is room for {self.rope.shape[1]}: take a new context")
-        h = self.extend(tokens, caches, self.rope[:, start:end], acted)
+        h = self.extend(tokens, caches, self.layout.prompt - 1 + caches[0].length, acted)
         first = self.layout.context_codes  # no other id can ever be drawn: its logit is not even computed
         return h, F.linear(h, self.lm_head.weight[first : first + self.layout.dynamics_codes])
 
@@ -287,8 +310,9 @@ class GPT(nn.Module):
 
     def param_groups(self, weight_decay):
         """AdamW groups: matrices decay; biases, norms and the embedding do not (as the authors)."""
-        decayed = [p for n, p in self.named_parameters() if p.ndim == 2 and n != "embed.weight"]
-        others = [p for n, p in self.named_parameters() if p.ndim != 2 or n == "embed.weight"]
+        table = ("embed.weight", "places")
+        decayed = [p for n, p in self.named_parameters() if p.ndim == 2 and n not in table]
+        others = [p for n, p in self.named_parameters() if p.ndim != 2 or n in table]
         return [dict(params=decayed, weight_decay=weight_decay), dict(params=others, weight_decay=0.0)]
 
     def checkpoint(self):
@@ -297,13 +321,22 @@ class GPT(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, state, layout=None, **changes):
-        """Rebuild from `checkpoint()`. `changes` to the config may add an action projection or a reward head.
+        """Rebuild from `checkpoint()`. `changes` to the config may add, resize or drop the two heads.
 
         layout  that of another tokenizer, with as many codes.
         raises  ValueError if weights are missing, left over or of another shape, the two additions apart"""
         model = cls(layout or TokenLayout(**state["layout"]), **{**state["config"], **changes})
-        own, weights = model.state_dict(), state["weights"]
-        added = {k for k in own if k.startswith(("action.", "reward.")) and k not in weights}
+        own, weights = model.state_dict(), dict(state["weights"])
+        head = ("action.", "reward.")  # where the two models differ in a head, the new one starts anew
+        heads = {k for k in (*own, *weights) if k.startswith(head)}
+        old = {k for k in heads & weights.keys() if k not in own or own[k].shape != weights[k].shape}
+        if old:
+            print(f"not taken from the checkpoint: {', '.join(sorted(old))}")
+        weights = {k: w for k, w in weights.items() if k not in old}
+        if "places" in own and "places" in weights:  # segments of another length share their beginning
+            L = min(len(own["places"]), len(weights["places"]))
+            weights["places"] = torch.cat([weights["places"][:L], own["places"][L:]])
+        added = heads - weights.keys()
         wrong = sorted((own.keys() ^ weights.keys()) - added)
         wrong += sorted(k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape)
         if wrong:

@@ -17,6 +17,7 @@ Run: python sample.py                                        the released checkp
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from common import configure, load_checkpoint, require_positive, run, save_checkpoint
@@ -35,7 +36,7 @@ from tokenizer import Tokenizer
 CONFIG = dict(
     ckpt="assets/push-tiny.pt",
     tokenizer="",  # checkpoint of another tokenizer, adapted to new pictures (zero-shot transfer, Figure 8)
-    data="push",  # "push": fresh PushWorld episodes; else a folder of episodes (its validation split)
+    data="",  # a folder of episodes (its validation split) or "push"; by default the model's own
     episode="",  # one file instead of data
     key="image",  # array of an .npz episode that holds the frames
     out="out/samples",
@@ -50,17 +51,24 @@ CONFIG = dict(
 )
 
 
+# What a model must be shown, of the settings it was trained with.
+TRAINED = dict(data="push", stride=1, action_agg="sample", goal_conditioned=False)
+
+
 class WorldModel:
     """An environment made of a tokenizer and a transformer.
 
-    goal_conditioned  the first context frame is the goal, and stays when a long rollout takes a new
-                      context"""
+    trained  settings of its training (TRAINED); with goal_conditioned, the first context frame is the goal,
+             which stays when a long rollout takes a new context"""
 
-    def __init__(
-        self, tokenizer, gpt, device="cpu", goal_conditioned=False, temperature=1.0, top_k=100, seed=0
-    ):
+    def __init__(self, tokenizer, gpt, device="cpu", trained=TRAINED, temperature=1.0, top_k=100, seed=0):
+        if temperature < 0 or top_k < 0:
+            raise ValueError(f"temperature is {temperature}, top_k {top_k}; expected both at least 0")
+        if tokenizer.layout != gpt.layout:
+            raise ValueError(f"tokenizer with {tokenizer.layout}, transformer with {gpt.layout}: no pair")
         self.tokenizer, self.gpt = tokenizer.to(device).eval(), gpt.to(device).eval()
-        self.device, self.goal_conditioned = torch.device(device), goal_conditioned
+        self.device, self.trained = torch.device(device), trained
+        self.goal_conditioned = trained["goal_conditioned"]
         self.temperature, self.top_k = temperature, top_k
         self.generator = torch.Generator(device).manual_seed(seed)
         self.context_frames, self.action_dim = gpt.layout.context_frames, gpt.config["action_dim"]
@@ -71,23 +79,23 @@ class WorldModel:
         """Load a checkpoint of train_gpt.py; `tokenizer` is a path of another tokenizer to use with it.
 
         raises  FileNotFoundError or ValueError, saying which file and what is wrong with it"""
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if device.startswith("cuda") and not torch.cuda.is_available():
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device is {device} but torch sees no GPU; pass --device cpu")
-        state = load_checkpoint(path, needs=("gpt", "tokenizer"))
-        words = load_checkpoint(tokenizer, needs=("tokenizer",)) if tokenizer else state
-        goal = state.get("train_config", {}).get("goal_conditioned", False)
-        tokenizer = Tokenizer.from_checkpoint(words["tokenizer"])
-        return cls(tokenizer, GPT.from_checkpoint(state["gpt"], tokenizer.layout), device, goal, **settings)
+        state = load_checkpoint(path, needs=("gpt", "tokenizer", "train_config"))
+        source = load_checkpoint(tokenizer, needs=("tokenizer",)) if tokenizer else state
+        trained = {k: state["train_config"][k] for k in TRAINED}
+        models = Tokenizer.from_checkpoint(source["tokenizer"]), GPT.from_checkpoint(state["gpt"])
+        return cls(*models, device, trained, **settings)
 
-    def export(self, path):
-        """Write a checkpoint to hand out: weights in half precision, without the optimizer."""
+    def export(self, path, data=""):
+        """Write a checkpoint to hand out, in half precision; `data` is what to show it by default."""
         models = dict(gpt=self.gpt.checkpoint(), tokenizer=self.tokenizer.checkpoint())
         for model in models.values():
-            model["weights"] = {
-                k: w.half() if w.is_floating_point() else w for k, w in model["weights"].items()
-            }
-        save_checkpoint(path, **models, step=0, train_config=dict(goal_conditioned=self.goal_conditioned))
+            weights = model["weights"].items()
+            model["weights"] = {k: w.half() if w.is_floating_point() else w for k, w in weights}
+        trained = dict(self.trained, data=data or self.trained["data"])
+        save_checkpoint(path, **models, step=0, train_config=trained)
         print(f"{path}: {Path(path).stat().st_size / 1e6:.1f} MB")
 
     @torch.no_grad()
@@ -147,51 +155,51 @@ class WorldModel:
                            None"""
         frames, rewards, actions = [], [], []
         given = policy_or_actions
-        if torch.is_tensor(given) and given.shape[1] < horizon:
-            raise ValueError(
-                f"actions for {given.shape[1]} frames, horizon {horizon}; give more or lower --horizon"
-            )
+        if horizon < 1 or hasattr(given, "shape") and given.shape[1] < horizon:
+            raise ValueError(f"horizon is {horizon}; expected 1 to the number of actions given")
         for i in range(horizon):
             action = given(self.recent[:, -1]) if callable(given) else None if given is None else given[:, i]
+            if action is not None:
+                action = torch.as_tensor(action, dtype=torch.float32, device=self.device)
             frame, reward = self.step(action)
             for kept, value in ((frames, frame), (rewards, reward), (actions, action)):
                 kept.append(value)
-        stack = lambda values: None if values[0] is None else torch.stack(values, 1)  # noqa: E731
-        return stack(frames), stack(rewards), stack(actions)
+        return tuple(None if x[0] is None else torch.stack(x, 1) for x in (frames, rewards, actions))
 
 
 def segments_for(model, data, n, horizon, seed):
-    """n segments of t + horizon frames, of fresh PushWorld episodes or a folder's validation split."""
-    T = model.context_frames + horizon - model.goal_conditioned
+    """n segments of t + horizon frames, strided as in training, of PushWorld or a folder's validation."""
+    T, trained = model.context_frames + horizon - model.goal_conditioned, model.trained
+    data = data or trained["data"]
     if data == "push":
         batch = push_segments(n, T, seed, model.tokenizer.config["resolution"])
     else:
-        batch = Episodes(data, "val").segments(n, T, seed=seed)
+        batch = Episodes(data, "val").segments(n, T, trained["stride"], seed, trained["action_agg"])
     return goal_first(batch) if model.goal_conditioned else batch
 
 
 def find_segments(cfg, model):
     """Frames (B, T, 3, H, W) and actions (B, T, A) or None to start from."""
-    size, t = model.tokenizer.config["resolution"], model.context_frames
+    t, stride = model.context_frames, model.trained["stride"]
     if cfg.episode and model.goal_conditioned:
         raise ValueError("a goal-conditioned model takes segments, whose last frame is the goal; use --data")
     if cfg.episode:
-        frames_u8, actions = load_episode(cfg.episode, cfg.key, size)
+        frames_u8, actions = load_episode(cfg.episode, cfg.key, model.tokenizer.config["resolution"])
+        frames_u8 = frames_u8[::stride]
         if len(frames_u8) < t:
-            raise ValueError(
-                f"{cfg.episode} has {len(frames_u8)} frames; expected at least the {t} context frames"
-            )
-        batch = dict(
-            frames=to_float(frames_u8)[None],
-            actions=None if actions is None else torch.from_numpy(actions)[None],
-        )
+            raise ValueError(f"{cfg.episode} has {len(frames_u8)} frames; expected {t} for the context")
+        batch = dict(frames=to_float(frames_u8)[None], actions=actions)
+        if actions is not None:
+            added = model.trained["action_agg"] == "sum"
+            actions = np.add.reduceat(actions, range(0, len(actions), stride)) if added else actions[::stride]
+            batch["actions"] = torch.from_numpy(actions)[None]
     else:
         batch = segments_for(model, cfg.data, cfg.n, cfg.horizon, cfg.seed)
     frames, A = batch["frames"][:, : t + cfg.horizon], model.action_dim
     actions = batch["actions"] if A else None
     if A and (actions is None or actions.shape[-1] != A):
-        got = "none" if actions is None else f"{actions.shape[-1]}-D"
-        raise ValueError(f"the model takes {A}-D actions, {cfg.episode or cfg.data} has {got}; change one")
+        got, source = "none" if actions is None else f"{actions.shape[-1]}-D", cfg.episode or cfg.data
+        raise ValueError(f"the model takes {A}-D actions, {source or 'its data'} has {got}")
     return frames, actions
 
 
@@ -201,7 +209,7 @@ def main(cfg):
         cfg.ckpt, cfg.device, cfg.tokenizer, temperature=cfg.temperature, top_k=cfg.top_k, seed=cfg.seed
     )
     if cfg.export:
-        model.export(cfg.export)
+        model.export(cfg.export, cfg.data)
         return
     frames, actions = find_segments(cfg, model)
     t, (B, T), h = model.context_frames, frames.shape[:2], cfg.horizon

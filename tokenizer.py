@@ -47,7 +47,7 @@ SMALL = dict(
     dropout=0.1,  # of the cross-attention, in training
     commitment=1.0,  # weight of the encoder's share of the VQ loss
     pos_init=0.0,  # amplitude of sinusoids that the position embeddings start from
-    revive_after=200,  # updates without use after which a code is drawn anew; 0 is off
+    revive_after=200,  # forward passes without use after which a code is drawn anew; 0 is off
 )
 LARGE = {**SMALL, "resolution": 256, "channels": (128, 256, 256, 512, 768), "max_att_resolution": 32}
 TINY = {
@@ -301,7 +301,7 @@ class VectorQuantizer(nn.Module):
         super().__init__()
         self.embedding, self.commitment, self.revive_after = nn.Embedding(K, D), commitment, revive_after
         nn.init.uniform_(self.embedding.weight, -1 / K, 1 / K)
-        # Updates since each code was used. All start out overdue: the first batch fills the codebook.
+        # Training passes since each code was used. All start out overdue: the first batch fills the codebook.
         self.register_buffer("idle", torch.full((K,), 1000 * max(1, revive_after)))
 
     def ids(self, z):
@@ -325,16 +325,17 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def revive(self, z):
-        """Redraw each code from rows of z (M, D) after every `revive_after` updates without use."""
+        """Redraw each code from rows of z (M, D) after every `revive_after` passes without use."""
         weight = self.embedding.weight
         fresh = z[torch.randint(len(z), (len(weight),), device=z.device)]
-        dead = (self.idle > 0) & (self.idle % self.revive_after == 0)  # rank 0's under DDP: all agree
-        if dist.is_initialized():
+        if dist.is_initialized():  # all processes must redraw the same codes alike
+            dist.all_reduce(self.idle, dist.ReduceOp.MIN)
             dist.broadcast(fresh, 0)
+        dead = (self.idle > 0) & (self.idle % self.revive_after == 0)
         weight.copy_(torch.where(dead[:, None], fresh, weight))
 
     def metrics(self, ids):
-        """Perplexity of a batch's codes, and the share of the codebook used within the last 100 updates."""
+        """Perplexity of a batch's codes, and the share of the codebook used within the last 100 passes."""
         p = torch.bincount(ids.flatten(), minlength=len(self.idle)).float() / ids.numel()
         return torch.exp(-torch.xlogy(p, p).sum()), (self.idle < 100).float().mean()
 

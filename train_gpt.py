@@ -8,6 +8,9 @@ The defaults are the paper's pre-training; batch_size counts segments per proces
 size. The paper pre-trains without actions (--actions false) and adds them in fine-tuning (--init_from
 out/gpt.pt), from a zero projection.
 
+Where we differ from the authors: data from one folder, without augmentation; rewards are those of arriving
+(gpt.py).
+
 Run:   python train_gpt.py --preset tiny --data data/push --tokenizer out/tokenizer.pt
        torchrun --nproc_per_node=4 train_gpt.py --data data/mine --tokenizer out/tokenizer.pt
 Continue a run with --resume true. Writes OUT (one file: the transformer and its tokenizer), and the same
@@ -109,7 +112,8 @@ def evaluate(model, tokenizer, segments, cfg, picture):
     for start in range(0, cfg.eval_segments, cfg.batch_size):
         batch = {k: v[start : start + cfg.batch_size].to(device) for k, v in segments.items()}
         tokens, actions, rewards = tokenize(batch, tokenizer, model)
-        metrics = model.loss(tokens, actions, rewards)[1]
+        loss, metrics = model.loss(tokens, actions, rewards)
+        metrics["loss"] = loss
         context, _ = model.layout.unpack(tokens)
         codes, _ = model.rollout(context, actions, generator=generator)
         future = tokenizer.decode_future(codes, tokenizer.decode_context(context)).clamp(0, 1)
@@ -168,6 +172,8 @@ def main(cfg):
         loss_of = torch.compile(ddp)
     autocast = autocast_for(device, cfg.dtype)
     T = cfg.segment_length = model.config["segment_length"]
+    if step >= cfg.max_steps:
+        raise ValueError(f"{out} is at step {step} already; raise --max_steps to go on")
     if rank == 0:
         out.parent.mkdir(parents=True, exist_ok=True)
         numbers, picture = out.with_suffix(".jsonl"), out.with_suffix(".png")
@@ -195,16 +201,18 @@ def main(cfg):
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.zero_grad(set_to_none=True)
+        total = 0.0
         for micro in range(cfg.accumulate):
             inputs = tokenize(next(batches), tokenizer, model)  # in float32: bf16 would move codes
             with nullcontext() if world == 1 or micro == cfg.accumulate - 1 else ddp.no_sync():
                 with autocast:
                     loss, metrics = loss_of(*inputs)
                 (loss / cfg.accumulate).backward()
+            total = total + loss.detach() / cfg.accumulate
         if cfg.grad_clip:
             nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
         optimizer.step()
-        losses.append(loss.detach())
+        losses.append(total)
         step += 1
         leaving = step == cfg.max_steps or (world == 1 and stop.is_set())
         if step % cfg.log_every and step % cfg.eval_every and not leaving:
@@ -222,10 +230,11 @@ def main(cfg):
         late = 0 < cfg.max_minutes * 60 < time.time() - started
         leaving = agreed(leaving or stop.is_set() or late, device)
         if rank == 0 and (leaving or step % cfg.eval_every == 0):
-            values = evaluate(model, tokenizer, segments, cfg, picture)
-            log(step, numbers, **{f"val_{k}": v for k, v in values.items()})
             if not all(p.isfinite().all() for p in model.parameters()):
                 raise FloatingPointError(f"weights not finite at step {step}; lower --lr ({out} is older)")
+            if not stop.is_set():  # who stops a run may not wait for an evaluation
+                values = evaluate(model, tokenizer, segments, cfg, picture)
+                log(step, numbers, **{f"val_{k}": v for k, v in values.items()})
             save()
         if leaving:
             break

@@ -8,6 +8,10 @@ defaults are the paper's low-resolution pre-training; batch_size counts segments
 updated in the same step; the authors alternate the two and count both, so their 1,000,000 steps are 500,000
 of ours.
 
+Where we differ from the authors: data from one folder, without augmentation; no mixture; `large` starts from
+scratch (theirs from aMUSEd's VQ weights); the discriminator learns at a constant rate, from the last
+micro-batch of a step.
+
 Run:   python train_tokenizer.py --preset tiny --data data/push
        torchrun --nproc_per_node=4 train_tokenizer.py --data data/mine
 Continue a run with --resume true; fine-tune another checkpoint with --init_from out/tokenizer.pt --lr 1e-4.
@@ -114,7 +118,8 @@ def evaluate(model, segments, lpips, cfg, picture):
     totals, frames, device = {}, segments["frames"], next(model.parameters()).device
     chunks = frames.split(cfg.batch_size)
     for chunk in chunks:
-        for k, v in model.loss(chunk.to(device), lpips, l2=cfg.l2)[1].items():
+        loss, metrics = model.loss(chunk.to(device), lpips, l2=cfg.l2)
+        for k, v in dict(metrics, loss=loss).items():
             totals[k] = totals.get(k, 0) + v.item() * len(chunk) / len(frames)
     shown = frames[:4]
     recon = model.reconstruct(shown.to(device))[0].cpu()
@@ -170,6 +175,8 @@ def main(cfg):
         for network in (model.encoder, model.decoder, model.cond_encoder, model.cond_decoder):
             network.compile()
     autocast = autocast_for(device, cfg.dtype)
+    if step >= cfg.max_steps:
+        raise ValueError(f"{out} is at step {step} already; raise --max_steps to go on")
     if rank == 0:
         out.parent.mkdir(parents=True, exist_ok=True)
         numbers, picture = out.with_suffix(".jsonl"), out.with_suffix(".png")
@@ -189,7 +196,7 @@ def main(cfg):
         share = cfg.seed, rank, world
         return train.batch(i, cfg.batch_size, cfg.horizon, *share, cfg.stride, t, cfg.future_frames)
 
-    segments = val.segments(cfg.eval_segments, t + cfg.future_frames, cfg.stride)
+    segments = val.segments(cfg.eval_segments, t + cfg.future_frames, cfg.stride, cfg.seed)
     batches = prefetch(fetch, step * cfg.accumulate, cfg.max_steps * cfg.accumulate, device)
     started = since = time.time()
     losses = []
@@ -199,6 +206,7 @@ def main(cfg):
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.zero_grad(set_to_none=True)
+        total = 0.0
         for micro in range(cfg.accumulate):
             frames = next(batches)["frames"]
             last = micro == cfg.accumulate - 1
@@ -206,12 +214,13 @@ def main(cfg):
                 with autocast:
                     loss, metrics = ddp(frames, lpips, adversary, l2=cfg.l2)
                 (loss / cfg.accumulate).backward()
+            total = total + loss.detach() / cfg.accumulate
         if cfg.grad_clip:
             nn.utils.clip_grad_norm_(parameters, cfg.grad_clip)
         optimizer.step()
         if adversary:
             metrics["judge"] = update_judge(judge, judge_optimizer, model, frames, cfg.grad_clip, autocast)
-        losses.append(loss.detach())
+        losses.append(total)
         step += 1
         leaving = step == cfg.max_steps or (world == 1 and stop.is_set())
         if step % cfg.log_every and step % cfg.eval_every and not leaving:
@@ -228,10 +237,11 @@ def main(cfg):
         late = 0 < cfg.max_minutes * 60 < time.time() - started
         leaving = agreed(leaving or stop.is_set() or late, device)
         if rank == 0 and (leaving or step % cfg.eval_every == 0):
-            values = evaluate(model, segments, lpips, cfg, picture)
-            log(step, numbers, **{f"val_{k}": v for k, v in values.items()})
             if not all(p.isfinite().all() for p in model.parameters()):
                 raise FloatingPointError(f"weights not finite at step {step}; lower --lr ({out} is older)")
+            if not stop.is_set():  # who stops a run may not wait for an evaluation
+                values = evaluate(model, segments, lpips, cfg, picture)
+                log(step, numbers, **{f"val_{k}": v for k, v in values.items()})
             save()
         if leaving:
             break
