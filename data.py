@@ -476,8 +476,8 @@ def play_push(episodes, length=60, size=64, seed=0, expert_share=0.6, action_noi
     so that things keep moving; the rest is random play."""
     n = min(episodes, 50)
     world = PushWorld(n, size, seed, length)
-    frames = np.empty((length + 1, n, size, size, 3), np.uint8)
     for first in range(0, episodes, n):
+        frames = np.empty((length + 1, n, size, size, 3), np.uint8)  # anew: the last ones are still in use
         rng = np.random.default_rng([seed, first, 1, 1])  # four words: no stream of the world's own
         wander = random_policy(n, length, [seed, first, 1, 2])
         actions, rewards = np.zeros((length + 1, n, 2), np.float32), np.zeros((length + 1, n), np.float32)
@@ -515,13 +515,10 @@ def push_segments(n, T, seed=0, size=64):
     """n PushWorld segments that no data made with a smaller seed than HELD_OUT holds; as Episodes.batch."""
     seed, length = seed + HELD_OUT, max(60, T)
     starts = np.random.default_rng([seed, n, T]).integers(0, length + 2 - T, n)
-    parts = [[], [], []]
-    for start, episode in zip(starts, play_push(n, length, size, seed), strict=True):
-        for part, array in zip(parts, episode[:3], strict=True):
-            part.append(array[start : start + T])
+    episodes = zip(starts, play_push(n, length, size, seed), strict=True)
+    parts = zip(*([array[s : s + T] for array in episode[:3]] for s, episode in episodes), strict=True)
     frames_u8, actions, rewards = map(np.stack, parts)
-    to_tensor = lambda x: torch.from_numpy(x.astype(np.float32))  # noqa: E731
-    return dict(frames=to_float(frames_u8), actions=to_tensor(actions), rewards=to_tensor(rewards))
+    return dict(frames=to_float(frames_u8), actions=torch.from_numpy(actions), rewards=torch.from_numpy(rewards))
 
 
 # ---- importers ----
@@ -556,7 +553,7 @@ def _read_file(path, key, size):
     """One file's frames_u8 (T,H,W,3), actions (T,A) or None, rewards (T,) or None, or a ValueError."""
     actions = rewards = None
     try:
-        if path.suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             with np.load(path) as arrays:
                 if key not in arrays:
                     raise ValueError(f"no array {key!r}; --key takes one of {', '.join(arrays.files)}")

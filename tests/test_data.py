@@ -20,6 +20,7 @@ from data import (
     import_npz,
     import_video,
     load_episode,
+    play_push,
     prefetch,
     push_segments,
     random_policy,
@@ -319,6 +320,11 @@ def test_the_world_draws_2000_frames_a_second_on_one_core():
             world.step(action)
         rates.append(500 / (time.process_time() - began))
     assert max(rates) >= 2000
+
+
+def test_episodes_that_are_kept_are_not_overwritten_by_later_ones():
+    first = next(iter(play_push(51, length=4, size=32)))[0].copy()
+    assert np.array_equal(list(play_push(51, length=4, size=32))[0][0], first)
 
 
 def test_fresh_segments_are_a_function_of_their_seed():

@@ -147,7 +147,7 @@ def test_wrong_calls_are_refused_with_the_reason(trained, segments):
         model.step(torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"actions are none; expected \(2, 2\)"):
         model.step()
-    with pytest.raises(ValueError, match="actions for 3 frames, horizon 4"):
+    with pytest.raises(ValueError, match="horizon is 4; expected 1 to the number of actions"):
         model.rollout(torch.zeros(2, 3, 2), 4)
 
 
@@ -194,7 +194,7 @@ def test_samples_of_a_folder_and_of_a_file(push, trained, segments, tmp_path):
     with pytest.raises(ValueError, match=r"model takes 2-D actions, .*e.gif has none"):
         call(sample, ckpt=trained.gpt, episode=tmp_path / "e.gif", out=tmp_path / "x")
     iio.imwrite(tmp_path / "one.gif", frames_u8[:1])
-    with pytest.raises(ValueError, match="one.gif has 1 frames; expected at least the 2 context frames"):
+    with pytest.raises(ValueError, match="one.gif has 1 frames; expected 2 for the context"):
         call(sample, ckpt=trained.free, episode=tmp_path / "one.gif", out=tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
