@@ -44,9 +44,7 @@ def configure(config, doc, argv=None, presets=None):
     returns  SimpleNamespace with one attribute per key
     exits    with one line at an unknown key (the nearest known one is named), preset or unreadable value"""
     args = list(sys.argv[1:] if argv is None else argv)
-    if "-h" in args or "--help" in args:
-        print(doc + "\n\nsettings and defaults:\n" + "\n".join(f"  --{k} {v!r}" for k, v in config.items()))
-        raise SystemExit(0)
+    asks, args = "-h" in args or "--help" in args, [a for a in args if a not in ("-h", "--help")]
     given = {}
     while args:
         key, equals, value = args.pop(0).partition("=")
@@ -63,6 +61,10 @@ def configure(config, doc, argv=None, presets=None):
     if presets and name not in presets:
         raise SystemExit(f"--preset {name}: expected one of {', '.join(presets)}")
     settings = {**config, **(presets[name] if presets else {})}
+    if asks:
+        print(f"{doc}\n\nsettings{f', with --preset one of {list(presets)}' if presets else ''}:")
+        print("\n".join(f"  --{k} {v!r}" for k, v in {**settings, **given}.items()))
+        raise SystemExit(0)
     if given.get("resume"):  # what was set when the run began still holds
         try:
             saved = load_checkpoint(given.get("out", config["out"]), needs=("train_config",))["train_config"]

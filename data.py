@@ -518,7 +518,8 @@ def push_segments(n, T, seed=0, size=64):
     episodes = zip(starts, play_push(n, length, size, seed), strict=True)
     parts = zip(*([array[s : s + T] for array in episode[:3]] for s, episode in episodes), strict=True)
     frames_u8, actions, rewards = map(np.stack, parts)
-    return dict(frames=to_float(frames_u8), actions=torch.from_numpy(actions), rewards=torch.from_numpy(rewards))
+    actions, rewards = torch.from_numpy(actions), torch.from_numpy(rewards)
+    return dict(frames=to_float(frames_u8), actions=actions, rewards=rewards)
 
 
 # ---- importers ----

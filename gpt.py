@@ -158,6 +158,14 @@ class Block(nn.Module):
         return x + self.down(F.silu(gate) * up)
 
 
+def sample_code(logits, temperature, top_k, generator=None):
+    """Logits (M, K) -> one index each (M, 1), out of the top_k likeliest; temperature 0 is greedy."""
+    if not temperature:
+        return logits.argmax(-1, keepdim=True)
+    values, indices = (logits.float() / temperature).topk(min(top_k or logits.shape[-1], logits.shape[-1]))
+    return indices.gather(1, torch.multinomial(values.softmax(-1), 1, generator=generator))
+
+
 class GPT(nn.Module):
     """The transformer. Settings: see SMALL above; `layout` is the tokenizer's TokenLayout.
 
@@ -170,6 +178,8 @@ class GPT(nn.Module):
                 f"transformer settings missing or unknown: {', '.join(unknown)}; see SMALL in gpt.py"
             )
         D, T = cfg["n_embd"], cfg["segment_length"]
+        if low := [k for k in ("n_layer", "n_head", "n_embd", "n_mlp") if cfg[k] < 1]:
+            raise ValueError(f"{', '.join(low)} must be at least 1")
         if D % (2 * cfg["n_head"]):
             raise ValueError(f"n_embd is {D}; expected a multiple of 2 n_head = {2 * cfg['n_head']}")
         if T <= layout.context_frames:
@@ -345,11 +355,3 @@ class GPT(nn.Module):
             )
         model.load_state_dict({**own, **weights})
         return model
-
-
-def sample_code(logits, temperature, top_k, generator=None):
-    """Logits (M, K) -> one index each (M, 1), out of the top_k likeliest; temperature 0 is greedy."""
-    if not temperature:
-        return logits.argmax(-1, keepdim=True)
-    values, indices = (logits.float() / temperature).topk(min(top_k or logits.shape[-1], logits.shape[-1]))
-    return indices.gather(1, torch.multinomial(values.softmax(-1), 1, generator=generator))

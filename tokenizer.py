@@ -151,6 +151,14 @@ class SelfAttention(nn.Module):
         return x + self.out(h).mT.reshape(B, C, H, W)
 
 
+def sinusoids(C, size):
+    """2-D sinusoidal position embeddings (size^2, C); wavelengths from a few cells to the whole frame."""
+    angle = torch.arange(size)[:, None] * float(size) ** -torch.linspace(0, 1, C // 4)
+    wave = torch.cat([angle.sin(), angle.cos()], 1)  # (size, C/2)
+    rows, columns = wave[:, None].expand(-1, size, -1), wave[None].expand(size, -1, -1)
+    return torch.cat([rows, columns], -1).flatten(0, 1)
+
+
 class CrossAttention(nn.Module):
     """Every pixel of a future frame looks into the features of all t context frames (paper eq. 5)."""
 
@@ -180,14 +188,6 @@ class CrossAttention(nn.Module):
         return F.silu(x + h.mT.reshape(BF, C, H, W))
 
 
-def sinusoids(C, size):
-    """2-D sinusoidal position embeddings (size^2, C); wavelengths from a few cells to the whole frame."""
-    angle = torch.arange(size)[:, None] * float(size) ** -torch.linspace(0, 1, C // 4)
-    wave = torch.cat([angle.sin(), angle.cos()], 1)  # (size, C/2)
-    rows, columns = wave[:, None].expand(-1, size, -1), wave[None].expand(size, -1, -1)
-    return torch.cat([rows, columns], -1).flatten(0, 1)
-
-
 class Stack(nn.Module):
     """One level of an encoder or a decoder: residual blocks, then a change of resolution."""
 
@@ -215,6 +215,11 @@ class MidBlock(nn.Module):
 
     def forward(self, x):
         return self.resnets[1](self.attention(self.resnets[0](x)))
+
+
+def cross_attention(cfg, C, size):
+    settings = (cfg[k] for k in ("context_frames", "norm_groups", "n_head", "dropout", "pos_init"))
+    return CrossAttention(C, size, *settings)
 
 
 class Encoder(nn.Module):
@@ -277,11 +282,6 @@ class Decoder(nn.Module):
         return F.pixel_shuffle(self.conv_out(F.silu(self.conv_norm_out(h))), self.patch), features
 
 
-def cross_attention(cfg, C, size):
-    settings = (cfg[k] for k in ("context_frames", "norm_groups", "n_head", "dropout", "pos_init"))
-    return CrossAttention(C, size, *settings)
-
-
 def init_weights(module):
     """Keep the variance of what passes, without biases: torch's defaults lose the signal before the codes."""
     if isinstance(module, nn.Conv2d | nn.Linear):
@@ -340,6 +340,17 @@ class VectorQuantizer(nn.Module):
         return torch.exp(-torch.xlogy(p, p).sum()), (self.idle < 100).float().mean()
 
 
+def resize_context(weights, old, new):
+    """Position embeddings for `new` context frames: the last are kept, the earliest is repeated."""
+    resized = dict(weights)
+    for key in [key for key in weights if key.endswith("kv_pos_emb") and old != new]:
+        frames = weights[key].unflatten(0, (old, -1))
+        resized[key] = torch.cat([frames[:1]] * max(new - old, 0) + [frames[-new:]]).flatten(0, 1)
+    if new > old:
+        print(f"context grows from {old} to {new} frames: fine-tune before trusting the pictures")
+    return resized
+
+
 class Tokenizer(nn.Module):
     """The conditional VQGAN. Settings: see SMALL above.
 
@@ -350,6 +361,9 @@ class Tokenizer(nn.Module):
         if unknown := sorted(set(cfg) ^ set(SMALL)):
             raise ValueError(f"settings missing or unknown: {', '.join(unknown)}; see tokenizer.SMALL")
         cfg["channels"] = tuple(cfg["channels"])
+        counts = [k for k, v in SMALL.items() if type(v) is int and k != "revive_after"]
+        if low := [k for k in counts if cfg[k] < 1]:
+            raise ValueError(f"{', '.join(low)} must be at least 1")
         D, factor = cfg["code_dim"], cfg["patch"] * 2 ** (len(cfg["channels"]) - 1)
         if cfg["resolution"] % (factor * cfg["dynamics_grid"]):
             fix = f"a multiple of {factor} (downsampling) x {cfg['dynamics_grid']} (dynamics_grid)"
@@ -494,17 +508,6 @@ class Tokenizer(nn.Module):
         frames = state["config"]["context_frames"], model.config["context_frames"]
         model.load_state_dict(resize_context(state["weights"], *frames))
         return model
-
-
-def resize_context(weights, old, new):
-    """Position embeddings for `new` context frames: the last are kept, the earliest is repeated."""
-    resized = dict(weights)
-    for key in [key for key in weights if key.endswith("kv_pos_emb") and old != new]:
-        frames = weights[key].unflatten(0, (old, -1))
-        resized[key] = torch.cat([frames[:1]] * max(new - old, 0) + [frames[-new:]]).flatten(0, 1)
-    if new > old:
-        print(f"context grows from {old} to {new} frames: fine-tune before trusting the pictures")
-    return resized
 
 
 class Discriminator(nn.Module):

@@ -76,7 +76,7 @@ CONFIG = dict(
     **MODEL,
 )
 TINY = {k: v for k, v in gpt.TINY.items() if k in MODEL}
-TINY.update(lr=2e-3, warmup=100, max_steps=3000, eval_every=250, grad_clip=1.0)
+TINY.update(lr=2e-3, warmup=100, max_steps=1200, eval_every=150, grad_clip=1.0)
 MEDIUM = {k: v for k, v in gpt.MEDIUM.items() if k in MODEL}
 PRESETS = {
     "tiny": TINY,
@@ -132,13 +132,15 @@ def build(cfg, data):
     """Tokenizer, transformer and, with --resume, the state to go on from."""
     path = cfg.out if cfg.resume else cfg.init_from
     state = load_checkpoint(path, needs=("gpt", "tokenizer", "step")) if path else None
-    words = state
+    tokenizer_state = state
     if not path or (cfg.tokenizer and not cfg.resume):
-        words = load_checkpoint(cfg.tokenizer or "out/tokenizer.pt", needs=("tokenizer",))
-    tokenizer = Tokenizer.from_checkpoint(words["tokenizer"])
+        tokenizer_state = load_checkpoint(cfg.tokenizer or "out/tokenizer.pt", needs=("tokenizer",))
+    tokenizer = Tokenizer.from_checkpoint(tokenizer_state["tokenizer"])
     R = tokenizer.config["resolution"]
     if data.frame_shape != (R, R, 3):
         raise ValueError(f"{cfg.data} has frames {data.frame_shape}, expected {(R, R, 3)}: import --size {R}")
+    if cfg.goal_conditioned and tokenizer.layout.context_frames < 2:
+        raise ValueError("goal_conditioned needs 2 context frames, goal and present; the tokenizer has 1")
     heads = dict(action_dim=data.action_dim if cfg.actions else 0, reward=cfg.rewards and data.has_reward)
     if not path:
         return tokenizer, GPT(tokenizer.layout, **{k: getattr(cfg, k) for k in MODEL}, **heads), None
