@@ -150,7 +150,7 @@ def main(cfg):
     model.to(device, memory_format=torch.channels_last).train()
     t, R = model.config["context_frames"], model.config["resolution"]
     if train.frame_shape != (R, R, 3):
-        raise ValueError(f"{cfg.data} has frames {train.frame_shape}, expected {R} x {R}: import with --size {R}")
+        raise ValueError(f"{cfg.data} has frames {train.frame_shape}, expected {R} x {R}; import --size {R}")
     for quantizer in (model.quantize, model.dynamics_quantize):  # frozen: out of the clipped norm, too
         quantizer.requires_grad_(not cfg.freeze_codebooks)
         quantizer.revive_after *= not cfg.freeze_codebooks
