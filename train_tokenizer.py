@@ -153,7 +153,8 @@ def main(cfg):
         raise ValueError(f"{cfg.data} has frames {train.frame_shape}, expected {R} x {R}; import --size {R}")
     for quantizer in (model.quantize, model.dynamics_quantize):  # frozen: out of the clipped norm, too
         quantizer.requires_grad_(not cfg.freeze_codebooks)
-        quantizer.revive_after *= not cfg.freeze_codebooks
+        if cfg.freeze_codebooks:
+            quantizer.revive_after = 0
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=0.0, fused=device.type == "cuda")
     judge = Discriminator().to(device) if cfg.discriminator_start >= 0 else None
