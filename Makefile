@@ -1,6 +1,6 @@
-# make demo    watch the released model imagine, see it measured, see both models being trained (10 minutes)
+# make demo    the model of make train imagines and is measured, then both models are trained before your eyes
 # make test    the test suite
-# make train   train the released checkpoint (two hours on two cores, minutes on a GPU)
+# make train   train assets/push-tiny.pt (over an hour on two cores)
 PYTHON ?= python3
 RUN = .venv/bin/python
 TRAIN_GPT ?=  # bf16 is faster on CPUs that have it: make train TRAIN_GPT="--dtype bf16"
