@@ -13,8 +13,8 @@ Action-free: action_dim=0. With actions: action_dim=A, a zero-initialised projec
 trainer puts the last frame first (train_gpt.py), and nothing changes here.
 
 Where we differ from the paper, in `tiny` alone: tokens carry learned position embeddings beside RoPE, which
-start from where in the picture a token and its successor lie (`places`). Finding that out from RoPE alone,
-in order to carry the context's objects into the first future frame, takes longer than a laptop has.
+start from where in the picture a token and its successor lie (`places`). With RoPE alone, it is learned too
+late for a laptop how the context's objects get into the first future frame.
 
 B batch, n_b branches (futures of one context), L tokens, P context tokens, D width, H heads, V vocabulary, A
 action size; the others are tokenizer.py's.
@@ -113,10 +113,6 @@ class LayerCache:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
         (BN, H, s, d), n_b, start = q.shape, self.n_branches, self.length
         self.length += s
-        if self.length > self.capacity:
-            raise ValueError(
-                f"{self.length} future tokens; the cache has room for {self.capacity}: take a new context"
-            )
         self.own[:, :, :, start : self.length] = torch.stack([k, v])
         keys, values = self.own[:, :, :, : self.length]
         # (B n_b, H, s, d) <-> (B, H, n_b s, d): to the shared keys, branches are just more queries
