@@ -3,6 +3,7 @@
 # make train   train assets/push-tiny.pt (over an hour on two cores)
 PYTHON ?= python3
 RUN = .venv/bin/python
+TWICE = .venv/bin/torchrun --nproc_per_node=2
 TRAIN_GPT ?=  # bf16 is faster on CPUs that have it: make train TRAIN_GPT="--dtype bf16"
 
 .PHONY: demo test train clean
@@ -33,12 +34,13 @@ test: .venv/ready-test
 	$(RUN) -m pytest -q tests
 
 data/push/meta.json: .venv/ready
-	$(RUN) data.py push --out data/push --episodes 3000
+	$(RUN) data.py push --out data/push --episodes 6000
 
+# Two processes of one thread train nearly twice as fast as one of two threads.
 train: .venv/ready-test data/push/meta.json
-	$(RUN) train_tokenizer.py --preset tiny --data data/push --out out/push/tokenizer.pt
-	$(RUN) train_gpt.py --preset tiny --data data/push --tokenizer out/push/tokenizer.pt --out out/push/gpt.pt \
-	    $(TRAIN_GPT)
+	$(TWICE) train_tokenizer.py --preset tiny --batch_size 4 --data data/push --out out/push/tokenizer.pt
+	$(TWICE) train_gpt.py --preset tiny --batch_size 4 --data data/push --tokenizer out/push/tokenizer.pt \
+	    --out out/push/gpt.pt $(TRAIN_GPT)
 	$(RUN) sample.py --ckpt out/push/gpt.pt --data push --export assets/push-tiny.pt
 	$(RUN) evaluate.py --curves out/push/tokenizer.jsonl,out/push/gpt.jsonl --out results/push-tiny.json
 

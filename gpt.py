@@ -13,8 +13,9 @@ Action-free: action_dim=0. With actions: action_dim=A, a zero-initialised projec
 trainer puts the last frame first (train_gpt.py), and nothing changes here.
 
 Where we differ from the paper, in `tiny` alone: tokens carry learned position embeddings beside RoPE, which
-start from where in the picture a token and its successor lie (`places`). With RoPE alone, it is learned too
-late for a laptop how the context's objects get into the first future frame.
+start from where in the picture a token and its successor lie, and one head of each layer starts out looking
+at the successor's place (`places`). With RoPE alone, it is learned too late for a laptop how the context's
+objects get into the first future frame. (Token embeddings start from the codebooks there: train_gpt.py.)
 
 B batch, n_b branches (futures of one context), L tokens, P context tokens, D width, H heads, V vocabulary, A
 action size; the others are tokenizer.py's.
@@ -197,6 +198,12 @@ class GPT(nn.Module):
                 nn.init.zeros_(parameter) if name == "action.weight" else nn.init.normal_(parameter, 0, 0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
+        if cfg["places"]:  # one head of each layer starts out looking at where the next token will lie
+            d = D // cfg["n_head"]
+            for block in self.blocks:
+                match, zeros = 0.1 * torch.randn(d, D // 2), torch.zeros(d, D // 2)
+                block.qkv.weight.data[:d] = torch.cat([zeros, match], 1)  # queries see the successor's place,
+                block.qkv.weight.data[D : D + d] = torch.cat([match, zeros], 1)  # keys see their own
 
     def act(self, actions, shape):
         """Embed actions, after checking that they are (*shape, A) just where the model takes any."""

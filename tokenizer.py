@@ -16,9 +16,9 @@ a sequence, C channels, D code size, K codes, h w latent grid. Frames are in [0,
 
 Where we differ from the paper. At all sizes: unused codes are drawn anew from encoder outputs
 (`revive_after`), and weights start out keeping the variance. In `tiny` alone, so that it learns on a laptop:
-`patch` folds 4x4 pixels into channels before the first convolution; the cross-attention starts from
-sinusoids with keys projected like queries, so that each place first looks at itself in the context
-(`pos_init`; the paper's embeddings start from zero).
+`patch` folds 4x4 pixels into channels before the first convolution; a context frame is 64 tokens, not 256;
+the cross-attention starts from sinusoids with keys projected like queries, so that each place first looks at
+itself in the context (`pos_init`; the paper's embeddings start from zero).
 
 Run: python train_tokenizer.py --preset tiny --max_steps 100"""
 
@@ -51,7 +51,7 @@ SMALL = dict(
 )
 LARGE = {**SMALL, "resolution": 256, "channels": (128, 256, 256, 512, 768), "max_att_resolution": 32}
 TINY = {
-    **SMALL, "patch": 4, "channels": (48,), "layers_per_block": 1, "code_dim": 32, "context_codes": 512,
+    **SMALL, "patch": 4, "channels": (48, 64), "layers_per_block": 1, "code_dim": 32, "context_codes": 1024,
     "dynamics_codes": 512, "norm_groups": 8, "n_head": 2, "dropout": 0.0, "commitment": 0.25, "pos_init": 1.5,
     "revive_after": 50,
 }  # fmt: skip

@@ -9,7 +9,8 @@ size. The paper pre-trains without actions (--actions false) and adds them in fi
 out/gpt.pt), from a zero projection.
 
 Where we differ from the authors: data from one folder, without augmentation; rewards are those of arriving
-(gpt.py).
+(gpt.py); in `tiny` alone, token embeddings start from the codebooks (`codebook_init`), so that what is
+learned of one code holds for those that look like it.
 
 Run:   python train_gpt.py --preset tiny --data data/push --tokenizer out/tokenizer.pt
        torchrun --nproc_per_node=4 train_gpt.py --data data/mine --tokenizer out/tokenizer.pt
@@ -70,13 +71,15 @@ CONFIG = dict(
     log_every=10,
     eval_every=2500,  # evaluate and save
     eval_segments=64,
+    codebook_init=False,  # start from token embeddings in which codes with similar vectors are similar
     compile=True,  # on GPUs
     dtype="auto",  # of matrix products: bf16, float32, or by "auto" the former on GPUs, the latter on CPUs
     seed=0,
     **MODEL,
 )
 TINY = {k: v for k, v in gpt.TINY.items() if k in MODEL}
-TINY.update(lr=2e-3, warmup=100, max_steps=1200, eval_every=150, grad_clip=1.0)
+TINY.update(lr=1.5e-3, warmup=200, batch_size=8, max_steps=12_000, eval_every=1000, grad_clip=1.0)
+TINY.update(codebook_init=True)
 MEDIUM = {k: v for k, v in gpt.MEDIUM.items() if k in MODEL}
 PRESETS = {
     "tiny": TINY,
@@ -128,6 +131,19 @@ def evaluate(model, tokenizer, segments, cfg, picture):
     return totals
 
 
+@torch.no_grad()
+def embed_codebooks(model, tokenizer):
+    """Start token embeddings and output layer from random projections of the codebooks' vectors."""
+    first = 0
+    for codebook in (tokenizer.quantize, tokenizer.dynamics_quantize):
+        vectors = codebook.embedding.weight
+        vectors = (vectors - vectors.mean(0)) / vectors.std()
+        for table in (model.embed.weight, model.lm_head.weight):
+            projection = torch.randn(vectors.shape[1], table.shape[1]) * 0.02 / vectors.shape[1] ** 0.5
+            table[first : first + len(vectors)] = vectors @ projection
+        first += len(vectors)
+
+
 def build(cfg, data):
     """Tokenizer, transformer and, with --resume, the state to go on from."""
     path = cfg.out if cfg.resume else cfg.init_from
@@ -143,7 +159,10 @@ def build(cfg, data):
         raise ValueError("goal_conditioned needs 2 context frames, goal and present; the tokenizer has 1")
     heads = dict(action_dim=data.action_dim if cfg.actions else 0, reward=cfg.rewards and data.has_reward)
     if not path:
-        return tokenizer, GPT(tokenizer.layout, **{k: getattr(cfg, k) for k in MODEL}, **heads), None
+        model = GPT(tokenizer.layout, **{k: getattr(cfg, k) for k in MODEL}, **heads)
+        if cfg.codebook_init:
+            embed_codebooks(model, tokenizer)
+        return tokenizer, model, None
     changes = {} if cfg.resume else dict(segment_length=cfg.segment_length, **heads)
     model = GPT.from_checkpoint(state["gpt"], tokenizer.layout, **changes)
     return tokenizer, model, state if cfg.resume else None

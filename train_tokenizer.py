@@ -76,7 +76,7 @@ CONFIG = dict(
 )
 # No LPIPS in `tiny`: on a CPU, VGG-16 would cost a hundred times the model that it judges.
 # The squared error finds small moving things sooner.
-TINY = dict(lpips=False, l2=10.0, lr=2e-3, schedule="cosine", max_steps=6000, batch_size=8, future_frames=3)
+TINY = dict(lpips=False, l2=10.0, lr=2e-3, schedule="cosine", max_steps=10_000, batch_size=8, future_frames=3)
 TINY.update(warmup=100, eval_every=300)
 LARGE = dict(batch_size=2, accumulate=4, discriminator_start=125_000)
 PRESETS = dict(tiny=tokenizer.TINY | TINY, small=tokenizer.SMALL, large=tokenizer.LARGE | LARGE)

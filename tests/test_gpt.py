@@ -131,6 +131,18 @@ def test_cached_logits_equal_uncached_ones(n_branches, chunk):
     assert full.abs().max() > 1 and torch.allclose(cached, full, atol=1e-5)
 
 
+def test_places_let_the_first_head_start_by_looking_at_where_the_next_token_will_lie():
+    torch.manual_seed(0)
+    layout = TokenLayout(1, 16, 16, 8, 8)
+    model = GPT(layout, **{**gpt.TINY, "n_layer": 1, "segment_length": 2})
+    x, d = model.places.detach(), 192 // 3
+    weight = model.blocks[0].qkv.weight
+    q, k = x @ weight[:d].T, x @ weight[192 : 192 + d].T
+    first = layout.prompt - 1  # the slot: its successor is the first dynamics token
+    seen = (q[first : first + 16] @ k[:16].T).argmax(-1)  # context tokens that the 16 queries like best
+    assert seen.tolist() == list(range(16))
+
+
 def test_no_position_sees_a_later_one():
     model, (tokens, actions, _) = build().eval(), clip(1)
     logits = model(tokens, actions)

@@ -7,7 +7,8 @@ import signal
 import numpy as np
 import pytest
 import torch
-from conftest import GPT_RUN, TOKENIZER_RUN, flags, python, train
+from conftest import GPT as GPT_SETTINGS
+from conftest import GPT_RUN, TOKENIZER, TOKENIZER_RUN, flags, python, train
 
 import train_gpt
 import train_tokenizer
@@ -80,6 +81,22 @@ def test_two_steps_of_the_transformer_write_one_file_with_both_models(trained):
     assert {"loss", "lr", "ms", "tok/s", "ce", "accuracy", "reward_mse"} <= set(steps[0])
     assert {"val_ce", "val_psnr"} <= set(steps[-1])
     assert trained.gpt.with_suffix(".png").stat().st_size > 0
+
+
+def test_codebook_init_makes_codes_that_look_alike_similar_words():
+    tokenizer = Tokenizer(**TOKENIZER)
+    model = GPT(tokenizer.layout, **GPT_SETTINGS)
+    slots = model.embed.weight[-2:].clone()
+    vectors = torch.randn(2, 32, 8)
+    vectors[:, 1] = vectors[:, 0]
+    for codebook, v in zip((tokenizer.quantize, tokenizer.dynamics_quantize), vectors, strict=True):
+        codebook.embedding.weight.data.copy_(v)
+    train_gpt.embed_codebooks(model, tokenizer)
+    assert torch.equal(model.embed.weight[-2:], slots)
+    for table in (model.embed.weight, model.lm_head.weight):
+        for first in (0, 32):
+            torch.testing.assert_close(table[first], table[first + 1])
+            assert 0.01 < table[first : first + 32].std() < 0.03
 
 
 def test_actions_and_rewards_may_be_left_out(trained):
