@@ -13,6 +13,7 @@ B batch, n_b branches (futures of one context), t context frames, h horizon, A a
 
 Run: python sample.py                                        the released checkpoint, fresh PushWorld episodes
      python sample.py --ckpt out/gpt.pt --data data/mine     validation segments of your own episodes
+     python sample.py --ckpt thuml/ivideogpt-oxe-64-act-free --data data/mine     the authors' models
      python sample.py --ckpt out/gpt.pt --episode FILE       a file of your own: .npz, .mp4, .webm or .gif"""
 
 from pathlib import Path
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import configure, load_checkpoint, require_positive, run, save_checkpoint
+from common import configure, load_checkpoint, official_folder, require_positive, run, save_checkpoint
 from data import (
     Episodes,
     goal_first,
@@ -47,7 +48,9 @@ CONFIG = dict(
     top_k=100,  # 0 is all
     device="",  # by default a GPU if there is one
     seed=0,
+    context_frames=0,  # use fewer than the model was trained with; 0 leaves it
     export="",  # write the models alone to this file, in half precision, and stop
+    export_official="",  # write them to this folder in the layout of the authors' code, and stop
 )
 
 
@@ -75,18 +78,33 @@ class WorldModel:
         self.recent = None
 
     @classmethod
-    def load(cls, path, device="", tokenizer="", **settings):
-        """Load a checkpoint of train_gpt.py; `tokenizer` is a path of another tokenizer to use with it.
+    def load(cls, path, device="", tokenizer="", context_frames=0, **settings):
+        """Load a checkpoint of train_gpt.py, or of the authors: a folder, or a hub name such as
+        thuml/ivideogpt-oxe-64-act-free. `tokenizer` is a path of another tokenizer to use with it;
+        context_frames, if not 0, replaces the number that the tokenizer was trained with.
 
         raises  FileNotFoundError or ValueError, saying which file and what is wrong with it"""
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device is {device} but torch sees no GPU; pass --device cpu")
-        state = load_checkpoint(path, needs=("gpt", "tokenizer", "train_config"))
-        source = load_checkpoint(tokenizer, needs=("tokenizer",)) if tokenizer else state
-        trained = {k: state["train_config"][k] for k in TRAINED}
-        models = Tokenizer.from_checkpoint(source["tokenizer"]), GPT.from_checkpoint(state["gpt"])
-        return cls(*models, device, trained, **settings)
+        folder = official_folder(path)
+        if folder:  # nothing there says what it was trained on
+            trained = {**TRAINED, "data": ""}
+        else:
+            settled = load_checkpoint(path, needs=("gpt", "tokenizer", "train_config"))["train_config"]
+            trained = {k: settled[k] for k in TRAINED}
+        changes = dict(context_frames=context_frames) if context_frames else {}
+        tokenizer = Tokenizer.load(tokenizer or folder or path, **changes)
+        gpt = GPT.load(folder or path, tokenizer.layout if context_frames else None)
+        return cls(tokenizer, gpt, device, trained, **settings)
+
+    def export_official(self, folder):
+        """Write the layout of the authors' code, tokenizer/ and transformer/.
+
+        raises  ValueError where they have no such model (that of `tiny`)"""
+        self.tokenizer.export_official(Path(folder) / "tokenizer")
+        self.gpt.export_official(Path(folder) / "transformer")
+        print(f"{folder}: tokenizer/ and transformer/ in the authors' layout")
 
     def export(self, path, data=""):
         """Write a checkpoint to hand out, in half precision; `data` is what to show it by default."""
@@ -171,6 +189,8 @@ def segments_for(model, data, n, horizon, seed):
     """n segments of t + horizon frames, strided as in training, of PushWorld or a folder's validation."""
     T, trained = model.context_frames + horizon - model.goal_conditioned, model.trained
     data = data or trained["data"]
+    if not data:
+        raise ValueError("the checkpoint does not say what it was trained on; pass --data or --episode")
     if data == "push":
         batch = push_segments(n, T, seed, model.tokenizer.config["resolution"])
     else:
@@ -206,10 +226,14 @@ def find_segments(cfg, model):
 def main(cfg):
     require_positive(cfg, "n", "branches", "horizon")
     model = WorldModel.load(
-        cfg.ckpt, cfg.device, cfg.tokenizer, temperature=cfg.temperature, top_k=cfg.top_k, seed=cfg.seed
-    )
+        cfg.ckpt, cfg.device, cfg.tokenizer, cfg.context_frames, temperature=cfg.temperature,
+        top_k=cfg.top_k, seed=cfg.seed,
+    )  # fmt: skip
     if cfg.export:
         model.export(cfg.export, cfg.data)
+    if cfg.export_official:
+        model.export_official(cfg.export_official)
+    if cfg.export or cfg.export_official:
         return
     frames, actions = find_segments(cfg, model)
     t, (B, T), h = model.context_frames, frames.shape[:2], cfg.horizon

@@ -147,11 +147,8 @@ def embed_codebooks(model, tokenizer):
 def build(cfg, data):
     """Tokenizer, transformer and, with --resume, the state to go on from."""
     path = cfg.out if cfg.resume else cfg.init_from
-    state = load_checkpoint(path, needs=("gpt", "tokenizer", "step")) if path else None
-    tokenizer_state = state
-    if not path or (cfg.tokenizer and not cfg.resume):
-        tokenizer_state = load_checkpoint(cfg.tokenizer or "out/tokenizer.pt", needs=("tokenizer",))
-    tokenizer = Tokenizer.from_checkpoint(tokenizer_state["tokenizer"])
+    state = load_checkpoint(path, needs=("gpt", "tokenizer", "step", "optimizer")) if cfg.resume else None
+    tokenizer = Tokenizer.load((not cfg.resume and cfg.tokenizer) or path or "out/tokenizer.pt")
     R = tokenizer.config["resolution"]
     if data.frame_shape != (R, R, 3):
         raise ValueError(f"{cfg.data} has frames {data.frame_shape}, expected {(R, R, 3)}: import --size {R}")
@@ -163,9 +160,9 @@ def build(cfg, data):
         if cfg.codebook_init:
             embed_codebooks(model, tokenizer)
         return tokenizer, model, None
-    changes = {} if cfg.resume else dict(segment_length=cfg.segment_length, **heads)
-    model = GPT.from_checkpoint(state["gpt"], tokenizer.layout, **changes)
-    return tokenizer, model, state if cfg.resume else None
+    changes = dict(segment_length=cfg.segment_length, att_dropout=cfg.att_dropout, **heads)
+    model = GPT.load(path, tokenizer.layout, **({} if cfg.resume else changes))
+    return tokenizer, model, state
 
 
 def main(cfg):

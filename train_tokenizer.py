@@ -133,10 +133,12 @@ def build(cfg, device):
     path = cfg.out if cfg.resume else cfg.init_from
     if not path:
         return Tokenizer(**{k: getattr(cfg, k) for k in tokenizer.SMALL}), None
-    state = load_checkpoint(path, needs=("tokenizer", "step"))
+    if cfg.resume:
+        state = load_checkpoint(path, needs=("tokenizer", "step"))
+        return Tokenizer.from_checkpoint(state["tokenizer"]), state
     # Codes of a trained model are not revived: the transformer has learned what each of them means.
-    changes = {} if cfg.resume else dict(context_frames=cfg.context_frames, revive_after=0)
-    return Tokenizer.from_checkpoint(state["tokenizer"], **changes), state if cfg.resume else None
+    changes = {k: getattr(cfg, k) for k in ("context_frames", "dropout", "commitment")}
+    return Tokenizer.load(path, **changes, revive_after=0), None
 
 
 def main(cfg):

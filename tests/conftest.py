@@ -65,6 +65,14 @@ def push(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def push64(tmp_path_factory):
+    """A folder of 4 PushWorld episodes of 8 frames, 64x64; two are for validation."""
+    folder = tmp_path_factory.mktemp("data") / "push64"
+    collect_push(folder, 4, val_every=2, length=7, size=64, seed=0, expert_share=0.6, action_noise=0.3)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def trained(push, tmp_path_factory):
     """Checkpoints after two steps: a tokenizer, a transformer with actions and rewards, one without."""
     out = tmp_path_factory.mktemp("out")

@@ -76,30 +76,6 @@ def test_symlog_is_undone_by_symexp():
     assert symlog(torch.tensor(math.e - 1)).item() == pytest.approx(1) and symlog(-x).equal(-symlog(x))
 
 
-def test_a_stack_of_blocks_equals_transformers_llama():
-    transformers = pytest.importorskip("transformers", reason="pip install transformers")
-    model = build(action_dim=0, reward=False).eval()
-    D, tokens = SETTINGS["n_embd"], clip()[0]
-    config = transformers.LlamaConfig(
-        vocab_size=LAYOUT.vocab_size, hidden_size=D, intermediate_size=SETTINGS["n_mlp"], rms_norm_eps=1e-6,
-        num_hidden_layers=SETTINGS["n_layer"], num_attention_heads=SETTINGS["n_head"],
-    )  # fmt: skip
-    weights = {"model.embed_tokens.weight": model.embed.weight, "model.norm.weight": model.norm.weight}
-    weights["lm_head.weight"] = model.lm_head.weight
-    for i, block in enumerate(model.blocks):
-        q, k, v = block.qkv.weight.chunk(3)
-        gate, up = block.gate_up.weight.chunk(2)
-        attention = {"q_proj": q, "k_proj": k, "v_proj": v, "o_proj": block.out.weight}
-        mlp = {"gate_proj": gate, "up_proj": up, "down_proj": block.down.weight}
-        norms = {"input_layernorm": block.norm1.weight, "post_attention_layernorm": block.norm2.weight}
-        for part, named in (("self_attn.", attention), ("mlp.", mlp), ("", norms)):
-            weights.update({f"model.layers.{i}.{part}{k}.weight": v for k, v in named.items()})
-    llama = transformers.LlamaForCausalLM(config).eval()
-    llama.load_state_dict(weights)
-    with torch.no_grad():
-        assert torch.allclose(model(tokens), llama(tokens).logits, atol=1e-5)
-
-
 # ---- the cache ----
 
 
