@@ -330,7 +330,7 @@ class VectorQuantizer(nn.Module):
         pull = 1 if zeros is None else 1 + 9 * zeros[..., None]
         loss = self.commitment * (pull * (z - zq.detach()).square()).mean() + F.mse_loss(zq, z.detach())
         learner = z if zeros is None else torch.where(zeros[..., None], zq, z)
-        return learner + (zq - learner).detach(), ids, loss  # straight-through: the gradient that argmin lacks
+        return learner + (zq - learner).detach(), ids, loss  # straight-through, where argmin has no gradient
 
     @torch.no_grad()
     def revive(self, z):
