@@ -17,6 +17,8 @@ a sequence, C channels, D code size, K codes, h w latent grid. Frames are in [0,
 Where we differ from the paper. At all sizes: unused codes are drawn anew from encoder outputs
 (`revive_after`), and weights start out keeping the variance. In `tiny` alone, so that it learns on a laptop:
 `patch` folds 4x4 pixels into channels before the first convolution; a context frame is 64 tokens, not 256;
+where nothing has changed since the context, the dynamics code is taught to be 0 (`still_code`; else codes
+that were meant for motion describe the scenery again, and the transformer has to predict that);
 the cross-attention starts from sinusoids with keys projected like queries, so that each place first looks at
 itself in the context (`pos_init`; the paper's embeddings start from zero).
 
@@ -343,30 +345,40 @@ class VectorQuantizer(nn.Module):
         # Training passes since each code was used. All start out overdue: the first batch fills the codebook.
         self.register_buffer("idle", torch.full((K,), 1000 * max(1, revive_after)))
 
-    def ids(self, z):
-        """Vectors (..., D) -> index of the nearest code (...), in float32 whatever the autocast."""
+    def nearest(self, z):
+        """Vectors (..., D) -> distance and index of the nearest code (...), in float32 in any autocast."""
         with torch.autocast(z.device.type, enabled=False):
             distance = torch.cdist(z.float().reshape(1, -1, z.shape[-1]), self.embedding.weight[None])[0]
-            return distance.argmin(-1).view(z.shape[:-1])
+            return tuple(x.view(z.shape[:-1]) for x in distance.min(-1))
 
-    def forward(self, z):
-        """z (..., D) -> quantized z, ids (...), loss: codebook + weighted commitment."""
+    def ids(self, z):
+        return self.nearest(z)[1]
+
+    def forward(self, z, zeros=None):
+        """z (..., D) -> quantized z, ids (...), loss: codebook + weighted commitment.
+
+        zeros  (...) where code 0 stands in for the nearest, and z learns nothing but to come nearer to it"""
         z = z.float()
         if self.training and self.revive_after:
-            self.revive(z.detach().reshape(-1, z.shape[-1]))
-        ids = self.ids(z)
+            self.revive((z if zeros is None or zeros.all() else z[~zeros]).detach().reshape(-1, z.shape[-1]))
+        ids = self.ids(z) if zeros is None else self.ids(z).masked_fill(zeros, 0)
         if self.training:
             self.idle += 1
             self.idle[ids.flatten()] = 0
         zq = self.embedding(ids)
-        loss = self.commitment * F.mse_loss(z, zq.detach()) + F.mse_loss(zq, z.detach())
-        return z + (zq - z).detach(), ids, loss  # straight-through: z gets the gradient that argmin lacks
+        pull = 1 if zeros is None else 1 + 9 * zeros[..., None]
+        loss = self.commitment * (pull * (z - zq.detach()).square()).mean() + F.mse_loss(zq, z.detach())
+        learner = z if zeros is None else torch.where(zeros[..., None], zq, z)
+        return learner + (zq - learner).detach(), ids, loss  # straight-through, where argmin has no gradient
 
     @torch.no_grad()
     def revive(self, z):
-        """Redraw each code from rows of z (M, D) after every `revive_after` passes without use."""
+        """Redraw each code from rows of z (M, D) after every `revive_after` passes without use.
+
+        Rows far from all codes are drawn most (as in k-means++): no code is drawn twice where all is well."""
         weight = self.embedding.weight
-        fresh = z[torch.randint(len(z), (len(weight),), device=z.device)]
+        distance, _ = self.nearest(z)
+        fresh = z[torch.multinomial(distance.square() + 1e-8, len(weight), replacement=True)]
         if dist.is_initialized():  # all processes must redraw the same codes alike
             dist.all_reduce(self.idle, dist.ReduceOp.MIN)
             dist.broadcast(fresh, 0)
@@ -488,25 +500,33 @@ class Tokenizer(nn.Module):
         """Dynamics codes (B, f, n) and `decode_context`'s features -> frames (B, f, 3, H, W), not clamped."""
         return self.frames_future(self.dynamics_quantize.embedding(dynamics), features)
 
-    def reconstruct(self, frames):
+    def reconstruct(self, frames, still=None):
         """Frames through both bottlenecks -> frames, [ids, loss] of context, [ids, loss] of future frames."""
         t = self.config["context_frames"]
         self.check(frames, t + 1)
         z, features = self.latents_context(frames[:, :t])
         zq, *context = self.quantize(z)
         w = self.latents_future(frames[:, t:], features)
-        wq, *future = self.dynamics_quantize(w)
+        wq, *future = self.dynamics_quantize(w, still)
         past, features = self.frames_context(zq)
         return torch.cat([past, self.frames_future(wq, features)], 1), context, future
 
-    def loss(self, frames, lpips=None, discriminator=None, l2=0.0):
+    def unchanged(self, frames):
+        """Where future frames look like the last context frame, as True (B, f, n), one per dynamics token."""
+        t, side = self.config["context_frames"], self.config["resolution"] // self.config["dynamics_grid"]
+        change = (frames[:, t:] - frames[:, t - 1 : t]).abs().amax(2)  # (B, f, H, W)
+        return F.max_pool2d(change, side).flatten(2) < 0.03
+
+    def loss(self, frames, lpips=None, discriminator=None, l2=0.0, still_code=False):
         """The training objective: reconstruction + LPIPS + VQ [+ adversarial], context and future alike.
 
         frames (B, T > t, 3, H, W), context first;  lpips a callable on [-1, 1];  discriminator or None
         l2     weight of a squared error beside the absolute one (0 in the paper)
+        still_code  teach dynamics code 0, in training, that nothing has changed here since the context
         returns loss and metrics, a dict of scalars.   Source: paper section 3.1, all weights 1 (A.2)"""
         t = self.config["context_frames"]
-        recon, (c_ids, c_vq), (d_ids, d_vq) = self.reconstruct(frames)
+        still = self.unchanged(frames) if still_code and self.training else None
+        recon, (c_ids, c_vq), (d_ids, d_vq) = self.reconstruct(frames, still)
         recon = recon.float()
         split = [part.flatten(0, 1) for x in (recon, frames) for part in (x[:, :t], x[:, t:])]
         pairs = list(zip(split[:2], split[2:], strict=True))  # (decoded, true) of the context, of the future

@@ -63,6 +63,7 @@ CONFIG = dict(
     schedule="constant",
     grad_clip=1.0,
     l2=0.0,  # weight of a squared error beside the absolute one
+    still_code=False,  # teach dynamics code 0 to mean that nothing has changed here since the context
     lpips=True,  # perceptual loss; needs the VGG-16 weights
     discriminator_start=-1,  # update at which the adversarial loss sets in; -1 never
     freeze_codebooks=False,
@@ -76,8 +77,8 @@ CONFIG = dict(
 )
 # No LPIPS in `tiny`: on a CPU, VGG-16 would cost a hundred times the model that it judges.
 # The squared error finds small moving things sooner.
-TINY = dict(lpips=False, l2=10.0, lr=2e-3, schedule="cosine", max_steps=10_000, batch_size=8, future_frames=3)
-TINY.update(warmup=100, eval_every=300)
+TINY = dict(lpips=False, l2=10.0, still_code=True, lr=2e-3, schedule="cosine", max_steps=4000)
+TINY.update(batch_size=8, future_frames=3, warmup=100, eval_every=500)
 LARGE = dict(batch_size=2, accumulate=4, discriminator_start=125_000)
 PRESETS = dict(tiny=tokenizer.TINY | TINY, small=tokenizer.SMALL, large=tokenizer.LARGE | LARGE)
 
@@ -118,7 +119,7 @@ def evaluate(model, segments, lpips, cfg, picture):
     totals, frames, device = {}, segments["frames"], next(model.parameters()).device
     chunks = frames.split(cfg.batch_size)
     for chunk in chunks:
-        loss, metrics = model.loss(chunk.to(device), lpips, l2=cfg.l2)
+        loss, metrics = model.loss(chunk.to(device), lpips, l2=cfg.l2, still_code=cfg.still_code)
         for k, v in dict(metrics, loss=loss).items():
             totals[k] = totals.get(k, 0) + v.item() * len(chunk) / len(frames)
     shown = frames[:4]
@@ -217,7 +218,7 @@ def main(cfg):
             last = micro == cfg.accumulate - 1
             with nullcontext() if world == 1 or last else ddp.no_sync():
                 with autocast:
-                    loss, metrics = ddp(frames, lpips, adversary, l2=cfg.l2)
+                    loss, metrics = ddp(frames, lpips, adversary, l2=cfg.l2, still_code=cfg.still_code)
                 (loss / cfg.accumulate).backward()
             total = total + loss.detach() / cfg.accumulate
         if cfg.grad_clip:

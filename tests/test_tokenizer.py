@@ -193,6 +193,33 @@ def test_codes_without_use_are_revived_until_all_are_used():
     assert len(used) == 16
 
 
+def test_revival_draws_what_the_codebook_lacks():
+    torch.manual_seed(0)
+    vq = quantizer([[0.0, 0.0], [9.0, 9.0], [9.0, 9.0], [9.0, 9.0]], revive_after=1)
+    vq.idle.copy_(torch.tensor([0, 1, 1, 1]))
+    vq.revive(torch.tensor([[0.0, 0.0]] * 50 + [[5.0, 0.0]]))
+    assert vq.embedding.weight.tolist() == [[0, 0], [5, 0], [5, 0], [5, 0]]
+
+
+def test_code_0_stands_in_where_asked_and_its_latents_learn_only_to_come_nearer():
+    vq, z = quantizer([[0.0, 0.0], [1.0, 0.0]], commitment=0.5), torch.tensor([[0.9, 0.0], [0.8, 0.0]])
+    z.requires_grad_()
+    zq, ids, loss = vq(z, torch.tensor([True, False]))
+    assert ids.tolist() == [0, 1] and zq.tolist() == [[0, 0], [1, 0]]
+    assert loss.item() == pytest.approx((0.5 * (10 * 0.81 + 0.04) + 0.81 + 0.04) / 4)
+    zq.sum().backward()
+    assert z.grad.tolist() == [[0, 0], [1, 1]]
+
+
+def test_what_looks_like_the_last_context_frame_is_unchanged():
+    model, frames = build(), pictures(1, 4)  # 32x32 pixels, 4x4 dynamics tokens
+    frames[:, 2:] = frames[:, 1:2]
+    frames[:, 3, :, 9, 31] += 0.5
+    unchanged = model.unchanged(frames)
+    assert unchanged.shape == (1, 2, 16) and unchanged[0, 0].all()
+    assert (~unchanged[0, 1]).nonzero().tolist() == [[7]]
+
+
 def test_codes_are_never_revived_with_revive_after_0_or_in_evaluation():
     for vq in (quantizer([[0.0, 0.0], [9.0, 9.0]]), quantizer([[0.0, 0.0], [9.0, 9.0]], 1.0, 1).eval()):
         for _ in range(5):
