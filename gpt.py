@@ -243,22 +243,21 @@ class GPT(nn.Module):
         return self.action(actions) if A else 0
 
     def hidden(self, tokens, actions=None):
-        """Last hidden states (B, L, D) of whole sequences (B, L), with actions (B, T, A)."""
-        (B, L), layout = tokens.shape, self.layout
-        f, rest = divmod(L - layout.prompt + 1, layout.tokens_future + 1)
-        if L > self.rope.shape[1] or rest or f < 0:
-            T = self.config["segment_length"]
-            raise ValueError(
-                f"{L} tokens; expected {layout.prompt - 1}, and {layout.tokens_future + 1} per future frame, "
-                f"for at most {T} frames"
-            )
-        t = layout.context_frames
+        """Last hidden states (B, L, D) of sequences (B, L), with actions (B, T, A) of their T frames.
+
+        The last frame may be unfinished, and without `places` L is not limited."""
+        (B, L), layout, t = tokens.shape, self.layout, self.layout.context_frames
+        f = max(0, -(-(L - layout.prompt + 1) // (layout.tokens_future + 1)))  # future frames that have begun
+        if self.config["places"] and L > len(self.places):
+            raise ValueError(f"{L} tokens; the model has learned positions of {len(self.places)}")
+        longer = L > self.rope.shape[1]
+        rope = rope_table(L, self.rope.shape[2]).to(tokens.device) if longer else self.rope
         x = self.embed(tokens) + (self.places[:L] if self.config["places"] else 0)
         acted = self.act(actions, (B, t + f))
         if actions is not None:
             x[:, layout.slots(f)] += acted[:, t - 1 : t - 1 + f]
         for block in self.blocks:
-            x = block(x, self.rope[:, :L])
+            x = block(x, rope[:, :L])
         return self.norm(x)
 
     def forward(self, tokens, actions=None):

@@ -129,12 +129,15 @@ def test_no_position_sees_a_later_one():
         assert not differs[:position].any() and differs[position:].all()
 
 
-def test_sequences_that_are_too_long_or_of_no_whole_frame_are_refused():
-    model = build(action_dim=0)
-    with pytest.raises(ValueError, match="44 tokens; expected 19"):
-        model(clip(frames=T + 1)[0])
-    with pytest.raises(ValueError, match="38 tokens; expected"):
-        model(clip()[0][:, :-1])
+def test_sequences_may_end_in_the_middle_of_a_frame_and_without_places_be_longer_than_a_segment():
+    tokens, actions, _ = clip(frames=T + 1)
+    with pytest.raises(ValueError, match="44 tokens; the model has learned positions of 39"):
+        build()(tokens, actions)
+    model, longer = build(places=0.0), build(places=0.0, segment_length=T + 1)
+    whole = longer(tokens, actions)
+    torch.testing.assert_close(model(tokens, actions), whole)
+    torch.testing.assert_close(model(tokens[:, :-3], actions), whole[:, :-3])
+    torch.testing.assert_close(model(tokens[:, :7], actions[:, :2]), whole[:, :7])
 
 
 def test_a_full_cache_is_refused_with_the_remedy():

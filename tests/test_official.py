@@ -96,16 +96,14 @@ def test_logits_loss_and_rewards_are_those_of_the_authors(golden):
 def test_greedy_continuations_are_those_of_the_authors(golden):
     model, numbers, actions = golden
     net, layout, theirs = model.gpt, model.gpt.layout, numbers["greedy"]
-    tokens, slots = theirs[:, : layout.prompt], set(layout.slots(3).tolist())
+    tokens, slots = theirs[:, : layout.prompt], layout.slots(3).tolist()
     with torch.no_grad():
         while tokens.shape[1] < theirs.shape[1]:  # the authors mask nothing; without actions, not even slots
-            L = tokens.shape[1]
-            frames = -(-(L - layout.prompt + 1) // (layout.tokens_future + 1))
-            whole = torch.nn.functional.pad(tokens, (0, layout.length(2 + frames) - L))
-            new = net(whole, actions if actions is None else actions[:, : 2 + frames])[:, L - 1].argmax(-1)
-            forced = actions is not None and L in slots
-            new = torch.full_like(new, layout.future_slot) if forced else new
-            tokens = torch.cat([tokens, new[:, None]], 1)
+            begun = sum(slot < tokens.shape[1] for slot in slots)
+            new = net(tokens, actions if actions is None else actions[:, : 2 + begun])[:, -1:].argmax(-1)
+            if actions is not None and tokens.shape[1] in slots:
+                new.fill_(layout.future_slot)
+            tokens = torch.cat([tokens, new], 1)
     assert torch.equal(tokens, theirs)
 
 
@@ -209,10 +207,14 @@ def test_encoders_and_decoders_equal_diffusers(groups):
 # ---- there and back ----
 
 
+FIVE_BLOCKS = dict(resolution=256, channels=(4, 8, 8, 8, 16), max_att_resolution=32, context_frames=1)
+
+
+@pytest.mark.parametrize("sizes", [{}, FIVE_BLOCKS])
 @pytest.mark.parametrize("heads", [{}, dict(action_dim=3), dict(action_dim=2, reward=True)])
-def test_export_then_import_is_the_identity(tmp_path, heads):
+def test_export_then_import_is_the_identity(tmp_path, heads, sizes):
     torch.manual_seed(0)
-    tok = Tokenizer(**SMALL_TOKENIZER)
+    tok = Tokenizer(**{**SMALL_TOKENIZER, **sizes})
     net = GPT(tok.layout, **{**SMALL_GPT, **heads})
     WorldModel(tok, net).export_official(tmp_path)
     again = WorldModel.load(str(tmp_path), "cpu")
