@@ -410,7 +410,7 @@ class GPT(nn.Module):
         weights = {k: w for k, w in weights.items() if "action_recon_linear." not in k}  # nothing uses it
         model = cls(layout or official_layout(folder.parent), **cfg)
         load_official(model, weights, model.official_pairs(any("llm." in k for k in weights)), folder)
-        return cls.from_checkpoint(model.checkpoint(), layout, **changes)
+        return cls.from_checkpoint(model.checkpoint(), **changes) if changes else model
 
     def official_pairs(self, wrapped):
         """Our tensors and the authors', as common.load_official takes them; `wrapped` for actions."""

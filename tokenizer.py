@@ -584,7 +584,7 @@ class Tokenizer(nn.Module):
         config, weights, folder = read_official(folder, "tokenizer")
         model = cls(**official_settings(config, folder))
         load_official(model, weights, model.official_pairs(), folder)
-        return cls.from_checkpoint(model.checkpoint(), **changes)
+        return cls.from_checkpoint(model.checkpoint(), **changes) if changes else model
 
     def official_pairs(self):
         """Our tensors and the authors', as common.load_official takes them."""
