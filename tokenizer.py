@@ -17,8 +17,9 @@ a sequence, C channels, D code size, K codes, h w latent grid. Frames are in [0,
 Where we differ from the paper. At all sizes: unused codes are drawn anew from encoder outputs
 (`revive_after`), and weights start out keeping the variance. In `tiny` alone, so that it learns on a laptop:
 `patch` folds 4x4 pixels into channels before the first convolution; a context frame is 64 tokens, not 256;
-where nothing has changed since the context, the dynamics code is taught to be 0 (`still_code`; else codes
-that were meant for motion describe the scenery again, and the transformer has to predict that);
+where nothing has changed since the context, the dynamics code is taught to be 0 (`still_code`), and the other
+codes are taken from clips in other colours than are decoded (`disguise`); else they describe the scenery
+again, and the transformer has to predict that;
 the cross-attention starts from sinusoids with keys projected like queries, so that each place first looks at
 itself in the context (`pos_init`; the paper's embeddings start from zero).
 
@@ -64,7 +65,7 @@ SMALL = dict(
 LARGE = {**SMALL, "resolution": 256, "channels": (128, 256, 256, 512, 768), "max_att_resolution": 32}
 TINY = {
     **SMALL, "patch": 4, "channels": (48, 64), "layers_per_block": 1, "code_dim": 32, "context_codes": 1024,
-    "dynamics_codes": 512, "norm_groups": 8, "n_head": 2, "dropout": 0.0, "commitment": 0.25, "pos_init": 1.5,
+    "dynamics_codes": 128, "norm_groups": 8, "n_head": 2, "dropout": 0.0, "commitment": 0.25, "pos_init": 1.5,
     "revive_after": 50,
 }  # fmt: skip
 PRESETS = dict(tiny=TINY, small=SMALL, large=LARGE)
@@ -378,7 +379,7 @@ class VectorQuantizer(nn.Module):
         Rows far from all codes are drawn most (as in k-means++): no code is drawn twice where all is well."""
         weight = self.embedding.weight
         distance, _ = self.nearest(z)
-        fresh = z[torch.multinomial(distance.square() + 1e-8, len(weight), replacement=True)]
+        fresh = z[torch.multinomial(distance.square().nan_to_num(0, 0) + 1e-8, len(weight), replacement=True)]
         if dist.is_initialized():  # all processes must redraw the same codes alike
             dist.all_reduce(self.idle, dist.ReduceOp.MIN)
             dist.broadcast(fresh, 0)
@@ -389,6 +390,16 @@ class VectorQuantizer(nn.Module):
         """Perplexity of a batch's codes, and the share of the codebook used within the last 100 passes."""
         p = torch.bincount(ids.flatten(), minlength=len(self.idle)).float() / ids.numel()
         return torch.exp(-torch.xlogy(p, p).sum()), (self.idle < 100).float().mean()
+
+
+def recolour(frames):
+    """Clips (B, T, 3, H, W), every second one in other colours: channels shuffled, squeezed, inverted."""
+    B = len(frames)
+    order = torch.rand(B, 3, device=frames.device).argsort(1)[:, None, :, None, None]
+    low, high = torch.rand(2, B, 1, 3, 1, 1, device=frames.device) * 0.4
+    squeezed = low + (1 - high - low) * frames.gather(2, order.expand_as(frames))
+    inverted = torch.where(torch.rand_like(low) < 0.5, 1 - squeezed, squeezed)
+    return torch.where(torch.arange(B, device=frames.device).view(-1, 1, 1, 1, 1) % 2 == 0, frames, inverted)
 
 
 def resize_context(weights, old, new):
@@ -500,12 +511,17 @@ class Tokenizer(nn.Module):
         """Dynamics codes (B, f, n) and `decode_context`'s features -> frames (B, f, 3, H, W), not clamped."""
         return self.frames_future(self.dynamics_quantize.embedding(dynamics), features)
 
-    def reconstruct(self, frames, still=None):
-        """Frames through both bottlenecks -> frames, [ids, loss] of context, [ids, loss] of future frames."""
+    def reconstruct(self, frames, still=None, disguised=None):
+        """Frames through both bottlenecks -> frames, [ids, loss] of context, [ids, loss] of future frames.
+
+        still      see `unchanged`;  disguised  frames like the others but for their colours, whose dynamics
+        codes are taken instead"""
         t = self.config["context_frames"]
         self.check(frames, t + 1)
         z, features = self.latents_context(frames[:, :t])
         zq, *context = self.quantize(z)
+        if disguised is not None:
+            frames, (_, features) = disguised, self.latents_context(disguised[:, :t])
         w = self.latents_future(frames[:, t:], features)
         wq, *future = self.dynamics_quantize(w, still)
         past, features = self.frames_context(zq)
@@ -517,16 +533,18 @@ class Tokenizer(nn.Module):
         change = (frames[:, t:] - frames[:, t - 1 : t]).abs().amax(2)  # (B, f, H, W)
         return F.max_pool2d(change, side).flatten(2) < 0.03
 
-    def loss(self, frames, lpips=None, discriminator=None, l2=0.0, still_code=False):
+    def loss(self, frames, lpips=None, discriminator=None, l2=0.0, still_code=False, disguise=False):
         """The training objective: reconstruction + LPIPS + VQ [+ adversarial], context and future alike.
 
         frames (B, T > t, 3, H, W), context first;  lpips a callable on [-1, 1];  discriminator or None
         l2     weight of a squared error beside the absolute one (0 in the paper)
         still_code  teach dynamics code 0, in training, that nothing has changed here since the context
+        disguise    take the dynamics codes, in training, from a copy of the clip in other colours
         returns loss and metrics, a dict of scalars.   Source: paper section 3.1, all weights 1 (A.2)"""
         t = self.config["context_frames"]
         still = self.unchanged(frames) if still_code and self.training else None
-        recon, (c_ids, c_vq), (d_ids, d_vq) = self.reconstruct(frames, still)
+        disguised = recolour(frames) if disguise and self.training else None
+        recon, (c_ids, c_vq), (d_ids, d_vq) = self.reconstruct(frames, still, disguised)
         recon = recon.float()
         split = [part.flatten(0, 1) for x in (recon, frames) for part in (x[:, :t], x[:, t:])]
         pairs = list(zip(split[:2], split[2:], strict=True))  # (decoded, true) of the context, of the future

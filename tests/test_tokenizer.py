@@ -220,6 +220,19 @@ def test_what_looks_like_the_last_context_frame_is_unchanged():
     assert (~unchanged[0, 1]).nonzero().tolist() == [[7]]
 
 
+def test_recolouring_changes_the_colours_of_every_second_clip_and_neither_shapes_nor_range():
+    torch.manual_seed(0)
+    frames = pictures(4, 3)
+    frames[:, 2] = frames[:, 1]
+    other = tokenizer.recolour(frames)
+    assert other.shape == frames.shape and 0 <= other.min() and other.max() <= 1
+    assert torch.equal(other[::2], frames[::2]) and torch.equal(other[:, 2], other[:, 1])
+    for a, b in zip(frames[1::2], other[1::2], strict=True):  # channels are affine images of old ones
+        old, new = (x.transpose(0, 1).flatten(1) for x in (a, b))
+        similar = torch.corrcoef(torch.cat([old, new]))[:3, 3:].abs()
+        torch.testing.assert_close(similar.amax(0), torch.ones(3))
+
+
 def test_codes_are_never_revived_with_revive_after_0_or_in_evaluation():
     for vq in (quantizer([[0.0, 0.0], [9.0, 9.0]]), quantizer([[0.0, 0.0], [9.0, 9.0]], 1.0, 1).eval()):
         for _ in range(5):
