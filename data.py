@@ -321,7 +321,7 @@ class PushWorld:
         self.episode, self.time = np.full(n, -1), np.zeros(n, int)
         self.grip, self.target, self.half = np.zeros((3, n, 2))  # half: half-side of each block
         self.blocks, self.glide = np.zeros((2, n, 2, 2))
-        self.colours = np.zeros((n, 3, 3), np.float32)  # block 0, block 1, gripper
+        self.colours = np.zeros((n, 2, 3), np.float32)  # of the blocks; the gripper always looks the same
         self.background = np.zeros((n, size, size, 3), np.float32)
         self.reset()
 
@@ -356,10 +356,10 @@ class PushWorld:
         self.grip[i], self.blocks[i, 0], self.blocks[i, 1], self.target[i] = spots[ok.argmax()]
 
     def _paint(self, i, rng):
-        """Colours and light: three hues far apart, dark ones on a light table or light ones on a dark one."""
+        """Colours and light: two hues far apart, dark ones on a light table or light ones on a dark one."""
         is_light = rng.random() < 0.5
         table = rng.uniform(*((0.78, 0.92) if is_light else (0.08, 0.2))) + rng.uniform(-0.04, 0.04, 3)
-        hues = rng.random() + np.arange(3)[:, None] / 3 + rng.uniform(-0.05, 0.05, (3, 1))
+        hues = rng.random() + np.arange(2)[:, None] / 2 + rng.uniform(-0.05, 0.05, (2, 1))
         colours = np.clip(np.abs((6 * hues + (0, 4, 2)) % 6 - 3) - 1, 0, 1)
         luma = (colours @ (0.3, 0.59, 0.11))[:, None]
         darker, lighter = np.minimum(1, 0.45 / luma), np.maximum(0, (0.5 - luma) / (1 - luma))
@@ -412,8 +412,9 @@ class PushWorld:
         for k in (0, 1):
             core = self.half[:, k] - self.corner
             self._draw(canvas, self.blocks[:, k], core, self.corner, self.colours[:, k])
-        self._draw(canvas, self.grip, 0, self.grip_radius, self.colours[:, 2])
-        self._draw(canvas, self.grip, 0, self.grip_radius / 2, 0.35 * self.colours[:, 2])
+        grey, white = np.full((2, self.n, 3), [[[128]], [[255]]], np.float32)
+        self._draw(canvas, self.grip, 0, self.grip_radius, grey)
+        self._draw(canvas, self.grip, 0, self.grip_radius / 2, white)
         return (canvas + 0.5).astype(np.uint8)
 
     def _draw(self, canvas, centre, core, radius, colour):
