@@ -7,6 +7,7 @@
 Functions only. Nothing here imports another file of ours."""
 
 import difflib
+import itertools
 import json
 import math
 import os
@@ -203,7 +204,7 @@ def official_folder(path):
     path = Path(path)
     if path.is_dir():
         return path
-    if path.exists() or path.suffix or path.is_absolute() or len(path.parts) != 2:
+    if path.exists() or path.suffix == ".pt" or path.parent.is_dir() or len(path.parts) != 2:
         return None
     fix = f"get tokenizer/ and transformer/ from https://huggingface.co/{path} and pass their folder"
     try:
@@ -223,7 +224,10 @@ def read_official(folder, part):
     folder  what holds `part`, or that itself
     raises  FileNotFoundError or ValueError naming the file that is missing or damaged"""
     folder = Path(folder) / part if (Path(folder) / part).is_dir() else Path(folder)
-    files = sorted(folder.glob("*model*.safetensors")) or sorted(folder.glob("*model*.bin"))
+    files = []  # the usual names, or the parts of a file that was split
+    names = "diffusion_pytorch_model", "model", "pytorch_model"
+    for name, end in itertools.product(names, ("safetensors", "bin")):
+        files = files or sorted(folder.glob(f"{name}.{end}")) or sorted(folder.glob(f"{name}-*-of-*.{end}"))
     if not files or not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"{folder}: expected config.json and *model.safetensors, the authors' {part}"

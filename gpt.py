@@ -368,7 +368,8 @@ class GPT(nn.Module):
         own, weights = model.state_dict(), dict(state["weights"])
         head = ("action.", "reward.")  # where the two models differ in a head, the new one starts anew
         heads = {k for k in (*own, *weights) if k.startswith(head)}
-        old = {k for k in heads & weights.keys() if k not in own or own[k].shape != weights[k].shape}
+        fits = {k for k in heads & own.keys() & weights.keys() if own[k].shape == weights[k].shape}
+        old = {k for k in heads & weights.keys() if f"{k.split('.')[0]}.weight" not in fits}
         if old:
             print(f"not taken from the checkpoint: {', '.join(sorted(old))}")
         weights = {k: w for k, w in weights.items() if k not in old}
@@ -394,7 +395,7 @@ class GPT(nn.Module):
 
     @classmethod
     def from_official(cls, folder, layout=None, **changes):
-        """The authors' transformer, with or without heads, from a folder of theirs or transformer/ in it.
+        """The authors' transformer, in eval mode, from a folder of theirs or transformer/ in it.
 
         layout   by default that of the tokenizer beside it
         changes  as above. The files do not say how long segments were: 16 frames, if segment_length does not
@@ -410,7 +411,7 @@ class GPT(nn.Module):
         weights = {k: w for k, w in weights.items() if "action_recon_linear." not in k}  # nothing uses it
         model = cls(layout or official_layout(folder.parent), **cfg)
         load_official(model, weights, model.official_pairs(any("llm." in k for k in weights)), folder)
-        return cls.from_checkpoint(model.checkpoint(), **changes) if changes else model
+        return (cls.from_checkpoint(model.checkpoint(), **changes) if changes else model).eval()
 
     def official_pairs(self, wrapped):
         """Our tensors and the authors', as common.load_official takes them; `wrapped` for actions."""
@@ -426,6 +427,8 @@ class GPT(nn.Module):
         """Write the layout of the authors' code.   raises ValueError where it has no such model"""
         if self.config["places"]:
             raise ValueError("the authors' transformer has no learned position embeddings: places is not 0")
+        if self.reward is not None and self.action is None:
+            raise ValueError("the authors' transformer has a reward head only beside an action projection")
         config = {theirs: self.config[ours] for ours, theirs in OFFICIAL_CONFIG.items()} | OFFICIAL_ONLY
         config |= dict(architectures=["LlamaForCausalLM"], model_type="llama", max_position_embeddings=1024)
         config |= dict(num_key_value_heads=self.config["n_head"], vocab_size=self.layout.vocab_size)

@@ -596,13 +596,14 @@ class Tokenizer(nn.Module):
 
     @classmethod
     def from_official(cls, folder, **changes):
-        """The authors' tokenizer, from a folder of theirs or tokenizer/ in it; `changes` as above.
+        """The authors' tokenizer, in eval mode, from a folder of theirs or tokenizer/ in it.
 
+        changes  as in from_checkpoint
         raises  FileNotFoundError, or ValueError naming the tensor or setting that does not fit"""
         config, weights, folder = read_official(folder, "tokenizer")
         model = cls(**official_settings(config, folder))
         load_official(model, weights, model.official_pairs(), folder)
-        return cls.from_checkpoint(model.checkpoint(), **changes) if changes else model
+        return (cls.from_checkpoint(model.checkpoint(), **changes) if changes else model).eval()
 
     def official_pairs(self):
         """Our tensors and the authors', as common.load_official takes them."""
@@ -647,7 +648,8 @@ def official_settings(config, folder):
         raise ValueError(f"{folder}/config.json: vq_embed_dim other than latent_channels is not supported")
     grid = cfg["resolution"] // 2 ** (len(cfg["channels"]) - 1)
     cfg["dynamics_grid"] = grid // cfg["dynamics_grid"]
-    return {**SMALL, **cfg, "max_att_resolution": config.get("max_att_resolution", 32)}
+    # Their codebooks are trained: nothing is revived.
+    return {**SMALL, **cfg, "max_att_resolution": config.get("max_att_resolution", 32), "revive_after": 0}
 
 
 def official_layout(folder):

@@ -339,7 +339,7 @@ def test_a_checkpoint_may_get_new_heads_but_its_other_weights_must_fit(capsys):
         GPT.from_checkpoint(state, TokenLayout(2, 9, 4, 20, 13))
     other = GPT.from_checkpoint(build().checkpoint(), action_dim=2, reward=False)  # other data than before
     assert not other.action.weight.any() and other.action.in_features == 2 and other.reward is None
-    assert "not taken from the checkpoint: action.weight, reward.bias" in capsys.readouterr().out
+    assert "not taken from the checkpoint: action.bias, action.weight, reward.bias" in capsys.readouterr().out
     weights = {k: v for k, v in state["weights"].items() if k != "norm.weight"}
     with pytest.raises(ValueError, match="another shape: norm.weight"):
         GPT.from_checkpoint({**state, "weights": weights})

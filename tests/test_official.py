@@ -220,9 +220,10 @@ def test_export_then_import_is_the_identity(tmp_path, heads, sizes):
     again = WorldModel.load(str(tmp_path), "cpu")
     for model, copy in ((tok, again.tokenizer), (net, again.gpt)):
         own, copied = model.state_dict(), copy.state_dict()
-        assert own.keys() == copied.keys() and all(torch.equal(own[k], copied[k]) for k in own)
-    settled = {**net.config, "segment_length": 16}  # the one setting that their files do not hold
-    assert again.gpt.config == settled and again.tokenizer.config == tok.config
+        assert own.keys() == copied.keys()
+        assert all(torch.equal(own[k], copied[k]) for k in own if not k.endswith("idle"))
+    settled = {**net.config, "segment_length": 16}  # their files do not hold it
+    assert again.gpt.config == settled and again.tokenizer.config == {**tok.config, "revive_after": 0}
     alone = GPT.from_official(tmp_path / "transformer", segment_length=4)
     assert alone.config == net.config and alone.layout == tok.layout
 
@@ -245,10 +246,19 @@ def test_the_command_line_exports_what_it_loads_again(tmp_path):
 @pytest.mark.parametrize(("model", "message"), [
     (Tokenizer(**{**tokenizer.TINY, "channels": (8, 8), "norm_groups": 4}), "patch = 4 .*8.2 and 4.2 tokens"),
     (GPT(TokenLayout(1, 4, 4, 8, 8), **{**SMALL_GPT, "places": 0.1}), "no learned position embeddings"),
+    (GPT(TokenLayout(1, 4, 4, 8, 8), **{**SMALL_GPT, "reward": True}), "only beside an action projection"),
 ])  # fmt: skip
 def test_what_the_authors_code_cannot_run_is_not_exported(tmp_path, model, message):
     with pytest.raises(ValueError, match=message):
         model.export_official(tmp_path)
+
+
+def test_what_is_loaded_is_ready_for_use_and_keeps_its_codes_in_training(folder):
+    tok, model = Tokenizer.from_official(folder), GPT.from_official(folder, segment_length=4)
+    assert not tok.training and not model.training
+    codes = tok.quantize.embedding.weight.clone()
+    tok.train().loss(torch.rand(1, 3, 3, 64, 64))
+    assert torch.equal(tok.quantize.embedding.weight, codes)
 
 
 def test_one_context_frame_of_two_keeps_the_last_frames_position_embeddings(folder):
