@@ -359,7 +359,8 @@ class PushWorld:
         """Colours and light: two hues far apart, dark ones on a light table or light ones on a dark one."""
         is_light = rng.random() < 0.5
         table = rng.uniform(*((0.78, 0.92) if is_light else (0.08, 0.2))) + rng.uniform(-0.04, 0.04, 3)
-        hues = rng.random() + np.arange(2)[:, None] / 2 + rng.uniform(-0.05, 0.05, (2, 1))
+        hues = rng.uniform(0.15, 0.35) + 0.5 * rng.permutation(2)[:, None]  # red is the gripper's
+        hues = hues + rng.uniform(-0.05, 0.05, (2, 1))
         colours = np.clip(np.abs((6 * hues + (0, 4, 2)) % 6 - 3) - 1, 0, 1)
         luma = (colours @ (0.3, 0.59, 0.11))[:, None]
         darker, lighter = np.minimum(1, 0.45 / luma), np.maximum(0, (0.5 - luma) / (1 - luma))
@@ -412,8 +413,8 @@ class PushWorld:
         for k in (0, 1):
             core = self.half[:, k] - self.corner
             self._draw(canvas, self.blocks[:, k], core, self.corner, self.colours[:, k])
-        grey, white = np.full((2, self.n, 3), [[[128]], [[255]]], np.float32)
-        self._draw(canvas, self.grip, 0, self.grip_radius, grey)
+        red, white = np.tile(np.array([[[230, 20, 20]], [[255, 255, 255]]], np.float32), (1, self.n, 1))
+        self._draw(canvas, self.grip, 0, self.grip_radius, red)
         self._draw(canvas, self.grip, 0, self.grip_radius / 2, white)
         return (canvas + 0.5).astype(np.uint8)
 
