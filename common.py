@@ -7,7 +7,6 @@
 Functions only. Nothing here imports another file of ours."""
 
 import difflib
-import itertools
 import json
 import math
 import os
@@ -42,7 +41,8 @@ def configure(config, doc, argv=None, presets=None):
     With --resume true, the settings that the run in OUT was started with stand in for defaults and preset.
 
     config   flat dict of defaults, whose types decide how values are read;  presets {name: dict}
-    returns  SimpleNamespace with one attribute per key
+    returns  SimpleNamespace with one attribute per key; where there are presets, `given` names the keys of
+             the command line, which alone may change a checkpoint's own settings
     exits    with one line at an unknown key (the nearest known one is named), preset or unreadable value"""
     args = list(sys.argv[1:] if argv is None else argv)
     asks, args = "-h" in args or "--help" in args, [a for a in args if a not in ("-h", "--help")]
@@ -72,7 +72,7 @@ def configure(config, doc, argv=None, presets=None):
         except (ValueError, FileNotFoundError) as error:
             raise SystemExit(f"--resume: {error}") from None
         settings.update({k: v for k, v in saved.items() if k in config and k != "out"})
-    return SimpleNamespace(**{**settings, **given})
+    return SimpleNamespace(**{**settings, **given}, **(dict(given=tuple(given)) if presets else {}))
 
 
 def require_positive(cfg, *keys):
@@ -190,109 +190,6 @@ def load_checkpoint(path, device="cpu", needs=()):
             f"{path} holds no {', '.join(missing)}; expected a checkpoint with {', '.join(needs)}"
         )
     return state
-
-
-# The authors' checkpoints: a folder with tokenizer/ and transformer/, each a config.json and tensors. Which
-# of them are which of ours is said by pairs (our names, their names): the tensors of each side, one below the
-# other, are the same matrix.
-
-
-def official_folder(path):
-    """The folder of the authors' layout that `path` means, downloaded if it is a hub name; None for a file.
-
-    raises  FileNotFoundError if it cannot be had"""
-    path = Path(path)
-    if path.is_dir():
-        return path
-    if path.exists() or path.suffix == ".pt" or path.parent.is_dir() or len(path.parts) != 2:
-        return None
-    fix = f"get tokenizer/ and transformer/ from https://huggingface.co/{path} and pass their folder"
-    try:
-        import huggingface_hub
-
-        return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=["tok*/*", "transf*/*"]))
-    except ImportError:
-        raise FileNotFoundError(f"no {path} here; pip install huggingface_hub, or {fix}") from None
-    except Exception as error:  # of the network, of the hub, of the disk
-        reason = str(error).splitlines()[0]
-        raise FileNotFoundError(f"no {path} here, and the download failed ({reason}); {fix}") from None
-
-
-def read_official(folder, part):
-    """config (dict), tensors (dict) and folder of a "tokenizer" or "transformer" in the authors' layout.
-
-    folder  what holds `part`, or that itself
-    raises  FileNotFoundError or ValueError naming the file that is missing or damaged"""
-    folder = Path(folder) / part if (Path(folder) / part).is_dir() else Path(folder)
-    files = []  # the usual names, or the parts of a file that was split
-    names = "diffusion_pytorch_model", "model", "pytorch_model"
-    for name, end in itertools.product(names, ("safetensors", "bin")):
-        files = files or sorted(folder.glob(f"{name}.{end}")) or sorted(folder.glob(f"{name}-*-of-*.{end}"))
-    if not files or not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder}: expected config.json and *model.safetensors, the authors' {part}"
-        )
-    weights = {}
-    for file in (folder / "config.json", *files):
-        try:
-            if file.suffix == ".json":
-                config = json.loads(file.read_text())
-            elif file.suffix == ".bin":
-                weights.update(torch.load(file, map_location="cpu", weights_only=True))
-            else:
-                from safetensors.torch import load_file
-
-                weights.update(load_file(file))
-        except ImportError:
-            raise ImportError(f"{file}: pip install safetensors to read it") from None
-        except Exception as error:  # json, pickle, zip and safetensors each raise their own kinds
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{file} is damaged ({reason}); download it again") from None
-    return config, weights, folder
-
-
-def official_config(config, names, expected, folder):
-    """Our settings from the authors' config; `names` maps ours to theirs, `expected` is all that we can do.
-
-    raises  ValueError naming what is missing or not to be had here"""
-    if missing := [k for k in names.values() if k not in config]:
-        raise ValueError(f"{folder}/config.json lacks {', '.join(missing)}")
-    for key, value in expected.items():
-        if config.get(key, value) != value:
-            raise ValueError(f"{folder}/config.json: {key} is {config[key]}; only {value} is supported")
-    return {ours: config[theirs] for ours, theirs in names.items()}
-
-
-def load_official(model, weights, pairs, folder):
-    """Fill a model from the authors' tensors.   raises ValueError naming tensors that do not fit"""
-    own = model.state_dict()
-    expected = {}
-    for ours, theirs in pairs:
-        rows = sum(len(own[k]) for k in ours) // len(theirs)
-        expected.update({k: (rows, *own[ours[0]].shape[1:]) for k in theirs})
-    found = {k: tuple(w.shape) for k, w in weights.items()}
-    if wrong := sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)):
-        told = [f"{k} (expected {expected.get(k, 'none')}, found {found.get(k, 'none')})" for k in wrong[:6]]
-        raise ValueError(f"{folder}: {len(wrong)} tensors do not fit its config.json: {', '.join(told)}")
-    for ours, theirs in pairs:
-        joined = torch.cat([weights[k].float() for k in theirs])
-        own.update(zip(ours, joined.split([len(own[k]) for k in ours]), strict=True))
-    model.load_state_dict(own)
-
-
-def write_official(folder, file, config, model, pairs):
-    """Write config.json and the tensors of a model as the authors do."""
-    from safetensors.torch import save_file
-
-    own, weights = model.state_dict(), {}
-    for ours, theirs in pairs:
-        parts = torch.cat([own[k] for k in ours]).chunk(len(theirs))
-        weights.update((k, w.float().cpu().contiguous().clone()) for k, w in zip(theirs, parts, strict=True))
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file(weights, folder / f"{file}.partial", metadata={"format": "pt"})
-    os.replace(folder / f"{file}.partial", folder / file)
 
 
 def start_log(out, step):

@@ -26,15 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common import (
-    load_checkpoint,
-    load_official,
-    official_config,
-    official_folder,
-    read_official,
-    write_official,
-)
-from tokenizer import TokenLayout, official_layout
+import official
+from common import load_checkpoint
+from tokenizer import TokenLayout, layout_of, official_config
 
 # Paper Table 2 and 3. segment_length: frames per training clip, after which a rollout takes a new context.
 SMALL = dict(
@@ -51,25 +45,6 @@ SMALL = dict(
 MEDIUM = {**SMALL, "n_layer": 24, "n_head": 16, "n_embd": 1024, "n_mlp": 4096}
 TINY = {**SMALL, "n_layer": 4, "n_head": 3, "n_embd": 192, "n_mlp": 512, "att_dropout": 0.0, "places": 0.03}
 PRESETS = dict(tiny=TINY, small=SMALL, medium=MEDIUM)
-
-# The names in the authors' checkpoints (Hugging Face's LLaMA), in config.json and of tensors.
-OFFICIAL_CONFIG = dict(
-    n_layer="num_hidden_layers",
-    n_head="num_attention_heads",
-    n_embd="hidden_size",
-    n_mlp="intermediate_size",
-)
-OFFICIAL_ONLY = dict(
-    hidden_act="silu", rms_norm_eps=1e-6, rope_theta=10000.0, rope_scaling=None, attention_bias=False,
-    mlp_bias=False, tie_word_embeddings=False,
-)  # fmt: skip
-OFFICIAL_NAMES = dict(
-    embed=["model.embed_tokens"], norm=["model.norm"], lm_head=["lm_head"],
-    norm1=["input_layernorm"], norm2=["post_attention_layernorm"], out=["self_attn.o_proj"],
-    qkv=["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-    gate_up=["mlp.gate_proj", "mlp.up_proj"], down=["mlp.down_proj"],
-    action=["action_linear"], reward=["reward_linear"],
-)  # fmt: skip
 
 
 def symlog(x):
@@ -389,49 +364,23 @@ class GPT(nn.Module):
     @classmethod
     def load(cls, path, layout=None, **changes):
         """The transformer of a checkpoint of ours, or of the authors (a folder or a hub name)."""
-        if folder := official_folder(path):
+        if folder := official.find(path):
             return cls.from_official(folder, layout, **changes)
         return cls.from_checkpoint(load_checkpoint(path, needs=("gpt",))["gpt"], layout, **changes)
 
     @classmethod
     def from_official(cls, folder, layout=None, **changes):
-        """The authors' transformer, in eval mode, from a folder of theirs or transformer/ in it.
+        """The authors' transformer, in eval mode, from a folder of theirs, transformer/ in it, or a hub name.
 
         layout   by default that of the tokenizer beside it
         changes  as above. The files do not say how long segments were: 16 frames, if segment_length does not
                  (the authors: 16; 12 for RoboNet and VP2; 17 goal-conditioned)
         raises   FileNotFoundError, or ValueError naming the tensor or setting that does not fit"""
-        config, weights, folder = read_official(folder, "transformer")
-        only = {**OFFICIAL_ONLY, "num_key_value_heads": config.get("num_attention_heads")}
-        cfg = {**SMALL, **official_config(config, OFFICIAL_CONFIG, only, folder)}
-        cfg["att_dropout"] = config.get("attention_dropout", 0.0)
-        if "action_linear.weight" in weights:
-            cfg["action_dim"] = weights["action_linear.weight"].shape[-1]
-        cfg["reward"] = "reward_linear.weight" in weights
+        config, folder = official.read_config(folder, "transformer")
+        weights = official.read_tensors(folder, "transformer")
         weights = {k: w for k, w in weights.items() if "action_recon_linear." not in k}  # nothing uses it
-        model = cls(layout or official_layout(folder.parent), **cfg)
-        load_official(model, weights, model.official_pairs(any("llm." in k for k in weights)), folder)
+        layout = layout or layout_of(official_config(folder.parent)[0])
+        model = cls(layout, **{**SMALL, **official.gpt_settings(config, weights, folder)})
+        wrapped = any(k.startswith("llm.") for k in weights)
+        official.fill(model, weights, official.gpt_pairs(model, wrapped), folder)
         return (cls.from_checkpoint(model.checkpoint(), **changes) if changes else model).eval()
-
-    def official_pairs(self, wrapped):
-        """Our tensors and the authors', as common.load_official takes them; `wrapped` for actions."""
-        pairs = []
-        for ours in self.state_dict():
-            *block, module, kind = ours.split(".")
-            prefix = f"model.layers.{block[1]}." if block else ""
-            prefix = prefix if module in ("action", "reward") or not wrapped else "llm." + prefix
-            pairs.append(([ours], [f"{prefix}{name}.{kind}" for name in OFFICIAL_NAMES[module]]))
-        return pairs
-
-    def export_official(self, folder):
-        """Write the layout of the authors' code.   raises ValueError where it has no such model"""
-        if self.config["places"]:
-            raise ValueError("the authors' transformer has no learned position embeddings: places is not 0")
-        if self.reward is not None and self.action is None:
-            raise ValueError("the authors' transformer has a reward head only beside an action projection")
-        config = {theirs: self.config[ours] for ours, theirs in OFFICIAL_CONFIG.items()} | OFFICIAL_ONLY
-        config |= dict(architectures=["LlamaForCausalLM"], model_type="llama", max_position_embeddings=1024)
-        config |= dict(num_key_value_heads=self.config["n_head"], vocab_size=self.layout.vocab_size)
-        config |= dict(attention_dropout=self.config["att_dropout"], bos_token_id=50256, eos_token_id=50256)
-        pairs = self.official_pairs(self.action is not None or self.reward is not None)
-        write_official(folder, "model.safetensors", config, self, pairs)

@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import configure, load_checkpoint, official_folder, require_positive, run, save_checkpoint
+import official
+from common import configure, load_checkpoint, require_positive, run, save_checkpoint
 from data import (
     Episodes,
     goal_first,
@@ -87,7 +88,7 @@ class WorldModel:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device is {device} but torch sees no GPU; pass --device cpu")
-        folder = official_folder(path)
+        folder = official.find(path)
         if folder:  # nothing there says what it was trained on
             trained = {**TRAINED, "data": ""}
         else:
@@ -95,16 +96,8 @@ class WorldModel:
             trained = {k: settled[k] for k in TRAINED}
         changes = dict(context_frames=context_frames) if context_frames else {}
         tokenizer = Tokenizer.load(tokenizer or folder or path, **changes)
-        gpt = GPT.load(folder or path, tokenizer.layout if context_frames else None)
+        gpt = GPT.load(folder or path, tokenizer.layout if folder or context_frames else None)
         return cls(tokenizer, gpt, device, trained, **settings)
-
-    def export_official(self, folder):
-        """Write the layout of the authors' code, tokenizer/ and transformer/.
-
-        raises  ValueError where they have no such model (that of `tiny`)"""
-        self.tokenizer.export_official(Path(folder) / "tokenizer")
-        self.gpt.export_official(Path(folder) / "transformer")
-        print(f"{folder}: tokenizer/ and transformer/ in the authors' layout")
 
     def export(self, path, data=""):
         """Write a checkpoint to hand out, in half precision; `data` is what to show it by default."""
@@ -232,7 +225,8 @@ def main(cfg):
     if cfg.export:
         model.export(cfg.export, cfg.data)
     if cfg.export_official:
-        model.export_official(cfg.export_official)
+        official.export(cfg.export_official, model.tokenizer, model.gpt)
+        print(f"{cfg.export_official}: tokenizer/ and transformer/ in the authors' layout")
     if cfg.export or cfg.export_official:
         return
     frames, actions = find_segments(cfg, model)

@@ -25,7 +25,6 @@ itself in the context (`pos_init`; the paper's embeddings start from zero).
 
 Run: python train_tokenizer.py --preset tiny --max_steps 100"""
 
-import re
 from dataclasses import dataclass
 
 import torch
@@ -34,14 +33,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from common import (
-    load_checkpoint,
-    load_official,
-    official_config,
-    official_folder,
-    read_official,
-    write_official,
-)
+import official
+from common import load_checkpoint
 
 # Paper Table 2: small is its low-resolution model (114M), large its high-resolution one (310M).
 SMALL = dict(
@@ -69,29 +62,6 @@ TINY = {
     "revive_after": 50,
 }  # fmt: skip
 PRESETS = dict(tiny=TINY, small=SMALL, large=LARGE)
-
-# The authors' names, in config.json and of tensors (patterns and what they become; see official_pairs).
-OFFICIAL_CONFIG = dict(
-    resolution="resolution",
-    channels="block_out_channels",
-    layers_per_block="layers_per_block",
-    code_dim="latent_channels",
-    context_codes="num_vq_embeddings",
-    dynamics_codes="num_dyn_embeddings",
-    context_frames="context_length",
-    norm_groups="norm_num_groups",
-)
-OFFICIAL_ONLY = dict(
-    act_fn="silu", norm_type="group", mid_block_add_attention=False, in_channels=3, out_channels=3
-)
-OFFICIAL_NAMES = (
-    (r"mid_block\.attention\.norm", r"mid_block.attentions.0.group_norm"),
-    (r"mid_block\.attention\.out", r"mid_block.attentions.0.to_out.0"),
-    (r"(down|up)_blocks\.(\d+)\.conv\.", r"\1_blocks.\2.\1samplers.0.conv."),
-    (r"cross\.(\d+)\.out", r"cross.\1.att.out_proj"),
-    (r"cross\.(\d+)\.q\.", r"cross.\1.att.in_proj_"),
-    (r"mid_block\.attention\.qkv", r"mid_block.attentions.0.to_q"),
-)
 
 
 @dataclass(frozen=True)
@@ -159,6 +129,12 @@ def layout_of(cfg):
     grid = cfg["resolution"] // (cfg["patch"] * 2 ** (len(cfg["channels"]) - 1))
     codes = cfg["context_codes"], cfg["dynamics_codes"]
     return TokenLayout(cfg["context_frames"], grid**2, cfg["dynamics_grid"] ** 2, *codes)
+
+
+def official_config(path):
+    """Settings of the authors' tokenizer in a folder of theirs or of a hub name, and its own folder."""
+    config, folder = official.read_config(path, "tokenizer")
+    return {**SMALL, **official.tokenizer_settings(config, folder)}, folder
 
 
 def conv3(c_in, c_out):
@@ -586,76 +562,24 @@ class Tokenizer(nn.Module):
         model.load_state_dict(resize_context(state["weights"], *frames))
         return model
 
-
     @classmethod
     def load(cls, path, **changes):
         """The tokenizer of a checkpoint of ours, or of the authors (a folder or a hub name)."""
-        if folder := official_folder(path):
+        if folder := official.find(path):
             return cls.from_official(folder, **changes)
         return cls.from_checkpoint(load_checkpoint(path, needs=("tokenizer",))["tokenizer"], **changes)
 
     @classmethod
     def from_official(cls, folder, **changes):
-        """The authors' tokenizer, in eval mode, from a folder of theirs or tokenizer/ in it.
+        """The authors' tokenizer, in eval mode, from a folder of theirs, tokenizer/ in it, or a hub name.
 
         changes  as in from_checkpoint
         raises  FileNotFoundError, or ValueError naming the tensor or setting that does not fit"""
-        config, weights, folder = read_official(folder, "tokenizer")
-        model = cls(**official_settings(config, folder))
-        load_official(model, weights, model.official_pairs(), folder)
+        config, folder = official_config(folder)
+        model = cls(**config)
+        weights = official.read_tensors(folder, "tokenizer")
+        official.fill(model, weights, official.tokenizer_pairs(model), folder)
         return (cls.from_checkpoint(model.checkpoint(), **changes) if changes else model).eval()
-
-    def official_pairs(self):
-        """Our tensors and the authors', as common.load_official takes them."""
-        pairs = []
-        for ours in self.state_dict():
-            if ours.endswith("idle") or re.search(r"cross\.\d+\.kv\.", ours):  # kv goes together with q
-                continue
-            theirs = ours
-            for pattern, name in OFFICIAL_NAMES:
-                theirs = re.sub(pattern, name, theirs)
-            if ".cross." in theirs:  # numbered from 0 there, by the level they stand after here
-                net, level = re.match(r"(\w+)\.cross\.(\d+)", theirs).groups()
-                number = list(getattr(self, net).cross).index(level)
-                theirs = theirs.replace(f"cross.{level}", f"cross_att_blocks.{number}")
-            both = [ours, ours.replace(".q.", ".kv.")] if ".in_proj_" in theirs else [ours]
-            three = [theirs.replace("to_q", f"to_{x}") for x in "qkv"] if ".to_q." in theirs else [theirs]
-            pairs.append((both, three))
-        return pairs
-
-    def export_official(self, folder):
-        """Write the layout of the authors' code.   raises ValueError where it has no such model"""
-        cfg, side = self.config, self.side
-        fixed = dict(patch=1, n_head=SMALL["n_head"])
-        wrong = [f"{k} = {cfg[k]} (theirs: {v})" for k, v in fixed.items() if cfg[k] != v]
-        if (self.grid, cfg["dynamics_grid"]) != (16, 4):
-            wrong.append(f"{self.grid}^2 and {cfg['dynamics_grid']}^2 tokens a frame (theirs: 16^2 and 4^2)")
-        if wrong:
-            raise ValueError(f"the authors' code cannot run this tokenizer: {', '.join(wrong)}")
-        n = len(cfg["channels"])
-        config = {theirs: cfg[ours] for ours, theirs in OFFICIAL_CONFIG.items()} | OFFICIAL_ONLY
-        config |= dict(_class_name="CompressiveVQModel", patch_size=side, vq_embed_dim=None)
-        config |= dict(max_att_resolution=cfg["max_att_resolution"], lookup_from_codebook=True)
-        config |= dict(down_block_types=["DownEncoderBlock2D"] * n, up_block_types=["UpDecoderBlock2D"] * n)
-        pairs = self.official_pairs()
-        write_official(folder, "diffusion_pytorch_model.safetensors", config, self, pairs)
-
-
-def official_settings(config, folder):
-    """Our settings from the authors' config.json, a dict."""
-    cfg = official_config(config, {**OFFICIAL_CONFIG, "dynamics_grid": "patch_size"}, OFFICIAL_ONLY, folder)
-    if config.get("vq_embed_dim") not in (None, cfg["code_dim"]):
-        raise ValueError(f"{folder}/config.json: vq_embed_dim other than latent_channels is not supported")
-    grid = cfg["resolution"] // 2 ** (len(cfg["channels"]) - 1)
-    cfg["dynamics_grid"] = grid // cfg["dynamics_grid"]
-    # Their codebooks are trained: nothing is revived.
-    return {**SMALL, **cfg, "max_att_resolution": config.get("max_att_resolution", 32), "revive_after": 0}
-
-
-def official_layout(folder):
-    """The TokenLayout of the authors' tokenizer in a folder of theirs."""
-    config, _, folder = read_official(folder, "tokenizer")
-    return layout_of(official_settings(config, folder))
 
 
 class Discriminator(nn.Module):

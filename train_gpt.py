@@ -52,7 +52,7 @@ CONFIG = dict(
     data="data/push",
     tokenizer="",  # checkpoint of the tokenizer; by default the one inside --init_from, else out/tokenizer.pt
     out="out/gpt.pt",
-    init_from="",  # a checkpoint to fine-tune; it sets the sizes of the model
+    init_from="",  # a checkpoint to fine-tune; it sets the model, but for segment_length and att_dropout
     resume=False,  # continue OUT exactly where it stopped
     actions=True,  # use the data's actions, if it has any
     rewards=True,  # predict the data's rewards, if it has any
@@ -146,22 +146,27 @@ def embed_codebooks(model, tokenizer):
 
 def build(cfg, data):
     """Tokenizer, transformer and, with --resume, the state to go on from."""
-    path = cfg.out if cfg.resume else cfg.init_from
-    state = load_checkpoint(path, needs=("gpt", "tokenizer", "step", "optimizer")) if cfg.resume else None
-    tokenizer = Tokenizer.load((not cfg.resume and cfg.tokenizer) or path or "out/tokenizer.pt")
+    state = None
+    if cfg.resume:
+        state = load_checkpoint(cfg.out, needs=("gpt", "tokenizer", "step", "optimizer"))
+        tokenizer = Tokenizer.from_checkpoint(state["tokenizer"])
+    else:
+        tokenizer = Tokenizer.load(cfg.tokenizer or cfg.init_from or "out/tokenizer.pt")
     R = tokenizer.config["resolution"]
     if data.frame_shape != (R, R, 3):
         raise ValueError(f"{cfg.data} has frames {data.frame_shape}, expected {(R, R, 3)}: import --size {R}")
     if cfg.goal_conditioned and tokenizer.layout.context_frames < 2:
         raise ValueError("goal_conditioned needs 2 context frames, goal and present; the tokenizer has 1")
     heads = dict(action_dim=data.action_dim if cfg.actions else 0, reward=cfg.rewards and data.has_reward)
-    if not path:
+    if cfg.resume:
+        model = GPT.from_checkpoint(state["gpt"])
+    elif cfg.init_from:
+        changes = {k: getattr(cfg, k) for k in ("segment_length", "att_dropout") if k in cfg.given}
+        model = GPT.load(cfg.init_from, tokenizer.layout, **changes, **heads)
+    else:
         model = GPT(tokenizer.layout, **{k: getattr(cfg, k) for k in MODEL}, **heads)
         if cfg.codebook_init:
             embed_codebooks(model, tokenizer)
-        return tokenizer, model, None
-    changes = dict(segment_length=cfg.segment_length, att_dropout=cfg.att_dropout, **heads)
-    model = GPT.load(path, tokenizer.layout, **({} if cfg.resume else changes))
     return tokenizer, model, state
 
 

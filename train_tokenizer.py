@@ -49,7 +49,7 @@ CONFIG = dict(
     preset="small",
     data="data/push",
     out="out/tokenizer.pt",
-    init_from="",  # a checkpoint to fine-tune; it sets the sizes of the model, context_frames may change
+    init_from="",  # a checkpoint to fine-tune; it sets the model, but for context_frames, dropout, commitment
     resume=False,  # continue OUT exactly where it stopped
     horizon=16,  # frames of the window that a segment is drawn from
     future_frames=6,
@@ -139,7 +139,7 @@ def build(cfg, device):
         state = load_checkpoint(path, needs=("tokenizer", "step"))
         return Tokenizer.from_checkpoint(state["tokenizer"]), state
     # Codes of a trained model are not revived: the transformer has learned what each of them means.
-    changes = {k: getattr(cfg, k) for k in ("context_frames", "dropout", "commitment")}
+    changes = {k: getattr(cfg, k) for k in ("context_frames", "dropout", "commitment") if k in cfg.given}
     return Tokenizer.load(path, **changes, revive_after=0), None
 
 

@@ -69,6 +69,7 @@ def test_a_preset_changes_defaults_and_an_argument_changes_a_preset_wherever_it_
     assert settings(presets=PRESETS).steps == 10
     cfg = settings("--steps", "7", "--preset", "b", presets=PRESETS)
     assert (cfg.steps, cfg.lr, cfg.preset) == (7, 2.0, "b")
+    assert sorted(cfg.given) == ["preset", "steps"]
 
 
 def test_a_resumed_run_takes_its_settings_from_its_checkpoint_unless_they_are_given(tmp_path):

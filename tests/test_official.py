@@ -13,6 +13,7 @@ from conftest import GPT_RUN, ROOT, TOKENIZER_RUN, train
 
 import common
 import gpt
+import official
 import sample
 import tokenizer
 import train_gpt
@@ -50,7 +51,7 @@ def folder(tmp_path):
     model = GPT(tok.layout, **{**SMALL_GPT, "action_dim": 3, "reward": True})
     for p in itertools.chain(tok.parameters(), model.parameters()):
         p.data += 0.02 * torch.randn_like(p)
-    WorldModel(tok, model).export_official(tmp_path / "official")
+    official.export(tmp_path / "official", tok, model)
     return tmp_path / "official"
 
 
@@ -145,7 +146,7 @@ def written(model, pairs):
 def test_the_tokenizers_tensors_are_the_authors(preset, section):
     with torch.device("meta"):
         model = Tokenizer(**tokenizer.PRESETS[preset])
-    assert written(model, model.official_pairs()) == listed(section)
+    assert written(model, official.tokenizer_pairs(model)) == listed(section)
 
 
 @needs_keys
@@ -156,7 +157,7 @@ def test_the_tokenizers_tensors_are_the_authors(preset, section):
 def test_the_transformers_tensors_are_the_authors(heads, section):
     with torch.device("meta"):
         model = GPT(TokenLayout(2, 256, 16, 8192, 8192), **{**gpt.SMALL, **heads})
-    assert written(model, model.official_pairs(bool(heads))) == listed(section)
+    assert written(model, official.gpt_pairs(model, bool(heads))) == listed(section)
 
 
 # ---- other implementations ----
@@ -168,8 +169,9 @@ def test_the_exported_transformer_gives_the_same_logits_in_transformers(tmp_path
     model = GPT(TokenLayout(2, 9, 4, 20, 12), **SMALL_GPT).eval()
     for p in model.parameters():
         p.data += 0.2 * torch.randn_like(p)
-    model.export_official(tmp_path)
-    llama = transformers.LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    pairs = official.gpt_pairs(model, wrapped=False)
+    official.write(tmp_path, "transformer", official.gpt_config(model), model, pairs)
+    llama = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "transformer").eval()
     tokens = torch.randint(34, (2, model.layout.length(4)))
     with torch.no_grad():
         torch.testing.assert_close(model(tokens), llama(tokens).logits, atol=1e-5, rtol=0)
@@ -182,7 +184,7 @@ def test_encoders_and_decoders_equal_diffusers(groups):
     torch.manual_seed(0)
     cfg = {**SMALL_TOKENIZER, "norm_groups": groups}
     ours = Tokenizer(**cfg).eval()
-    theirs_of = {t[0]: o[0] for o, t in ours.official_pairs() if len(o) == len(t) == 1}
+    theirs_of = {t[0]: o[0] for o, t in official.tokenizer_pairs(ours) if len(o) == len(t) == 1}
     settings = dict(block_out_channels=cfg["channels"], layers_per_block=1, norm_num_groups=groups)
     n = len(cfg["channels"])
     settings["mid_block_add_attention"] = False
@@ -193,7 +195,7 @@ def test_encoders_and_decoders_equal_diffusers(groups):
     for prefix, theirs in (("encoder.", down), ("decoder.", up)):
         theirs.load_state_dict({k: own[theirs_of[prefix + k]] for k in theirs.state_dict()})
     attention = {}
-    for o, t in ours.official_pairs():
+    for o, t in official.tokenizer_pairs(ours):
         if o[0].startswith("cond_encoder.mid_block."):
             attention.update(zip(t, torch.cat([own[k] for k in o]).chunk(len(t)), strict=True))
     mid.load_state_dict({k.removeprefix("cond_encoder.mid_block."): w for k, w in attention.items()})
@@ -216,7 +218,7 @@ def test_export_then_import_is_the_identity(tmp_path, heads, sizes):
     torch.manual_seed(0)
     tok = Tokenizer(**{**SMALL_TOKENIZER, **sizes})
     net = GPT(tok.layout, **{**SMALL_GPT, **heads})
-    WorldModel(tok, net).export_official(tmp_path)
+    official.export(tmp_path, tok, net)
     again = WorldModel.load(str(tmp_path), "cpu")
     for model, copy in ((tok, again.tokenizer), (net, again.gpt)):
         own, copied = model.state_dict(), copy.state_dict()
@@ -243,14 +245,17 @@ def test_the_command_line_exports_what_it_loads_again(tmp_path):
         sample.main(common.configure(sample.CONFIG, "", [f"--{k}={v}" for k, v in run.items()]))
 
 
-@pytest.mark.parametrize(("model", "message"), [
-    (Tokenizer(**{**tokenizer.TINY, "channels": (8, 8), "norm_groups": 4}), "patch = 4 .*8.2 and 4.2 tokens"),
-    (GPT(TokenLayout(1, 4, 4, 8, 8), **{**SMALL_GPT, "places": 0.1}), "no learned position embeddings"),
-    (GPT(TokenLayout(1, 4, 4, 8, 8), **{**SMALL_GPT, "reward": True}), "only beside an action projection"),
+@pytest.mark.parametrize(("sizes", "places", "reward", "message"), [
+    (dict(patch=4, channels=(8, 8)), 0.0, False, "patch = 4 .*8.2 and 4.2 tokens"),
+    ({}, 0.1, False, "no learned position embeddings"),
+    ({}, 0.0, True, "only beside an action projection"),
 ])  # fmt: skip
-def test_what_the_authors_code_cannot_run_is_not_exported(tmp_path, model, message):
+def test_what_the_authors_code_cannot_run_is_not_exported(tmp_path, sizes, places, reward, message):
+    tok = Tokenizer(**{**SMALL_TOKENIZER, **sizes})
+    model = GPT(tok.layout, **{**SMALL_GPT, "places": places, "reward": reward})
     with pytest.raises(ValueError, match=message):
-        model.export_official(tmp_path)
+        official.export(tmp_path / "none", tok, model)
+    assert not (tmp_path / "none").exists()
 
 
 def test_what_is_loaded_is_ready_for_use_and_keeps_its_codes_in_training(folder):
@@ -259,6 +264,20 @@ def test_what_is_loaded_is_ready_for_use_and_keeps_its_codes_in_training(folder)
     codes = tok.quantize.embedding.weight.clone()
     tok.train().loss(torch.rand(1, 3, 3, 64, 64))
     assert torch.equal(tok.quantize.embedding.weight, codes)
+
+
+def test_fine_tuning_changes_no_setting_that_was_not_given(folder, push64, tmp_path):
+    config = json.loads((folder / "tokenizer" / "config.json").read_text())
+    (folder / "tokenizer" / "config.json").write_text(json.dumps({**config, "context_length": 1}))
+    file = file_of(folder, "tokenizer")
+    weights = safetensors.load_file(file)
+    half = {k: w[len(w) // 2 :] for k, w in weights.items() if k.endswith("kv_pos_emb")}
+    safetensors.save_file({**weights, **half}, file)
+    run = {k: v for k, v in TOKENIZER_RUN.items() if k not in tokenizer.SMALL}
+    for given, frames, dropout in ({}, 1, 0.1), (dict(context_frames=2, dropout=0.2), 2, 0.2):
+        train(train_tokenizer, data=push64, out=tmp_path / "x.pt", init_from=folder, **run, **given)
+        kept = Tokenizer.load(tmp_path / "x.pt").config
+        assert (kept["context_frames"], kept["dropout"]) == (frames, dropout)
 
 
 def test_one_context_frame_of_two_keeps_the_last_frames_position_embeddings(folder):
@@ -279,7 +298,7 @@ def test_training_starts_from_the_authors_models(folder, push64, tmp_path):
     assert Tokenizer.load(out).config["channels"] == (8, 8, 16)
     run = {k: v for k, v in GPT_RUN.items() if k not in ("n_layer", "n_head", "n_embd", "n_mlp")}
     shutil.rmtree(folder / "transformer")
-    GPT(Tokenizer.load(out).layout, **SMALL_GPT).export_official(folder / "transformer")
+    official.export(folder, Tokenizer.load(out), GPT(Tokenizer.load(out).layout, **SMALL_GPT))
     train(train_gpt, data=push64, out=tmp_path / "gpt.pt", init_from=folder, **{**run, "lr": 0.0})
     model = GPT.load(tmp_path / "gpt.pt")
     assert model.config["action_dim"] == 2 and not model.action.weight.any()
@@ -290,29 +309,41 @@ def test_training_starts_from_the_authors_models(folder, push64, tmp_path):
 # ---- errors ----
 
 
-def test_a_tensor_that_is_missing_left_over_or_of_another_shape_is_named(folder):
-    file = file_of(folder, "transformer")
+@pytest.mark.parametrize(("part", "name"), [
+    ("transformer", "llm.model.layers.1.mlp.up_proj.weight"),
+    ("tokenizer", "cond_decoder.up_blocks.0.resnets.1.conv2.weight"),
+    ("tokenizer", "cond_encoder.cross_att_blocks.0.att.in_proj_weight"),
+])  # fmt: skip
+def test_a_tensor_that_is_missing_left_over_or_of_another_shape_is_named(folder, part, name):
+    file = file_of(folder, part)
     good = safetensors.load_file(file)
-    name = "llm.model.layers.1.mlp.up_proj.weight"
+    expected = re.escape(str(tuple(good[name].shape)))
     changed = [
-        ({k: w for k, w in good.items() if k != name}, rf"{name} \(expected \(24, 16\), found none"),
+        ({k: w for k, w in good.items() if k != name}, rf"{name} \(expected {expected}, found none"),
         ({**good, "extra.weight": torch.zeros(1)}, r"extra.weight \(expected none, found \(1,\)"),
-        ({**good, name: torch.zeros(3, 16)}, rf"{name} \(expected \(24, 16\), found \(3, 16\)"),
+        ({**good, name: torch.zeros(3, 16)}, rf"{name} \(expected {expected}, found \(3, 16\)"),
     ]
     for weights, message in changed:
         safetensors.save_file(weights, file)
         with pytest.raises(ValueError, match=message):
-            GPT.from_official(folder)
-    safetensors.save_file({**good, "action_recon_linear.weight": torch.zeros(3, 16)}, file)
-    GPT.from_official(folder)  # an optional tensor that no script of theirs uses
+            WorldModel.load(str(folder), "cpu")
+
+
+def test_an_optional_tensor_that_no_script_of_the_authors_uses_is_passed_over(folder):
+    file = file_of(folder, "transformer")
+    unused = {"action_recon_linear.weight": torch.zeros(3, 16)}
+    safetensors.save_file({**safetensors.load_file(file), **unused}, file)
+    GPT.from_official(folder)
 
 
 @pytest.mark.parametrize(("part", "change", "message"), [
     ("tokenizer", dict(act_fn="relu"), "act_fn is relu; only silu is supported"),
     ("tokenizer", dict(latent_channels=None), "lacks latent_channels"),
     ("tokenizer", dict(vq_embed_dim=5), "vq_embed_dim other than latent_channels"),
+    ("tokenizer", dict(patch_size=0), "expected whole numbers above 0, got .*'patch_size': 0"),
     ("transformer", dict(num_key_value_heads=1), "num_key_value_heads is 1; only 2 is supported"),
     ("transformer", dict(rope_theta=5e5), "rope_theta is 500000.0; only 10000.0"),
+    ("transformer", dict(hidden_size="16"), "expected whole numbers above 0, got .*'n_embd': '16'"),
 ])  # fmt: skip
 def test_settings_that_are_missing_or_not_supported_are_named(folder, part, change, message):
     path = folder / part / "config.json"
@@ -322,8 +353,21 @@ def test_settings_that_are_missing_or_not_supported_are_named(folder, part, chan
         WorldModel.load(str(folder), "cpu")
 
 
+def test_newer_files_keep_the_rotary_base_elsewhere_and_may_leave_heads_unsaid(folder):
+    path = folder / "transformer" / "config.json"
+    config = {**json.loads(path.read_text()), "num_key_value_heads": None}
+    del config["rope_theta"]
+    for theta, kind in ((10000.0, "default"), (5e5, "default"), (10000.0, "llama3")):
+        path.write_text(json.dumps({**config, "rope_parameters": dict(rope_theta=theta, rope_type=kind)}))
+        if (theta, kind) == (10000.0, "default"):
+            GPT.from_official(folder)
+        else:
+            with pytest.raises(ValueError, match="rope_theta is 5|rope_type is llama3"):
+                GPT.from_official(folder)
+
+
 def test_missing_and_damaged_files_are_named(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected config.json and .*, the authors' tokenizer"):
+    with pytest.raises(FileNotFoundError, match="expected config.json and diff.*, the authors' tokenizer"):
         WorldModel.load(str(tmp_path), "cpu")
     file = file_of(folder, "tokenizer")
     file.write_bytes(file.read_bytes()[:1000])
