@@ -17,9 +17,8 @@ a sequence, C channels, D code size, K codes, h w latent grid. Frames are in [0,
 Where we differ from the paper. At all sizes: unused codes are drawn anew from encoder outputs
 (`revive_after`), and weights start out keeping the variance. In `tiny` alone, so that it learns on a laptop:
 `patch` folds 4x4 pixels into channels before the first convolution; a context frame is 64 tokens, not 256;
-where nothing has changed since the context, the dynamics code is taught to be 0 (`still_code`), and the other
-codes are taken from clips in other colours than are decoded (`disguise`); else they describe the scenery
-again, and the transformer has to predict that;
+dynamics codes are taught to tell of changes alone (`decouple`), else they describe the scenery again, and
+the transformer has to predict that;
 the cross-attention starts from sinusoids with keys projected like queries, so that each place first looks at
 itself in the context (`pos_init`; the paper's embeddings start from zero).
 
@@ -509,18 +508,17 @@ class Tokenizer(nn.Module):
         change = (frames[:, t:] - frames[:, t - 1 : t]).abs().amax(2)  # (B, f, H, W)
         return F.max_pool2d(change, side).flatten(2) < 0.03
 
-    def loss(self, frames, lpips=None, discriminator=None, l2=0.0, still_code=False, disguise=False):
+    def loss(self, frames, lpips=None, discriminator=None, l2=0.0, decouple=False):
         """The training objective: reconstruction + LPIPS + VQ [+ adversarial], context and future alike.
 
         frames (B, T > t, 3, H, W), context first;  lpips a callable on [-1, 1];  discriminator or None
         l2     weight of a squared error beside the absolute one (0 in the paper)
-        still_code  teach dynamics code 0, in training, that nothing has changed here since the context
-        disguise    take the dynamics codes, in training, from a copy of the clip in other colours
+        decouple  in training, teach dynamics code 0 that nothing has changed here since the context, and take
+                  the other codes from a copy of the clip in other colours
         returns loss and metrics, a dict of scalars.   Source: paper section 3.1, all weights 1 (A.2)"""
         t = self.config["context_frames"]
-        still = self.unchanged(frames) if still_code and self.training else None
-        disguised = recolour(frames) if disguise and self.training else None
-        recon, (c_ids, c_vq), (d_ids, d_vq) = self.reconstruct(frames, still, disguised)
+        taught = (self.unchanged(frames), recolour(frames)) if decouple and self.training else ()
+        recon, (c_ids, c_vq), (d_ids, d_vq) = self.reconstruct(frames, *taught)
         recon = recon.float()
         split = [part.flatten(0, 1) for x in (recon, frames) for part in (x[:, :t], x[:, t:])]
         pairs = list(zip(split[:2], split[2:], strict=True))  # (decoded, true) of the context, of the future

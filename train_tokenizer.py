@@ -63,8 +63,7 @@ CONFIG = dict(
     schedule="constant",
     grad_clip=1.0,
     l2=0.0,  # weight of a squared error beside the absolute one
-    disguise_start=-1,  # update from which on dynamics codes are taken from clips in other colours; -1 never
-    still_code=False,  # teach dynamics code 0 to mean that nothing has changed here since the context
+    decouple_start=-1,  # update from which on dynamics codes are taught to tell of changes alone; -1 never
     lpips=True,  # perceptual loss; needs the VGG-16 weights
     discriminator_start=-1,  # update at which the adversarial loss sets in; -1 never
     freeze_codebooks=False,
@@ -78,8 +77,9 @@ CONFIG = dict(
 )
 # No LPIPS in `tiny`: on a CPU, VGG-16 would cost a hundred times the model that it judges.
 # The squared error finds small moving things sooner.
-TINY = dict(lpips=False, l2=10.0, still_code=True, lr=2e-3, schedule="cosine", max_steps=6000)
-TINY.update(disguise_start=2000, batch_size=8, future_frames=3, warmup=100, eval_every=500)
+# Codes that were to tell of changes alone from the beginning would all become one.
+TINY = dict(lpips=False, l2=10.0, decouple_start=1500, lr=2e-3, schedule="cosine", max_steps=6000)
+TINY.update(batch_size=8, future_frames=3, warmup=100, eval_every=500)
 LARGE = dict(batch_size=2, accumulate=4, discriminator_start=125_000)
 PRESETS = dict(tiny=tokenizer.TINY | TINY, small=tokenizer.SMALL, large=tokenizer.LARGE | LARGE)
 
@@ -210,8 +210,7 @@ def main(cfg):
     while step < cfg.max_steps:
         lr = lr_at(step, cfg.lr, cfg.warmup, cfg.max_steps, cfg.schedule)
         adversary = judge if 0 <= cfg.discriminator_start <= step else None
-        disguise = 0 <= cfg.disguise_start <= step
-        extras = dict(l2=cfg.l2, still_code=cfg.still_code, disguise=disguise)
+        extras = dict(l2=cfg.l2, decouple=0 <= cfg.decouple_start <= step)
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.zero_grad(set_to_none=True)

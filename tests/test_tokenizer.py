@@ -220,6 +220,19 @@ def test_what_looks_like_the_last_context_frame_is_unchanged():
     assert (~unchanged[0, 1]).nonzero().tolist() == [[7]]
 
 
+def test_codes_that_tell_of_changes_alone_are_taught_in_training_alone():
+    model, frames = build().train(), pictures(2, 4)
+    frames[:, 2:] = frames[:, 1:2]
+    frames[:, 3, :, 9, 31] += 0.5
+    taken = []
+    model.dynamics_quantize.register_forward_hook(lambda _, given, result: taken.append((given, result[1])))
+    model.loss(frames, decouple=True)
+    (z, still), ids = taken.pop()
+    assert torch.equal(still, model.unchanged(frames)) and not ids[still].any()
+    for other in (model.loss(frames), model.eval().loss(frames, decouple=True)):
+        assert taken.pop()[0][1] is None and other[0].isfinite()
+
+
 def test_recolouring_changes_the_colours_of_every_second_clip_and_neither_shapes_nor_range():
     torch.manual_seed(0)
     frames = pictures(4, 3)
