@@ -73,19 +73,17 @@ def rope_table(length, head_dim, theta=10000.0):
     return torch.stack([angle.cos(), angle.sin()])
 
 
-def place_table(layout, T, D):
-    """Position embeddings (L, D): where in the picture a token and its successor lie, as sinusoids.
+def place_table(layout, D):
+    """Position embeddings of the context and of one future frame, whose slot comes first, (prompt + n, D).
 
-    Half of the channels tell of the token and half of its successor; slots lie nowhere: zeros."""
-    frame = []
-    t = layout.context_frames
-    for n, count in ((layout.tokens_context, t), (layout.tokens_future, T - t)):
+    Half of the channels tell where in the picture a token lies and half where its successor does, as
+    sinusoids; slots lie nowhere: zeros."""
+    own = []
+    for n, count in ((layout.tokens_context, layout.context_frames), (layout.tokens_future, 1)):
         centres = (torch.arange(n**0.5) + 0.5) / n**0.5  # of the cells of a square grid, side 1
-        grid = torch.cartesian_prod(centres, centres)
-        frame += [torch.full((1, 2), torch.nan), grid] * count
-    own = torch.cat(frame)[1:]  # (L, 2): row, column
-    both = torch.stack([own, own.roll(-1, 0)], 1)  # the last one's successor is a slot
-    both[-1, 1] = torch.nan
+        own += [torch.full((1, 2), torch.nan), torch.cartesian_prod(centres, centres)] * count
+    own = torch.cat(own)  # (1 + prompt + n, 2): row, column
+    both = torch.stack([own, own.roll(-1, 0)], 1)[1:]  # the first slot is left out; a slot follows the last
     angle = both[..., None] * torch.pi * 2 ** torch.linspace(0, 4, D // 8)  # wavelengths: 2 sides to 1/8
     return torch.cat([angle.sin(), angle.cos()], -1).nan_to_num(0.0).flatten(1)
 
@@ -194,7 +192,7 @@ class GPT(nn.Module):
         self.reward = nn.Linear(D, 1) if cfg["reward"] else None
         self.register_buffer("rope", rope_table(layout.length(T), D // cfg["n_head"]), persistent=False)
         if cfg["places"]:
-            self.places = nn.Parameter(cfg["places"] * place_table(layout, T, D))
+            self.places = nn.Parameter(cfg["places"] * place_table(layout, D))
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2 and name != "places":
                 nn.init.zeros_(parameter) if name == "action.weight" else nn.init.normal_(parameter, 0, 0.02)
@@ -217,17 +215,22 @@ class GPT(nn.Module):
             )
         return self.action(actions) if A else 0
 
+    def place(self, start, end):
+        """Embeddings (end - start, D) of positions in the sequence; all future frames share theirs."""
+        if not self.config["places"]:
+            return 0
+        i, first = torch.arange(start, end, device=self.places.device), self.layout.prompt - 1
+        return self.places[torch.where(i < first, i, first + (i - first) % (self.layout.tokens_future + 1))]
+
     def hidden(self, tokens, actions=None):
         """Last hidden states (B, L, D) of sequences (B, L), with actions (B, T, A) of their T frames.
 
-        The last frame may be unfinished, and without `places` L is not limited."""
+        The last frame may be unfinished, and L is not limited."""
         (B, L), layout, t = tokens.shape, self.layout, self.layout.context_frames
         f = max(0, -(-(L - layout.prompt + 1) // (layout.tokens_future + 1)))  # future frames that have begun
-        if self.config["places"] and L > len(self.places):
-            raise ValueError(f"{L} tokens; the model has learned positions of {len(self.places)}")
         longer = L > self.rope.shape[1]
         rope = rope_table(L, self.rope.shape[2]).to(tokens.device) if longer else self.rope
-        x = self.embed(tokens) + (self.places[:L] if self.config["places"] else 0)
+        x = self.embed(tokens) + self.place(0, L)
         acted = self.act(actions, (B, t + f))
         if actions is not None:
             x[:, layout.slots(f)] += acted[:, t - 1 : t - 1 + f]
@@ -279,7 +282,7 @@ class GPT(nn.Module):
         end = start + tokens.shape[1]
         if end > self.rope.shape[1]:
             raise ValueError(f"{end} tokens; there is room for {self.rope.shape[1]}: take a new context")
-        x = self.embed(tokens) + acted + (self.places[start:end] if self.config["places"] else 0)
+        x = self.embed(tokens) + acted + self.place(start, end)
         for block, cache in zip(self.blocks, caches, strict=True):
             x = block(x, self.rope[:, start:end], cache)
         return self.norm(x)
@@ -348,9 +351,6 @@ class GPT(nn.Module):
         if old:
             print(f"not taken from the checkpoint: {', '.join(sorted(old))}")
         weights = {k: w for k, w in weights.items() if k not in old}
-        if "places" in own and "places" in weights:  # segments of another length share their beginning
-            L = min(len(own["places"]), len(weights["places"]))
-            weights["places"] = torch.cat([weights["places"][:L], own["places"][L:]])
         added = heads - weights.keys()
         wrong = sorted((own.keys() ^ weights.keys()) - added)
         wrong += sorted(k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape)

@@ -119,6 +119,14 @@ def test_places_let_the_first_head_start_by_looking_at_where_the_next_token_will
     assert seen.tolist() == list(range(16))
 
 
+def test_all_future_frames_have_the_same_places():
+    model, first, n = build(), LAYOUT.prompt - 1, LAYOUT.tokens_future
+    places = model.place(0, LAYOUT.length(T)).detach()
+    assert torch.equal(places[: first + n + 1], model.places)
+    assert torch.equal(places[first:], model.places[first:].repeat(T - LAYOUT.context_frames, 1))
+    assert torch.equal(model.place(first + n, first + n + 3), places[first + n : first + n + 3])
+
+
 def test_no_position_sees_a_later_one():
     model, (tokens, actions, _) = build().eval(), clip(1)
     logits = model(tokens, actions)
@@ -129,11 +137,9 @@ def test_no_position_sees_a_later_one():
         assert not differs[:position].any() and differs[position:].all()
 
 
-def test_sequences_may_end_in_the_middle_of_a_frame_and_without_places_be_longer_than_a_segment():
+def test_sequences_may_end_in_the_middle_of_a_frame_and_be_longer_than_a_segment():
     tokens, actions, _ = clip(frames=T + 1)
-    with pytest.raises(ValueError, match="44 tokens; the model has learned positions of 39"):
-        build()(tokens, actions)
-    model, longer = build(places=0.0), build(places=0.0, segment_length=T + 1)
+    model, longer = build(), build(segment_length=T + 1)
     whole = longer(tokens, actions)
     torch.testing.assert_close(model(tokens, actions), whole)
     torch.testing.assert_close(model(tokens[:, :-3], actions), whole[:, :-3])
