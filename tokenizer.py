@@ -17,8 +17,8 @@ a sequence, C channels, D code size, K codes, h w latent grid. Frames are in [0,
 Where we differ from the paper. At all sizes: unused codes are drawn anew from encoder outputs
 (`revive_after`), and weights start out keeping the variance. In `tiny` alone, so that it learns on a laptop:
 `patch` folds 4x4 pixels into channels before the first convolution; a context frame is 64 tokens, not 256;
-dynamics codes are taught to tell of changes alone (`decouple`), else they describe the scenery again, and
-the transformer has to predict that;
+dynamics codes are taught to tell of changes alone (`still`, `disguise`), else they describe the scenery
+again, and the transformer has to predict that;
 the cross-attention starts from sinusoids with keys projected like queries, so that each place first looks at
 itself in the context (`pos_init`; the paper's embeddings start from zero).
 
@@ -330,10 +330,11 @@ class VectorQuantizer(nn.Module):
     def ids(self, z):
         return self.nearest(z)[1]
 
-    def forward(self, z, zeros=None):
+    def forward(self, z, zeros=None, pull=1.0):
         """z (..., D) -> quantized z, ids (...), loss: codebook + weighted commitment.
 
-        zeros  (...) where code 0 stands in for the nearest, and z learns nothing but to come nearer to it"""
+        zeros  (...) where code 0 stands in for the nearest, and z learns nothing but to come nearer to it,
+               with `pull` times the commitment"""
         z = z.float()
         if self.training and self.revive_after:
             self.revive((z if zeros is None or zeros.all() else z[~zeros]).detach().reshape(-1, z.shape[-1]))
@@ -342,8 +343,8 @@ class VectorQuantizer(nn.Module):
             self.idle += 1
             self.idle[ids.flatten()] = 0
         zq = self.embedding(ids)
-        pull = 1 if zeros is None else 1 + 9 * zeros[..., None]
-        loss = self.commitment * (pull * (z - zq.detach()).square()).mean() + F.mse_loss(zq, z.detach())
+        weight = 1 if zeros is None else torch.where(zeros, pull, 1.0)[..., None]
+        loss = self.commitment * (weight * (z - zq.detach()).square()).mean() + F.mse_loss(zq, z.detach())
         learner = z if zeros is None else torch.where(zeros[..., None], zq, z)
         return learner + (zq - learner).detach(), ids, loss  # straight-through, where argmin has no gradient
 
@@ -486,11 +487,11 @@ class Tokenizer(nn.Module):
         """Dynamics codes (B, f, n) and `decode_context`'s features -> frames (B, f, 3, H, W), not clamped."""
         return self.frames_future(self.dynamics_quantize.embedding(dynamics), features)
 
-    def reconstruct(self, frames, still=None, disguised=None):
+    def reconstruct(self, frames, still=(), disguised=None):
         """Frames through both bottlenecks -> frames, [ids, loss] of context, [ids, loss] of future frames.
 
-        still      see `unchanged`;  disguised  frames like the others but for their colours, whose dynamics
-        codes are taken instead"""
+        still      what else the dynamics quantizer takes;  disguised  frames like the others but for their
+        colours, whose dynamics codes are taken instead"""
         t = self.config["context_frames"]
         self.check(frames, t + 1)
         z, features = self.latents_context(frames[:, :t])
@@ -498,7 +499,7 @@ class Tokenizer(nn.Module):
         if disguised is not None:
             frames, (_, features) = disguised, self.latents_context(disguised[:, :t])
         w = self.latents_future(frames[:, t:], features)
-        wq, *future = self.dynamics_quantize(w, still)
+        wq, *future = self.dynamics_quantize(w, *still)
         past, features = self.frames_context(zq)
         return torch.cat([past, self.frames_future(wq, features)], 1), context, future
 
@@ -508,17 +509,19 @@ class Tokenizer(nn.Module):
         change = (frames[:, t:] - frames[:, t - 1 : t]).abs().amax(2)  # (B, f, H, W)
         return F.max_pool2d(change, side).flatten(2) < 0.03
 
-    def loss(self, frames, lpips=None, discriminator=None, l2=0.0, decouple=False):
+    def loss(self, frames, lpips=None, discriminator=None, l2=0.0, still=0.0, disguise=False):
         """The training objective: reconstruction + LPIPS + VQ [+ adversarial], context and future alike.
 
         frames (B, T > t, 3, H, W), context first;  lpips a callable on [-1, 1];  discriminator or None
         l2     weight of a squared error beside the absolute one (0 in the paper)
-        decouple  in training, teach dynamics code 0 that nothing has changed here since the context, and take
-                  the other codes from a copy of the clip in other colours
+        still  > 0 teaches dynamics code 0, in training, that nothing has changed here since the context;
+               weight of the commitment there
+        disguise  take the dynamics codes, in training, from a copy of the clip in other colours
         returns loss and metrics, a dict of scalars.   Source: paper section 3.1, all weights 1 (A.2)"""
         t = self.config["context_frames"]
-        taught = (self.unchanged(frames), recolour(frames)) if decouple and self.training else ()
-        recon, (c_ids, c_vq), (d_ids, d_vq) = self.reconstruct(frames, *taught)
+        zeros = (self.unchanged(frames), still) if still and self.training else ()
+        disguised = recolour(frames) if disguise and self.training else None
+        recon, (c_ids, c_vq), (d_ids, d_vq) = self.reconstruct(frames, zeros, disguised)
         recon = recon.float()
         split = [part.flatten(0, 1) for x in (recon, frames) for part in (x[:, :t], x[:, t:])]
         pairs = list(zip(split[:2], split[2:], strict=True))  # (decoded, true) of the context, of the future

@@ -63,7 +63,7 @@ CONFIG = dict(
     schedule="constant",
     grad_clip=1.0,
     l2=0.0,  # weight of a squared error beside the absolute one
-    decouple_start=-1,  # update from which on dynamics codes are taught to tell of changes alone; -1 never
+    decouple_start=-1,  # from here on dynamics codes are to tell of changes alone (before, a little); -1 off
     lpips=True,  # perceptual loss; needs the VGG-16 weights
     discriminator_start=-1,  # update at which the adversarial loss sets in; -1 never
     freeze_codebooks=False,
@@ -77,8 +77,8 @@ CONFIG = dict(
 )
 # No LPIPS in `tiny`: on a CPU, VGG-16 would cost a hundred times the model that it judges.
 # The squared error finds small moving things sooner.
-# Codes that were to tell of changes alone from the beginning would all become one.
-TINY = dict(lpips=False, l2=10.0, decouple_start=1500, lr=2e-3, schedule="cosine", max_steps=6000)
+# If dynamics codes were to tell of changes alone from the beginning, or suddenly, they would become one code.
+TINY = dict(lpips=False, l2=10.0, decouple_start=2000, lr=2e-3, schedule="cosine", max_steps=5000)
 TINY.update(batch_size=8, future_frames=3, warmup=100, eval_every=500)
 LARGE = dict(batch_size=2, accumulate=4, discriminator_start=125_000)
 PRESETS = dict(tiny=tokenizer.TINY | TINY, small=tokenizer.SMALL, large=tokenizer.LARGE | LARGE)
@@ -210,7 +210,9 @@ def main(cfg):
     while step < cfg.max_steps:
         lr = lr_at(step, cfg.lr, cfg.warmup, cfg.max_steps, cfg.schedule)
         adversary = judge if 0 <= cfg.discriminator_start <= step else None
-        extras = dict(l2=cfg.l2, decouple=0 <= cfg.decouple_start <= step)
+        decouple = 0 <= cfg.decouple_start <= step
+        still = 10.0 if decouple else float(cfg.decouple_start >= 0)
+        extras = dict(l2=cfg.l2, still=still, disguise=decouple)
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.zero_grad(set_to_none=True)

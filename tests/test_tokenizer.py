@@ -204,7 +204,7 @@ def test_revival_draws_what_the_codebook_lacks():
 def test_code_0_stands_in_where_asked_and_its_latents_learn_only_to_come_nearer():
     vq, z = quantizer([[0.0, 0.0], [1.0, 0.0]], commitment=0.5), torch.tensor([[0.9, 0.0], [0.8, 0.0]])
     z.requires_grad_()
-    zq, ids, loss = vq(z, torch.tensor([True, False]))
+    zq, ids, loss = vq(z, torch.tensor([True, False]), pull=10.0)
     assert ids.tolist() == [0, 1] and zq.tolist() == [[0, 0], [1, 0]]
     assert loss.item() == pytest.approx((0.5 * (10 * 0.81 + 0.04) + 0.81 + 0.04) / 4)
     zq.sum().backward()
@@ -226,11 +226,11 @@ def test_codes_that_tell_of_changes_alone_are_taught_in_training_alone():
     frames[:, 3, :, 9, 31] += 0.5
     taken = []
     model.dynamics_quantize.register_forward_hook(lambda _, given, result: taken.append((given, result[1])))
-    model.loss(frames, decouple=True)
-    (z, still), ids = taken.pop()
-    assert torch.equal(still, model.unchanged(frames)) and not ids[still].any()
-    for other in (model.loss(frames), model.eval().loss(frames, decouple=True)):
-        assert taken.pop()[0][1] is None and other[0].isfinite()
+    model.loss(frames, still=2.0, disguise=True)
+    (z, still, pull), ids = taken.pop()
+    assert torch.equal(still, model.unchanged(frames)) and pull == 2 and not ids[still].any()
+    for other in (model.loss(frames), model.eval().loss(frames, still=2.0, disguise=True)):
+        assert len(taken.pop()[0]) == 1 and other[0].isfinite()
 
 
 def test_recolouring_changes_the_colours_of_every_second_clip_and_neither_shapes_nor_range():
