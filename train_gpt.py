@@ -10,7 +10,8 @@ out/gpt.pt), from a zero projection.
 
 Where we differ from the authors: data from one folder, without augmentation; rewards are those of arriving
 (gpt.py); in `tiny` alone, token embeddings start from the codebooks (`codebook_init`), so that what is
-learned of one code holds for those that look like it.
+learned of one code holds for those that look like it, and matrices learn by Muon (Jordan et al. 2024), which
+needs about half of AdamW's updates there.
 
 Run:   python train_gpt.py --preset tiny --data data/push --tokenizer out/tokenizer.pt
        torchrun --nproc_per_node=4 train_gpt.py --data data/mine --tokenizer out/tokenizer.pt
@@ -68,6 +69,7 @@ CONFIG = dict(
     schedule="cosine",
     weight_decay=0.01,
     grad_clip=0.0,  # 0 is off
+    muon=False,  # the blocks' matrices learn by Muon instead of AdamW
     log_every=10,
     eval_every=2500,  # evaluate and save
     eval_segments=64,
@@ -79,7 +81,7 @@ CONFIG = dict(
 )
 TINY = {k: v for k, v in gpt.TINY.items() if k in MODEL}
 TINY.update(lr=1.5e-3, warmup=200, batch_size=8, max_steps=8000, eval_every=1000, grad_clip=1.0)
-TINY.update(codebook_init=True)
+TINY.update(codebook_init=True, muon=True)
 MEDIUM = {k: v for k, v in gpt.MEDIUM.items() if k in MODEL}
 PRESETS = {
     "tiny": TINY,
@@ -144,11 +146,28 @@ def embed_codebooks(model, tokenizer):
         first += len(vectors)
 
 
+def optimizers_for(model, cfg):
+    """AdamW for all parameters, or Muon for the blocks' matrices and AdamW for the others: a list."""
+    matrices = [p for p in model.blocks.parameters() if p.ndim == 2] if cfg.muon else []
+    if matrices and not hasattr(torch.optim, "Muon"):
+        print(f"torch {torch.__version__} has no Muon (2.9 does): AdamW for all")
+        matrices = []
+    groups, theirs = model.param_groups(cfg.weight_decay), {id(p) for p in matrices}
+    for group in groups:
+        group["params"] = [p for p in group["params"] if id(p) not in theirs]
+    fused = next(model.parameters()).is_cuda
+    optimizers = [torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.999), fused=fused)]
+    if matrices:  # its steps are scaled to be as long as AdamW's: one learning rate serves both
+        settings = dict(lr=cfg.lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw")
+        optimizers.append(torch.optim.Muon(matrices, **settings))
+    return optimizers
+
+
 def build(cfg, data):
     """Tokenizer, transformer and, with --resume, the state to go on from."""
     state = None
     if cfg.resume:
-        state = load_checkpoint(cfg.out, needs=("gpt", "tokenizer", "step", "optimizer"))
+        state = load_checkpoint(cfg.out, needs=("gpt", "tokenizer", "step", "optimizers"))
         tokenizer = Tokenizer.from_checkpoint(state["tokenizer"])
     else:
         tokenizer = Tokenizer.load(cfg.tokenizer or cfg.init_from or "out/tokenizer.pt")
@@ -179,12 +198,12 @@ def main(cfg):
     tokenizer, model, resumed = build(cfg, train)
     tokenizer.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     model.to(device).train()
-    groups = model.param_groups(cfg.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.999), fused=device.type == "cuda")
+    optimizers = optimizers_for(model, cfg)
     step = 0
     if resumed:
         step = resumed["step"]
-        optimizer.load_state_dict(resumed["optimizer"])
+        for optimizer, saved in zip(optimizers, resumed["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
     torch.manual_seed(cfg.seed + rank + world * step)  # dropout differs between processes
     if resumed and world == 1:
         torch.set_rng_state(resumed["rng"].cpu())
@@ -206,7 +225,8 @@ def main(cfg):
         print(f"{device} x {world} | {size:,} parameters | {A}-D actions | {batch} segments per step")
 
     def save():
-        state = dict(optimizer=optimizer.state_dict(), rng=torch.get_rng_state(), train_config=vars(cfg))
+        state = dict(optimizers=[optimizer.state_dict() for optimizer in optimizers])
+        state.update(rng=torch.get_rng_state(), train_config=vars(cfg))
         save_checkpoint(out, gpt=model.checkpoint(), tokenizer=tokenizer.checkpoint(), step=step, **state)
 
     recorded, arrange = (T - 1, goal_first) if cfg.goal_conditioned else (T, dict)
@@ -221,9 +241,10 @@ def main(cfg):
     losses = []
     while step < cfg.max_steps:
         lr = lr_at(step, cfg.lr, cfg.warmup, cfg.max_steps, cfg.schedule)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
         total = 0.0
         for micro in range(cfg.accumulate):
             inputs = tokenize(next(batches), tokenizer, model)  # in float32: bf16 would move codes
@@ -234,7 +255,8 @@ def main(cfg):
             total = total + loss.detach() / cfg.accumulate
         if cfg.grad_clip:
             nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         losses.append(total)
         step += 1
         leaving = step == cfg.max_steps or (world == 1 and stop.is_set())

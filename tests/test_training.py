@@ -73,7 +73,7 @@ def test_two_steps_of_the_tokenizer_write_a_checkpoint_numbers_and_a_picture(tra
 
 
 def test_two_steps_of_the_transformer_write_one_file_with_both_models(trained):
-    state = load_checkpoint(trained.gpt, needs=("optimizer", "rng", "train_config"))
+    state = load_checkpoint(trained.gpt, needs=("optimizers", "rng", "train_config"))
     model = GPT.from_checkpoint(state["gpt"])
     assert (state["step"], model.config["action_dim"], model.config["reward"]) == (2, 2, True)
     assert_same(state["tokenizer"], load_checkpoint(trained.tokenizer)["tokenizer"])
@@ -97,6 +97,21 @@ def test_codebook_init_makes_codes_that_look_alike_similar_words():
         for first in (0, 32):
             torch.testing.assert_close(table[first], table[first + 1])
             assert 0.01 < table[first : first + 32].std() < 0.03
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch older than 2.9 has no Muon")
+def test_muon_takes_the_blocks_matrices_and_adamw_the_others(trained, monkeypatch, capsys):
+    model = GPT.load(trained.gpt)
+    cfg = configure(train_gpt.CONFIG, "", ["--preset=tiny"], train_gpt.PRESETS)
+    adamw, muon = (
+        {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for optimizer in train_gpt.optimizers_for(model, cfg)
+    )
+    assert muon == {id(p) for p in model.blocks.parameters() if p.ndim == 2}
+    assert adamw == {id(p) for p in model.parameters()} - muon
+    monkeypatch.delattr(torch.optim, "Muon")
+    assert len(train_gpt.optimizers_for(model, cfg)) == 1
+    assert "has no Muon" in capsys.readouterr().out
 
 
 def test_actions_and_rewards_may_be_left_out(trained):
@@ -164,7 +179,8 @@ ONE_STEP = dict(max_steps=1, eval_every=1, grad_clip=0.0, warmup=0, lr=1e-3)
 
 def first_moments(path):
     """Gradients of the first update, one vector: AdamW's first moment is 0.1 of them."""
-    state = load_checkpoint(path)["optimizer"]["state"]
+    saved = load_checkpoint(path)
+    state = (saved["optimizer"] if "optimizer" in saved else saved["optimizers"][0])["state"]
     return torch.cat([state[i]["exp_avg"].flatten() for i in sorted(state)]) / 0.1
 
 
@@ -174,7 +190,7 @@ def test_two_processes_give_the_gradient_of_one_with_twice_the_batch(script, pus
     if script is train_tokenizer:  # revived codes are drawn from the first process's batch
         settings.update(revive_after=0, grad_clip=1e9)
     else:
-        settings.update(tokenizer=trained.tokenizer)
+        settings.update(tokenizer=trained.tokenizer, muon=False)
     one, two = tmp_path / "one.pt", tmp_path / "two.pt"
     train(script, **{**settings, "batch_size": 8, "out": one})
     torchrun = "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", f"{script.__name__}.py"
@@ -189,7 +205,7 @@ def test_two_processes_give_the_gradient_of_one_with_twice_the_batch(script, pus
 def test_grad_clip_bounds_the_gradient_and_0_switches_it_off(script, push, trained, tmp_path):
     settings = {**(TOKENIZER_RUN if script is train_tokenizer else GPT_RUN), **ONE_STEP, "data": push}
     if script is train_gpt:
-        settings["tokenizer"] = trained.tokenizer
+        settings.update(tokenizer=trained.tokenizer, muon=False)
     norms = []
     for clip in (0.0, 1e-3):
         train(script, **{**settings, "grad_clip": clip}, out=tmp_path / "x.pt")
@@ -207,7 +223,7 @@ def test_two_micro_steps_give_the_gradient_of_one_with_twice_the_batch(push, tra
 
     monkeypatch.setattr(Episodes, "batch", rows)
     one, two = tmp_path / "one.pt", tmp_path / "two.pt"
-    settings = {**GPT_RUN, **ONE_STEP, "data": push, "tokenizer": trained.tokenizer}
+    settings = {**GPT_RUN, **ONE_STEP, "muon": False, "data": push, "tokenizer": trained.tokenizer}
     train(train_gpt, **{**settings, "batch_size": 8, "out": one})
     train(train_gpt, **{**settings, "batch_size": 4, "out": two}, accumulate=2)
     assert torch.allclose(first_moments(two), first_moments(one), atol=1e-5)
