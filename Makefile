@@ -33,7 +33,7 @@ test: .venv/ready-test
 	.venv/bin/ruff check .
 	$(RUN) -m pytest -q tests
 
-data/push/meta.json: .venv/ready
+data/push/meta.json: | .venv/ready
 	$(RUN) data.py push --out data/push --episodes 18000
 
 # Two processes of one thread are faster than one of two threads (1.3 times for the tokenizer). The transformer
@@ -49,4 +49,4 @@ train: .venv/ready-test data/push/meta.json
 	    --out results/push-tiny.json
 
 clean:
-	rm -rf .venv out
+	rm -rf .venv out/demo out/samples

@@ -261,7 +261,7 @@ class GPT(nn.Module):
         if self.reward is not None:
             if rewards is None:
                 raise ValueError(
-                    "the model has a reward head but the data has no rewards; set --reward false"
+                    "the model has a reward head but the data has no rewards; set --rewards false"
                 )
             predicted = self.reward(h[:, layout.ends(f)]).squeeze(-1).float()  # (B, f)
             error = F.mse_loss(predicted, symlog(rewards[:, layout.context_frames :]))
@@ -340,25 +340,24 @@ class GPT(nn.Module):
     def from_checkpoint(cls, state, layout=None, **changes):
         """Rebuild from `checkpoint()`. `changes` to the config may add, resize or drop the two heads.
 
-        layout  that of another tokenizer, with as many codes.
-        raises  ValueError if weights are missing, left over or of another shape, the two additions apart"""
-        model = cls(layout or TokenLayout(**state["layout"]), **{**state["config"], **changes})
+        layout  that of another tokenizer, with as many codes and at most as many context frames
+        raises  ValueError if weights are missing, left over or of another shape"""
+        old = state["config"]
+        model = cls(layout or TokenLayout(**state["layout"]), **{**old, **changes})
         own, weights = model.state_dict(), dict(state["weights"])
-        head = ("action.", "reward.")  # where the two models differ in a head, the new one starts anew
-        heads = {k for k in (*own, *weights) if k.startswith(head)}
-        fits = {k for k in heads & own.keys() & weights.keys() if own[k].shape == weights[k].shape}
-        old = {k for k in heads & weights.keys() if f"{k.split('.')[0]}.weight" not in fits}
-        if old:
-            print(f"not taken from the checkpoint: {', '.join(sorted(old))}")
-        weights = {k: w for k, w in weights.items() if k not in old}
-        added = heads - weights.keys()
-        wrong = sorted((own.keys() ^ weights.keys()) - added)
-        wrong += sorted(k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape)
+        for head, size in (("action", "action_dim"), ("reward", "reward")):
+            if old[size] != model.config[size]:
+                print(f"{head} head: {'starts anew' if model.config[size] else 'left out'}")
+                weights = {k: w for k, w in weights.items() if not k.startswith(f"{head}.")}
+                weights.update((k, w) for k, w in own.items() if k.startswith(f"{head}."))
+        if "places" in own and "places" in weights:  # of fewer context frames: the last ones'
+            weights["places"] = weights["places"][-len(own["places"]) :]
+        wrong = own.keys() ^ weights.keys()
+        wrong |= {k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape}
         if wrong:
-            raise ValueError(
-                f"weights missing, left over or of another shape: {', '.join(wrong)}; got {changes}"
-            )
-        model.load_state_dict({**own, **weights})
+            told = ", ".join(sorted(wrong))
+            raise ValueError(f"weights missing, left over or of another shape: {told}; {model.layout}")
+        model.load_state_dict(weights)
         return model
 
     @classmethod
@@ -379,7 +378,7 @@ class GPT(nn.Module):
         config, folder = official.read_config(folder, "transformer")
         weights = official.read_tensors(folder, "transformer")
         weights = {k: w for k, w in weights.items() if "action_recon_linear." not in k}  # nothing uses it
-        layout = layout or layout_of(official_config(folder.parent)[0])
+        layout = layout or layout_of(official_config(folder.absolute().parent)[0])
         model = cls(layout, **{**SMALL, **official.gpt_settings(config, weights, folder)})
         wrapped = any(k.startswith("llm.") for k in weights)
         official.fill(model, weights, official.gpt_pairs(model, wrapped), folder)

@@ -22,13 +22,14 @@ import torch
 FILES = dict(tokenizer="diffusion_pytorch_model.safetensors", transformer="model.safetensors")
 
 # Our settings and theirs; what a setting must be, because nothing else is built here; tensors' names.
-TOKENIZER = dict(
+TOKENIZER_SETTINGS = dict(
     resolution="resolution", channels="block_out_channels", layers_per_block="layers_per_block",
     code_dim="latent_channels", context_codes="num_vq_embeddings", dynamics_codes="num_dyn_embeddings",
-    context_frames="context_length", norm_groups="norm_num_groups",
+    context_frames="context_length",
 )  # fmt: skip
 TOKENIZER_ONLY = dict(
-    act_fn="silu", norm_type="group", mid_block_add_attention=False, in_channels=3, out_channels=3
+    act_fn="silu", norm_type="group", mid_block_add_attention=False, in_channels=3, out_channels=3,
+    norm_num_groups=32,  # their cross-attention has 32 whatever is set
 )
 TOKENIZER_NAMES = (  # patterns and what they become; see tokenizer_pairs
     (r"mid_block\.attention\.norm", r"mid_block.attentions.0.group_norm"),
@@ -38,7 +39,7 @@ TOKENIZER_NAMES = (  # patterns and what they become; see tokenizer_pairs
     (r"cross\.(\d+)\.out", r"cross.\1.att.out_proj"),
     (r"cross\.(\d+)\.q\.", r"cross.\1.att.in_proj_"),
 )
-GPT = dict(
+GPT_SETTINGS = dict(
     n_layer="num_hidden_layers", n_head="num_attention_heads", n_embd="hidden_size",
     n_mlp="intermediate_size",
 )  # fmt: skip
@@ -59,9 +60,9 @@ GPT_NAMES = dict(
 
 
 def find(path):
-    """The folder of the authors' layout that `path` means, downloaded if it is a hub name; None for a file.
+    """The folder of the authors' layout that `path` means, downloaded if it is a hub name; else None.
 
-    raises  FileNotFoundError if it cannot be had"""
+    raises  FileNotFoundError if it cannot be downloaded"""
     path = Path(path)
     if path.is_dir():
         return path
@@ -75,7 +76,7 @@ def find(path):
     except ImportError:
         raise FileNotFoundError(f"no {path} here; pip install huggingface_hub, or {fix}") from None
     except Exception as error:  # of the network, of the hub, of the disk
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(f"no {path} here, and the download failed ({reason}); {fix}") from None
 
 
@@ -91,6 +92,8 @@ def read_file(file):
         return load_file(file)
     except ImportError:
         raise ImportError(f"{file}: pip install safetensors to read it") from None
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # json, pickle, zip and safetensors each raise their own kinds
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{file} is damaged ({reason}); download it again") from None
@@ -99,9 +102,11 @@ def read_file(file):
 def read_config(path, part):
     """config.json (a dict) of "tokenizer" or "transformer", and the folder that it lies in.
 
-    path    that folder, the one that holds both parts, or a hub name
+    path    that folder, the other part's, the one that holds both, or a hub name
     raises  FileNotFoundError or ValueError naming the file that is missing or damaged"""
     folder = find(path) or Path(path)
+    if folder.absolute().name in FILES:
+        folder = folder.absolute().parent
     folder = folder / part if (folder / part).is_dir() else folder
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder}: expected config.json and {FILES[part]}, the authors' {part}")
@@ -173,7 +178,7 @@ def write(folder, part, config, model, pairs):
 
 def tokenizer_settings(config, folder):
     """Our settings from the authors' config.json; those that it does not have are left out."""
-    cfg = settings(config, {**TOKENIZER, "patch_size": "patch_size"}, TOKENIZER_ONLY, folder)
+    cfg = settings(config, {**TOKENIZER_SETTINGS, "patch_size": "patch_size"}, TOKENIZER_ONLY, folder)
     if config.get("vq_embed_dim") not in (None, cfg["code_dim"]):
         raise ValueError(f"{folder}/config.json: vq_embed_dim other than latent_channels is not supported")
     grid = cfg["resolution"] // 2 ** (len(cfg["channels"]) - 1)
@@ -185,14 +190,14 @@ def tokenizer_settings(config, folder):
 def tokenizer_config(model):
     """The authors' config.json for a tokenizer.   raises ValueError where their code cannot run it"""
     cfg = model.config
-    fixed = dict(patch=1, n_head=4)
+    fixed = dict(patch=1, n_head=4, norm_groups=32)
     wrong = [f"{k} = {cfg[k]} (theirs: {v})" for k, v in fixed.items() if cfg[k] != v]
     if (model.grid, cfg["dynamics_grid"]) != (16, 4):
         wrong.append(f"{model.grid}^2 and {cfg['dynamics_grid']}^2 tokens a frame (theirs: 16^2 and 4^2)")
     if wrong:
         raise ValueError(f"the authors' code cannot run this tokenizer: {', '.join(wrong)}")
     n = len(cfg["channels"])
-    config = {theirs: cfg[ours] for ours, theirs in TOKENIZER.items()} | TOKENIZER_ONLY
+    config = {theirs: cfg[ours] for ours, theirs in TOKENIZER_SETTINGS.items()} | TOKENIZER_ONLY
     config |= dict(_class_name="CompressiveVQModel", patch_size=model.side, vq_embed_dim=None)
     config |= dict(max_att_resolution=cfg["max_att_resolution"], lookup_from_codebook=True)
     return config | dict(down_block_types=["DownEncoderBlock2D"] * n, up_block_types=["UpDecoderBlock2D"] * n)
@@ -223,7 +228,8 @@ def tokenizer_pairs(model):
 def gpt_settings(config, weights, folder):
     """Our settings from the authors' config.json and, for the heads, their tensors."""
     config = {**(config.get("rope_parameters") or {}), **config}  # newer files keep rope_theta in there
-    cfg = settings(config, GPT, {**GPT_ONLY, "num_key_value_heads": config.get(GPT["n_head"])}, folder)
+    only = {**GPT_ONLY, "num_key_value_heads": config.get(GPT_SETTINGS["n_head"])}
+    cfg = settings(config, GPT_SETTINGS, only, folder)
     cfg["att_dropout"] = config.get("attention_dropout") or 0.0
     if "action_linear.weight" in weights:
         cfg["action_dim"] = weights["action_linear.weight"].shape[-1]
@@ -237,7 +243,7 @@ def gpt_config(model):
         raise ValueError("the authors' transformer has no learned position embeddings: places is not 0")
     if cfg["reward"] and not cfg["action_dim"]:
         raise ValueError("the authors' transformer has a reward head only beside an action projection")
-    config = {theirs: cfg[ours] for ours, theirs in GPT.items()} | GPT_ONLY
+    config = {theirs: cfg[ours] for ours, theirs in GPT_SETTINGS.items()} | GPT_ONLY
     del config["rope_type"]
     config |= dict(architectures=["LlamaForCausalLM"], model_type="llama", num_key_value_heads=cfg["n_head"])
     config |= dict(vocab_size=layout.vocab_size, bos_token_id=50256, eos_token_id=50256)

@@ -50,6 +50,8 @@ CONFIG = dict(
     device="",  # by default a GPU if there is one
     seed=0,
     context_frames=0,  # use fewer than the model was trained with; 0 leaves it
+    segment_length=0,  # frames after which to take a new context; 0: as trained (16, of an authors' model)
+    goal_conditioned=False,  # of an authors' model, which does not say it itself: the goal is shown first
     export="",  # write the models alone to this file, in half precision, and stop
     export_official="",  # write them to this folder in the layout of the authors' code, and stop
 )
@@ -79,10 +81,11 @@ class WorldModel:
         self.recent = None
 
     @classmethod
-    def load(cls, path, device="", tokenizer="", context_frames=0, **settings):
+    def load(cls, path, device="", tokenizer="", context_frames=0, segment_length=0, goal_conditioned=False,
+             temperature=1.0, top_k=100, seed=0):
         """Load a checkpoint of train_gpt.py, or of the authors: a folder, or a hub name such as
-        thuml/ivideogpt-oxe-64-act-free. `tokenizer` is a path of another tokenizer to use with it;
-        context_frames, if not 0, replaces the number that the tokenizer was trained with.
+        thuml/ivideogpt-oxe-64-act-free. `tokenizer` is a path of another tokenizer to use with it; the others
+        are described in CONFIG.
 
         raises  FileNotFoundError or ValueError, saying which file and what is wrong with it"""
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -90,14 +93,16 @@ class WorldModel:
             raise ValueError(f"device is {device} but torch sees no GPU; pass --device cpu")
         folder = official.find(path)
         if folder:  # nothing there says what it was trained on
-            trained = {**TRAINED, "data": ""}
+            trained = {**TRAINED, "data": "", "goal_conditioned": goal_conditioned}
         else:
             settled = load_checkpoint(path, needs=("gpt", "tokenizer", "train_config"))["train_config"]
             trained = {k: settled[k] for k in TRAINED}
         changes = dict(context_frames=context_frames) if context_frames else {}
         tokenizer = Tokenizer.load(tokenizer or folder or path, **changes)
-        gpt = GPT.load(folder or path, tokenizer.layout if folder or context_frames else None)
-        return cls(tokenizer, gpt, device, trained, **settings)
+        changes = dict(segment_length=segment_length) if segment_length else {}
+        layout = tokenizer.layout if folder or context_frames else None
+        gpt = GPT.load(folder or path, layout, **changes)
+        return cls(tokenizer, gpt, device, trained, temperature, top_k, seed)
 
     def export(self, path, data=""):
         """Write a checkpoint to hand out, in half precision; `data` is what to show it by default."""
@@ -219,8 +224,8 @@ def find_segments(cfg, model):
 def main(cfg):
     require_positive(cfg, "n", "branches", "horizon")
     model = WorldModel.load(
-        cfg.ckpt, cfg.device, cfg.tokenizer, cfg.context_frames, temperature=cfg.temperature,
-        top_k=cfg.top_k, seed=cfg.seed,
+        cfg.ckpt, cfg.device, cfg.tokenizer, cfg.context_frames, cfg.segment_length, cfg.goal_conditioned,
+        cfg.temperature, cfg.top_k, cfg.seed,
     )  # fmt: skip
     if cfg.export:
         model.export(cfg.export, cfg.data)

@@ -125,6 +125,7 @@ class TokenLayout:
 
 
 def layout_of(cfg):
+    """The TokenLayout of a tokenizer with these settings, a dict as SMALL."""
     grid = cfg["resolution"] // (cfg["patch"] * 2 ** (len(cfg["channels"]) - 1))
     codes = cfg["context_codes"], cfg["dynamics_codes"]
     return TokenLayout(cfg["context_frames"], grid**2, cfg["dynamics_grid"] ** 2, *codes)

@@ -53,7 +53,7 @@ CONFIG = dict(
     data="data/push",
     tokenizer="",  # checkpoint of the tokenizer; by default the one inside --init_from, else out/tokenizer.pt
     out="out/gpt.pt",
-    init_from="",  # a checkpoint to fine-tune; it sets the model, but for segment_length and att_dropout
+    init_from="",  # a checkpoint to fine-tune; it sets the sizes of the model, segment_length may change
     resume=False,  # continue OUT exactly where it stopped
     actions=True,  # use the data's actions, if it has any
     rewards=True,  # predict the data's rewards, if it has any
@@ -167,7 +167,7 @@ def build(cfg, data):
     """Tokenizer, transformer and, with --resume, the state to go on from."""
     state = None
     if cfg.resume:
-        state = load_checkpoint(cfg.out, needs=("gpt", "tokenizer", "step", "optimizers"))
+        state = load_checkpoint(cfg.out, needs=("gpt", "tokenizer", "step", "optimizers", "rng"))
         tokenizer = Tokenizer.from_checkpoint(state["tokenizer"])
     else:
         tokenizer = Tokenizer.load(cfg.tokenizer or cfg.init_from or "out/tokenizer.pt")
@@ -180,8 +180,10 @@ def build(cfg, data):
     if cfg.resume:
         model = GPT.from_checkpoint(state["gpt"])
     elif cfg.init_from:
-        changes = {k: getattr(cfg, k) for k in ("segment_length", "att_dropout") if k in cfg.given}
-        model = GPT.load(cfg.init_from, tokenizer.layout, **changes, **heads)
+        given = {k: getattr(cfg, k) for k in cfg.given if k in MODEL}
+        if wrong := sorted(given.keys() - {"segment_length", "att_dropout"}):
+            raise ValueError(f"--init_from sets {', '.join(wrong)}; leave them out")
+        model = GPT.load(cfg.init_from, tokenizer.layout, **given, **heads)
     else:
         model = GPT(tokenizer.layout, **{k: getattr(cfg, k) for k in MODEL}, **heads)
         if cfg.codebook_init:

@@ -49,7 +49,7 @@ CONFIG = dict(
     preset="small",
     data="data/push",
     out="out/tokenizer.pt",
-    init_from="",  # a checkpoint to fine-tune; it sets the model, but for context_frames, dropout, commitment
+    init_from="",  # a checkpoint to fine-tune; it sets the sizes of the model, context_frames may change
     resume=False,  # continue OUT exactly where it stopped
     horizon=16,  # frames of the window that a segment is drawn from
     future_frames=6,
@@ -130,17 +130,21 @@ def evaluate(model, segments, lpips, cfg, picture):
     return totals
 
 
-def build(cfg, device):
+def build(cfg):
     """The tokenizer to train and, with --resume, the state to go on from."""
     path = cfg.out if cfg.resume else cfg.init_from
     if not path:
         return Tokenizer(**{k: getattr(cfg, k) for k in tokenizer.SMALL}), None
     if cfg.resume:
-        state = load_checkpoint(path, needs=("tokenizer", "step"))
+        state = load_checkpoint(path, needs=("tokenizer", "step", "optimizer", "rng"))
         return Tokenizer.from_checkpoint(state["tokenizer"]), state
+    given = {k: getattr(cfg, k) for k in cfg.given if k in tokenizer.SMALL}
+    if wrong := sorted(given.keys() - {"context_frames", "dropout", "commitment", "revive_after"}):
+        raise ValueError(f"--init_from sets {', '.join(wrong)}; leave them out")
+    if "decouple_start" not in cfg.given:
+        cfg.decouple_start = -1
     # Codes of a trained model are not revived: the transformer has learned what each of them means.
-    changes = {k: getattr(cfg, k) for k in ("context_frames", "dropout", "commitment") if k in cfg.given}
-    return Tokenizer.load(path, **changes, revive_after=0), None
+    return Tokenizer.load(path, **{"revive_after": 0, **given}), None
 
 
 def main(cfg):
@@ -150,7 +154,7 @@ def main(cfg):
     train, val = Episodes(cfg.data, "train"), Episodes(cfg.data, "val")
     lpips = perceptual_loss(device) if cfg.lpips else None
     torch.manual_seed(cfg.seed)  # the same weights on all processes
-    model, resumed = build(cfg, device)
+    model, resumed = build(cfg)
     model.to(device, memory_format=torch.channels_last).train()
     t, R = model.config["context_frames"], model.config["resolution"]
     if train.frame_shape != (R, R, 3):

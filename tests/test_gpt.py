@@ -337,6 +337,12 @@ def test_a_checkpoint_rebuilds_the_same_model_and_takes_another_segment_length()
     assert torch.equal(longer(tokens, actions), model(tokens, actions))
 
 
+def test_fewer_context_frames_keep_the_places_of_the_last():
+    model = build()
+    one = GPT.from_checkpoint(model.checkpoint(), TokenLayout(1, 9, 4, 20, 12))
+    assert torch.equal(one.places, model.places[10:]) and one.places.shape == (9 + 1 + 4, 32)
+
+
 def test_a_checkpoint_may_get_new_heads_but_its_other_weights_must_fit(capsys):
     state = build(action_dim=0, reward=False).checkpoint()
     model = GPT.from_checkpoint(state, action_dim=2, reward=True)
@@ -345,7 +351,10 @@ def test_a_checkpoint_may_get_new_heads_but_its_other_weights_must_fit(capsys):
         GPT.from_checkpoint(state, TokenLayout(2, 9, 4, 20, 13))
     other = GPT.from_checkpoint(build().checkpoint(), action_dim=2, reward=False)  # other data than before
     assert not other.action.weight.any() and other.action.in_features == 2 and other.reward is None
-    assert "not taken from the checkpoint: action.bias, action.weight, reward.bias" in capsys.readouterr().out
+    assert "action head: starts anew\nreward head: left out" in capsys.readouterr().out
+    headless = {k: v for k, v in build().state_dict().items() if k != "reward.weight"}
+    with pytest.raises(ValueError, match="another shape: reward.weight"):  # not new: it must be there
+        GPT.from_checkpoint({**build().checkpoint(), "weights": headless})
     weights = {k: v for k, v in state["weights"].items() if k != "norm.weight"}
     with pytest.raises(ValueError, match="another shape: norm.weight"):
         GPT.from_checkpoint({**state, "weights": weights})

@@ -9,7 +9,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import GPT_RUN, ROOT, TOKENIZER_RUN, train
+import torch.nn.functional as F
+from conftest import GPT_TUNE, ROOT, TOKENIZER_TUNE, train
+from torch import nn
 
 import common
 import gpt
@@ -20,7 +22,7 @@ import train_gpt
 import train_tokenizer
 from gpt import GPT
 from sample import WorldModel
-from tokenizer import Tokenizer, TokenLayout
+from tokenizer import CrossAttention, Tokenizer, TokenLayout
 
 safetensors = pytest.importorskip("safetensors.torch", reason="pip install safetensors")
 GOLDEN = ROOT.parent / "shared" / "golden"
@@ -28,8 +30,8 @@ KEYS = ROOT.parent / "shared" / "official_keys.txt"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no outputs of the authors' code at {GOLDEN}")
 needs_keys = pytest.mark.skipif(not KEYS.is_file(), reason=f"no list of the authors' tensors at {KEYS}")
 SMALL_TOKENIZER = {
-    **tokenizer.SMALL, "channels": (8, 8, 16), "layers_per_block": 1, "code_dim": 4, "context_codes": 24,
-    "dynamics_codes": 16, "norm_groups": 4,
+    **tokenizer.SMALL, "channels": (32, 32, 64), "layers_per_block": 1, "code_dim": 4, "context_codes": 24,
+    "dynamics_codes": 16,
 }  # fmt: skip
 SMALL_GPT = {**gpt.SMALL, "n_layer": 2, "n_head": 2, "n_embd": 16, "n_mlp": 24, "segment_length": 4}
 
@@ -182,7 +184,7 @@ def test_encoders_and_decoders_equal_diffusers(groups):
     vae = pytest.importorskip("diffusers.models.autoencoders.vae", reason="pip install diffusers")
     blocks = pytest.importorskip("diffusers.models.unets.unet_2d_blocks")
     torch.manual_seed(0)
-    cfg = {**SMALL_TOKENIZER, "norm_groups": groups}
+    cfg = {**SMALL_TOKENIZER, "channels": (8, 8, 16), "norm_groups": groups}
     ours = Tokenizer(**cfg).eval()
     theirs_of = {t[0]: o[0] for o, t in official.tokenizer_pairs(ours) if len(o) == len(t) == 1}
     settings = dict(block_out_channels=cfg["channels"], layers_per_block=1, norm_num_groups=groups)
@@ -206,10 +208,30 @@ def test_encoders_and_decoders_equal_diffusers(groups):
         torch.testing.assert_close(ours.cond_encoder.mid_block(x), mid.eval()(x), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("t", [1, 2])
+def test_cross_attention_equals_torchs_multi_head_attention(t):
+    torch.manual_seed(0)
+    C, size = 32, 4
+    ours = CrossAttention(C, size, t, groups=32, n_head=4, dropout=0.0, pos_init=0.5).eval()
+    theirs = nn.MultiheadAttention(C, 4, batch_first=True).eval()
+    own = ours.state_dict()
+    theirs.load_state_dict({
+        **{f"in_proj_{x}": torch.cat([own[f"q.{x}"], own[f"kv.{x}"]]) for x in ("weight", "bias")},
+        **{f"out_proj.{x}": own[f"out.{x}"] for x in ("weight", "bias")},
+    })  # fmt: skip
+    x, context = torch.randn(2 * 3, C, size, size), torch.randn(2, t, C, size, size)  # 3 future frames each
+    flat = context.transpose(1, 2).reshape(2, C, t * size, size).repeat_interleave(3, 0)
+    q = ours.q_norm(x).flatten(2).mT + ours.q_pos_emb
+    k = ours.kv_norm(flat).flatten(2).mT + ours.kv_pos_emb
+    with torch.no_grad():
+        expected = F.silu(x + theirs(q, k, k, need_weights=False)[0].mT.reshape(x.shape))
+        torch.testing.assert_close(ours(x, context), expected, atol=1e-5, rtol=0)
+
+
 # ---- there and back ----
 
 
-FIVE_BLOCKS = dict(resolution=256, channels=(4, 8, 8, 8, 16), max_att_resolution=32, context_frames=1)
+FIVE_BLOCKS = dict(resolution=256, channels=(32, 32, 32, 32, 64), max_att_resolution=32, context_frames=1)
 
 
 @pytest.mark.parametrize("sizes", [{}, FIVE_BLOCKS])
@@ -246,7 +268,8 @@ def test_the_command_line_exports_what_it_loads_again(tmp_path):
 
 
 @pytest.mark.parametrize(("sizes", "places", "reward", "message"), [
-    (dict(patch=4, channels=(8, 8)), 0.0, False, "patch = 4 .*8.2 and 4.2 tokens"),
+    (dict(patch=4, channels=(8, 8), norm_groups=8), 0.0, False, "patch = 4 .*8.2 and 4.2 tokens"),
+    (dict(norm_groups=16), 0.0, False, "norm_groups = 16 .theirs: 32"),
     ({}, 0.1, False, "no learned position embeddings"),
     ({}, 0.0, True, "only beside an action projection"),
 ])  # fmt: skip
@@ -273,10 +296,10 @@ def test_fine_tuning_changes_no_setting_that_was_not_given(folder, push64, tmp_p
     weights = safetensors.load_file(file)
     half = {k: w[len(w) // 2 :] for k, w in weights.items() if k.endswith("kv_pos_emb")}
     safetensors.save_file({**weights, **half}, file)
-    run = {k: v for k, v in TOKENIZER_RUN.items() if k not in tokenizer.SMALL}
+    out = tmp_path / "x.pt"
     for given, frames, dropout in ({}, 1, 0.1), (dict(context_frames=2, dropout=0.2), 2, 0.2):
-        train(train_tokenizer, data=push64, out=tmp_path / "x.pt", init_from=folder, **run, **given)
-        kept = Tokenizer.load(tmp_path / "x.pt").config
+        train(train_tokenizer, data=push64, out=out, init_from=folder, **TOKENIZER_TUNE, **given)
+        kept = Tokenizer.load(out).config
         assert (kept["context_frames"], kept["dropout"]) == (frames, dropout)
 
 
@@ -291,18 +314,28 @@ def test_one_context_frame_of_two_keeps_the_last_frames_position_embeddings(fold
     assert model.rollout(torch.zeros(1, 2, 3), 2)[0].shape == (1, 2, 3, 64, 64)
 
 
+def test_an_authors_goal_conditioned_model_is_shown_the_goal_first(folder):
+    given = dict(segment_length=5, goal_conditioned=True)
+    model = WorldModel.load(str(folder), "cpu", **given)
+    batch = sample.segments_for(model, "push", 1, 4, 0)
+    goal = batch["frames"][:, -1]
+    assert torch.equal(batch["frames"][:, 0], goal) and model.gpt.config["segment_length"] == 5
+    model.reset(batch["frames"][:, :2])
+    model.rollout(torch.zeros(1, 4, 3), 4)  # 3 frames, then a new context
+    assert torch.equal(model.recent[:, 0], goal)
+
+
 def test_training_starts_from_the_authors_models(folder, push64, tmp_path):
-    small = {k: v for k, v in TOKENIZER_RUN.items() if k not in tokenizer.SMALL}
     out = tmp_path / "tokenizer.pt"
-    train(train_tokenizer, data=push64, out=out, init_from=folder, **small)
-    assert Tokenizer.load(out).config["channels"] == (8, 8, 16)
-    run = {k: v for k, v in GPT_RUN.items() if k not in ("n_layer", "n_head", "n_embd", "n_mlp")}
+    train(train_tokenizer, data=push64, out=out, init_from=folder, **TOKENIZER_TUNE)
+    assert Tokenizer.load(out).config["channels"] == (32, 32, 64)
+    run = {**GPT_TUNE, "lr": 0.0, "segment_length": 5}
     shutil.rmtree(folder / "transformer")
     official.export(folder, Tokenizer.load(out), GPT(Tokenizer.load(out).layout, **SMALL_GPT))
-    train(train_gpt, data=push64, out=tmp_path / "gpt.pt", init_from=folder, **{**run, "lr": 0.0})
+    train(train_gpt, data=push64, out=tmp_path / "gpt.pt", init_from=folder, **run)
     model = GPT.load(tmp_path / "gpt.pt")
     assert model.config["action_dim"] == 2 and not model.action.weight.any()
-    theirs = GPT.from_official(folder, segment_length=GPT_RUN["segment_length"]).state_dict()
+    theirs = GPT.from_official(folder, segment_length=5).state_dict()
     assert all(torch.equal(model.state_dict()[k], w) for k, w in theirs.items())
 
 
@@ -334,6 +367,13 @@ def test_an_optional_tensor_that_no_script_of_the_authors_uses_is_passed_over(fo
     unused = {"action_recon_linear.weight": torch.zeros(3, 16)}
     safetensors.save_file({**safetensors.load_file(file), **unused}, file)
     GPT.from_official(folder)
+
+
+def test_either_parts_folder_leads_to_the_other(folder, monkeypatch):
+    for path in (folder / "tokenizer", folder / "transformer"):
+        assert Tokenizer.load(path).layout == GPT.load(path).layout
+    monkeypatch.chdir(folder / "transformer")
+    assert GPT.from_official(".").layout == Tokenizer.from_official(folder).layout
 
 
 @pytest.mark.parametrize(("part", "change", "message"), [

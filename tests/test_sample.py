@@ -7,7 +7,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
-from conftest import GPT_RUN, ROOT, flags, train
+from conftest import GPT_RUN, GPT_TUNE, ROOT, flags, train
 
 import evaluate
 import sample
@@ -207,7 +207,7 @@ def test_an_exported_checkpoint_is_small_and_imagines_and_fine_tunes(push, train
     model = load(tmp_path / "small.pt")
     model.reset(segments["frames"][:, :2])
     assert model.step(torch.zeros(2, 2))[0].dtype == torch.float32
-    train(train_gpt, **GPT_RUN, data=push, init_from=tmp_path / "small.pt", out=tmp_path / "tuned.pt")
+    train(train_gpt, **GPT_TUNE, data=push, init_from=tmp_path / "small.pt", out=tmp_path / "tuned.pt")
     assert load_checkpoint(tmp_path / "tuned.pt")["gpt"]["weights"]["embed.weight"].dtype == torch.float32
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GPT as GPT_SETTINGS
-from conftest import GPT_RUN, TOKENIZER, TOKENIZER_RUN, flags, python, train
+from conftest import GPT_RUN, GPT_TUNE, TOKENIZER, TOKENIZER_RUN, TOKENIZER_TUNE, flags, python, train
 
 import train_gpt
 import train_tokenizer
@@ -135,7 +135,7 @@ def test_goal_conditioning_shows_a_copy_of_the_last_frame_first(push, trained, t
 
 def test_init_from_adds_actions_and_rewards_to_a_transformer_without(push, trained, tmp_path):
     out = tmp_path / "gpt.pt"
-    train(train_gpt, **{**GPT_RUN, "lr": 0.0}, data=push, init_from=trained.free, out=out)
+    train(train_gpt, **{**GPT_TUNE, "lr": 0.0}, data=push, init_from=trained.free, out=out)
     old, new = (load_checkpoint(path)["gpt"] for path in (trained.free, out))
     assert (new["config"]["action_dim"], new["config"]["reward"]) == (2, True)
     added = {"action.weight", "action.bias", "reward.weight", "reward.bias"}
@@ -146,12 +146,23 @@ def test_init_from_adds_actions_and_rewards_to_a_transformer_without(push, train
 
 def test_a_fine_tuned_tokenizer_keeps_its_frozen_codebooks(push, trained, tmp_path):
     out = tmp_path / "tokenizer.pt"
-    settings = {**TOKENIZER_RUN, "max_steps": 8, "eval_every": 8}  # more than revive_after of the first run
+    settings = {**TOKENIZER_TUNE, "max_steps": 8, "eval_every": 8}  # more than revive_after of the first run
     train(train_tokenizer, **settings, data=push, out=out, init_from=trained.tokenizer, freeze_codebooks=True)
     old, new = (load_checkpoint(path)["tokenizer"]["weights"] for path in (trained.tokenizer, out))
     for name in ("quantize", "dynamics_quantize"):
         assert torch.equal(old[f"{name}.embedding.weight"], new[f"{name}.embedding.weight"])
     assert not torch.equal(old["encoder.conv_in.weight"], new["encoder.conv_in.weight"])
+
+
+def test_init_from_refuses_sizes_and_takes_what_may_change(push, trained, tmp_path):
+    out = tmp_path / "x.pt"
+    with pytest.raises(ValueError, match="--init_from sets channels, code_dim; leave them out"):
+        sizes = dict(code_dim=8, channels=(16,), dropout=0.1)
+        train(train_tokenizer, **TOKENIZER_TUNE, **sizes, data=push, out=out, init_from=trained.tokenizer)
+    with pytest.raises(ValueError, match="--init_from sets n_layer; leave them out"):
+        train(train_gpt, **GPT_TUNE, n_layer=3, data=push, out=out, init_from=trained.gpt)
+    train(train_gpt, **GPT_TUNE, data=push, out=out, init_from=trained.gpt, segment_length=7)
+    assert GPT.load(out).config == {**GPT.load(trained.gpt).config, "segment_length": 7}
 
 
 @pytest.mark.parametrize("script", [train_tokenizer, train_gpt], ids=lambda script: script.__name__)
