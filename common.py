@@ -75,6 +75,16 @@ def configure(config, doc, argv=None, presets=None):
     return SimpleNamespace(**{**settings, **given}, **(dict(given=tuple(given)) if presets else {}))
 
 
+def changes_given(cfg, model, free):
+    """Settings of the command line that change the model (its keys) of --init_from; only `free` ones may.
+
+    raises  ValueError naming those that may not"""
+    given = {k: getattr(cfg, k) for k in cfg.given if k in model}
+    if wrong := sorted(given.keys() - set(free)):
+        raise ValueError(f"--init_from sets {', '.join(wrong)}; leave them out")
+    return given
+
+
 def require_positive(cfg, *keys):
     """Raise ValueError unless all these settings are at least 1."""
     for key in keys:

@@ -139,13 +139,19 @@ def settings(config, names, only, folder):
     return ours
 
 
+def shapes(own, pairs):
+    """Shapes of the authors' tensors, a dict, that our tensors `own` are by these pairs."""
+    found = {}
+    for ours, theirs in pairs:
+        rows = sum(len(own[k]) for k in ours) // len(theirs)
+        found.update({k: (rows, *own[ours[0]].shape[1:]) for k in theirs})
+    return found
+
+
 def fill(model, weights, pairs, folder):
     """Fill a model from the authors' tensors.   raises ValueError naming tensors that do not fit"""
     own = model.state_dict()
-    expected = {}
-    for ours, theirs in pairs:
-        rows = sum(len(own[k]) for k in ours) // len(theirs)
-        expected.update({k: (rows, *own[ours[0]].shape[1:]) for k in theirs})
+    expected = shapes(own, pairs)
     found = {k: tuple(w.shape) for k, w in weights.items()}
     if wrong := sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)):
         told = [f"{k} (expected {expected.get(k, 'none')}, found {found.get(k, 'none')})" for k in wrong[:6]]

@@ -30,6 +30,7 @@ import gpt
 from common import (
     agreed,
     autocast_for,
+    changes_given,
     configure,
     load_checkpoint,
     log,
@@ -180,9 +181,7 @@ def build(cfg, data):
     if cfg.resume:
         model = GPT.from_checkpoint(state["gpt"])
     elif cfg.init_from:
-        given = {k: getattr(cfg, k) for k in cfg.given if k in MODEL}
-        if wrong := sorted(given.keys() - {"segment_length", "att_dropout"}):
-            raise ValueError(f"--init_from sets {', '.join(wrong)}; leave them out")
+        given = changes_given(cfg, MODEL, ("segment_length", "att_dropout"))
         model = GPT.load(cfg.init_from, tokenizer.layout, **given, **heads)
     else:
         model = GPT(tokenizer.layout, **{k: getattr(cfg, k) for k in MODEL}, **heads)

@@ -31,6 +31,7 @@ import tokenizer
 from common import (
     agreed,
     autocast_for,
+    changes_given,
     configure,
     load_checkpoint,
     log,
@@ -138,12 +139,11 @@ def build(cfg):
     if cfg.resume:
         state = load_checkpoint(path, needs=("tokenizer", "step", "optimizer", "rng"))
         return Tokenizer.from_checkpoint(state["tokenizer"]), state
-    given = {k: getattr(cfg, k) for k in cfg.given if k in tokenizer.SMALL}
-    if wrong := sorted(given.keys() - {"context_frames", "dropout", "commitment", "revive_after"}):
-        raise ValueError(f"--init_from sets {', '.join(wrong)}; leave them out")
+    free = "context_frames", "dropout", "commitment", "revive_after"
+    given = changes_given(cfg, tokenizer.SMALL, free)
+    # Unless asked for, codes get no new meaning, by revival or otherwise: the transformer has learned theirs.
     if "decouple_start" not in cfg.given:
         cfg.decouple_start = -1
-    # Codes of a trained model are not revived: the transformer has learned what each of them means.
     return Tokenizer.load(path, **{"revive_after": 0, **given}), None
 
 

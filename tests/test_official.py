@@ -134,21 +134,12 @@ def listed(section):
     return found
 
 
-def written(model, pairs):
-    """Names and shapes of a model in the authors' layout."""
-    own, found = model.state_dict(), {}
-    for ours, theirs in pairs:
-        rows = sum(len(own[k]) for k in ours) // len(theirs)
-        found.update({k: (rows, *own[ours[0]].shape[1:]) for k in theirs})
-    return found
-
-
 @needs_keys
 @pytest.mark.parametrize(("preset", "section"), [("small", "TOKENIZER 64"), ("large", "TOKENIZER 256")])
 def test_the_tokenizers_tensors_are_the_authors(preset, section):
     with torch.device("meta"):
         model = Tokenizer(**tokenizer.PRESETS[preset])
-    assert written(model, official.tokenizer_pairs(model)) == listed(section)
+    assert official.shapes(model.state_dict(), official.tokenizer_pairs(model)) == listed(section)
 
 
 @needs_keys
@@ -159,7 +150,7 @@ def test_the_tokenizers_tensors_are_the_authors(preset, section):
 def test_the_transformers_tensors_are_the_authors(heads, section):
     with torch.device("meta"):
         model = GPT(TokenLayout(2, 256, 16, 8192, 8192), **{**gpt.SMALL, **heads})
-    assert written(model, official.gpt_pairs(model, bool(heads))) == listed(section)
+    assert official.shapes(model.state_dict(), official.gpt_pairs(model, bool(heads))) == listed(section)
 
 
 # ---- other implementations ----
