@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,6 +107,7 @@ def run(main, cfg):
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+            time.sleep(0.5)  # gloo's threads need the GIL to drop the last tensors, or abort as Python ends
 
 
 def stop_signal():
