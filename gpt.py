@@ -22,6 +22,8 @@ action size; the others are tokenizer.py's.
 
 Run: python train_gpt.py --preset tiny --tokenizer out/tokenizer.pt --max_steps 100"""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -96,37 +98,69 @@ def rotate(x, rope):
 
 
 class LayerCache:
-    """Keys and values of one layer: the context's once per scene, the future's once per branch.
+    """Keys and values of one layer: the context's once per scene, shared; the future's once per branch, own.
 
-    Memory for `capacity` future tokens is taken at the prefill and never moved. With n_b branches of one
-    context, the queries of all branches meet the shared keys in one matrix product and their own keys in
-    another; one softmax over both."""
+    shared (2, B, H, P, d), own (2, B n_b, H, capacity, d): taken once and never moved or resized."""
 
-    def __init__(self, n_branches, capacity):
-        self.n_branches, self.capacity, self.length, self.context = n_branches, capacity, 0, None
+    def __init__(self, shared, own, n_branches):
+        self.shared, self.own, self.n_branches = shared, own, n_branches
 
-    def attend(self, q, k, v):
-        """Attend from the newest tokens: q, k, v (B, H, P, d) the first time, then (B n_b, H, s, d)."""
-        if self.context is None:
-            B, H, _, d = k.shape
-            self.context = k, v
-            self.own = k.new_empty(2, B * self.n_branches, H, self.capacity, d)
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        (BN, H, s, d), n_b, start = q.shape, self.n_branches, self.length
-        self.length += s
-        self.own[:, :, :, start : self.length] = torch.stack([k, v])
-        keys, values = self.own[:, :, :, : self.length]
+    def fill(self, q, k, v):
+        """Causal attention over the context (B, H, P, d), which is kept."""
+        self.shared.copy_(torch.stack([k, v]))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def attend(self, q, k, v, positions, unseen):
+        """Attention of s new tokens (B n_b, H, s, d), written to `positions` (s,) of their branch's own.
+
+        unseen (s, capacity) is -inf where a new token may not look: what was written after it, or never. The
+        queries of all branches meet the shared keys in one matrix product and their own keys in another; one
+        softmax over both."""
+        (BN, H, s, d), n_b = q.shape, self.n_branches
+        for kept, new in zip(self.own, (k, v), strict=True):
+            kept.index_copy_(2, positions, new)
         # (B n_b, H, s, d) <-> (B, H, n_b s, d): to the shared keys, branches are just more queries
         fold = lambda x: x.view(-1, n_b, H, s, x.shape[-1]).transpose(1, 2).flatten(2, 3)  # noqa: E731
         unfold = lambda x: x.view(-1, H, n_b, s, x.shape[-1]).transpose(1, 2).reshape(BN, H, s, -1)  # noqa: E731
-        scores = torch.cat([unfold(fold(q) @ self.context[0].mT), q @ keys.mT], -1) * d**-0.5
-        if s > 1:  # new tokens must not see the ones after them
-            later = torch.ones(s, s, dtype=torch.bool, device=q.device).triu(1)
-            scores[..., -s:].masked_fill_(later, float("-inf"))
-        shared, own = (
-            scores.float().softmax(-1).to(q.dtype).split([scores.shape[-1] - self.length, self.length], -1)
-        )
-        return unfold(fold(shared) @ self.context[1]) + own @ values
+        q, P = q * d**-0.5, self.shared.shape[3]
+        scores = torch.cat([unfold(fold(q) @ self.shared[0].mT), q @ self.own[0].mT + unseen], -1)
+        weights = scores.float().softmax(-1).to(q.dtype)
+        return unfold(fold(weights[..., :P]) @ self.shared[1]) + weights[..., P:] @ self.own[1]
+
+
+class Cache:
+    """All that `imagine` needs to know of B scenes and their n_b branches each.
+
+    pending (B n_b, 1) is the newest token: it is read with the slot that follows, in one pass. All memory is
+    taken here and all shapes are fixed: no frame allocates, and a GPU replays the recording of the first."""
+
+    def __init__(self, model, B, n_branches, P, capacity):
+        layers, H, D = (model.config[k] for k in ("n_layer", "n_head", "n_embd"))
+        weight = model.embed.weight
+        self.shared = weight.new_empty(layers, 2, B, H, P, D // H)
+        self.own = weight.new_zeros(layers, 2, B * n_branches, H, capacity, D // H)  # no NaN to mask out
+        self.layers = [LayerCache(*pair, n_branches) for pair in zip(self.shared, self.own, strict=True)]
+        self.position = torch.zeros((), dtype=torch.long, device=weight.device)  # the pending token's, in own
+        self.pending = self.position.new_zeros(B * n_branches, 1)
+        self.acted = weight.new_zeros(B * n_branches, D)  # what the next frame's action adds to its slot
+        self.sizes, self.length = (B, n_branches, P, capacity), 0  # length of own, as the CPU knows it
+        self.noise, self.recordings = None, {}  # of the next frame; on GPUs, by temperature
+
+
+def record(fn, cache):
+    """Record the GPU's work for a frame, fn() -> a function that repeats it, and what fn returned then."""
+    position, pending, stream = cache.position.clone(), cache.pending.clone(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):  # compiles, and lets libraries take their memory
+            fn()
+            cache.position.copy_(position)
+            cache.pending.copy_(pending)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = fn()
+    return graph.replay, out
 
 
 class Block(nn.Module):
@@ -139,28 +173,38 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(D, 3 * D, bias=False), nn.Linear(D, D, bias=False)
         self.gate_up, self.down = nn.Linear(D, 2 * n_mlp, bias=False), nn.Linear(n_mlp, D, bias=False)
 
-    def forward(self, x, rope, cache=None):
+    def forward(self, x, rope, attend=None):
+        """x (B, L, D); attend(q, k, v), by default causal over x alone."""
         B, L, D = x.shape
         q, k, v = (
             self.qkv(self.norm1(x)).view(B, L, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
         )  # (B, H, L, D/H) each
         q, k = rotate(q, rope), rotate(k, rope)
-        if cache is None:
+        if attend is None:
             dropout = self.att_dropout if self.training else 0.0
             h = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         else:
-            h = cache.attend(q, k, v)
+            h = attend(q, k, v)
         x = x + self.out(h.transpose(1, 2).reshape(B, L, D))
         gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * up)
 
 
-def sample_code(logits, temperature, top_k, generator=None):
-    """Logits (M, K) -> one index each (M, 1), out of the top_k likeliest; temperature 0 is greedy."""
-    if not temperature:
-        return logits.argmax(-1, keepdim=True)
-    values, indices = (logits.float() / temperature).topk(min(top_k or logits.shape[-1], logits.shape[-1]))
-    return indices.gather(1, torch.multinomial(values.softmax(-1), 1, generator=generator))
+@functools.cache
+def compiled_block():
+    """Block.forward for GPUs: compiled once, for all layers."""
+    return torch.compile(Block.forward, dynamic=False)
+
+
+def sample_code(logits, noise=None, temperature=1.0):
+    """Logits (M, K), Exp(1) noise (M, top_k) -> one index each (M,), out of the top_k likeliest.
+
+    Greedy without noise. -log(noise) is Gumbel noise, and the largest of logits plus that is distributed as
+    their softmax says: no number has to leave the GPU."""
+    if noise is None:
+        return logits.argmax(-1)
+    values, indices = logits.float().topk(noise.shape[-1])
+    return indices.gather(1, (values / temperature - noise.log()).argmax(-1, keepdim=True))[:, 0]
 
 
 class GPT(nn.Module):
@@ -191,6 +235,7 @@ class GPT(nn.Module):
         self.action = nn.Linear(cfg["action_dim"], D) if cfg["action_dim"] else None
         self.reward = nn.Linear(D, 1) if cfg["reward"] else None
         self.register_buffer("rope", rope_table(layout.length(T), D // cfg["n_head"]), persistent=False)
+        self.register_buffer("place_of", layout.places(layout.length(T)), persistent=False)
         if cfg["places"]:
             self.places = nn.Parameter(cfg["places"] * place_table(layout, D))
         for name, parameter in self.named_parameters():
@@ -213,29 +258,22 @@ class GPT(nn.Module):
             raise ValueError(
                 f"actions are {got}; expected {(*shape, A) if A else 'none: the model is action-free'}"
             )
-        return self.action(actions) if A else 0
+        return self.action(actions.to(self.action.weight.dtype)) if A else None
 
-    def place(self, start, end):
-        """Embeddings (end - start, D) of positions in the sequence; all future frames share theirs."""
-        if not self.config["places"]:
-            return 0
-        i, first = torch.arange(start, end, device=self.places.device), self.layout.prompt - 1
-        return self.places[torch.where(i < first, i, first + (i - first) % (self.layout.tokens_future + 1))]
-
-    def hidden(self, tokens, actions=None):
+    def hidden(self, tokens, actions=None, attends=None):
         """Last hidden states (B, L, D) of sequences (B, L), with actions (B, T, A) of their T frames.
 
-        The last frame may be unfinished, and L is not limited."""
+        The last frame may be unfinished, and L is not limited. attends: each block's attention function"""
         (B, L), layout, t = tokens.shape, self.layout, self.layout.context_frames
         f = max(0, -(-(L - layout.prompt + 1) // (layout.tokens_future + 1)))  # future frames that have begun
-        longer = L > self.rope.shape[1]
-        rope = rope_table(L, self.rope.shape[2]).to(tokens.device) if longer else self.rope
-        x = self.embed(tokens) + self.place(0, L)
-        acted = self.act(actions, (B, t + f))
-        if actions is not None:
+        rope, place = self.rope[:, :L], self.place_of[:L]
+        if L > len(self.place_of):
+            rope, place = rope_table(L, rope.shape[2]).to(rope), layout.places(L).to(place)
+        x = self.embed(tokens) + (self.places[place] if self.config["places"] else 0)
+        if f and (acted := self.act(actions, (B, t + f))) is not None:
             x[:, layout.slots(f)] += acted[:, t - 1 : t - 1 + f]
-        for block in self.blocks:
-            x = block(x, rope[:, :L])
+        for block, attend in zip(self.blocks, attends or [None] * len(self.blocks), strict=True):
+            x = block(x, rope, attend)
         return self.norm(x)
 
     def forward(self, tokens, actions=None):
@@ -244,7 +282,7 @@ class GPT(nn.Module):
 
     def rewards(self, hidden):
         """Hidden states (..., D) at frames' last tokens -> rewards (...) in environment units."""
-        return symexp(self.reward(hidden).squeeze(-1))
+        return symexp(self.reward(hidden).squeeze(-1).float())
 
     def loss(self, tokens, actions=None, rewards=None):
         """Cross-entropy of all future tokens, later slots included, plus (symlog reward error)^2.
@@ -269,61 +307,123 @@ class GPT(nn.Module):
         return loss, metrics
 
     @torch.no_grad()
-    def prefill(self, context, n_branches=1):
-        """Read context codes (B, t, N) once, for n_branches futures each -> the cache for `imagine`."""
-        layout, f = self.layout, self.config["segment_length"] - self.layout.context_frames
-        tokens = layout.pack(context, context.new_empty(len(context), 0, layout.tokens_future))
-        caches = [LayerCache(n_branches, f * (layout.tokens_future + 1)) for _ in self.blocks]
-        self.extend(tokens, caches, 0)
-        return caches
+    def prefill(self, context, n_branches=1, past=None, actions=None, room=0, reuse=None):
+        """Read context codes (B, t, N) once, for n_branches futures each -> a Cache for `imagine`.
 
-    def extend(self, tokens, caches, start, acted=0):
-        """Newest tokens (B n_b, s) from position `start` on [+ actions] -> hidden states (B n_b, s, D)."""
-        end = start + tokens.shape[1]
-        if end > self.rope.shape[1]:
-            raise ValueError(f"{end} tokens; there is room for {self.rope.shape[1]}: take a new context")
-        x = self.embed(tokens) + acted + self.place(start, end)
-        for block, cache in zip(self.blocks, caches, strict=True):
-            x = block(x, self.rope[:, start:end], cache)
+        past   (B, k, n) future frames to read too, with actions (B, t+k, A)
+        room   for so many more frames, by default the rest of the segment
+        reuse  a Cache whose memory to take, if it is as large"""
+        layout, T = self.layout, self.config["segment_length"]
+        past = context.new_empty(len(context), 0, layout.tokens_future) if past is None else past
+        tokens = layout.pack(context, past)
+        room = room or T - layout.context_frames - past.shape[1]
+        sizes = len(context), n_branches, tokens.shape[1] - 1, room * (layout.tokens_future + 1) + 1
+        cache = reuse if reuse is not None and reuse.sizes == sizes else Cache(self, *sizes)
+        self.hidden(tokens[:, :-1], actions, [layer.fill for layer in cache.layers])
+        cache.position.zero_()
+        cache.pending.copy_(tokens[:, -1:].repeat_interleave(n_branches, 0))
+        cache.length = 0
+        return cache
+
+    def extend(self, tokens, cache, acted=0):
+        """Newest tokens (B n_b, s) [+ actions] -> hidden states (B n_b, s, D). Advances cache.position."""
+        capacity = cache.own.shape[-2]
+        positions = cache.position + torch.arange(tokens.shape[1], device=tokens.device)
+        later = torch.arange(capacity, device=tokens.device) > positions[:, None]
+        unseen = torch.zeros_like(later, dtype=cache.own.dtype).masked_fill_(later, float("-inf"))
+        place = positions + cache.shared.shape[-2]  # in the sequence
+        x = self.embed(tokens) + acted
+        if self.config["places"]:
+            x = x + self.places[self.place_of[place]]
+        run, rope = compiled_block() if x.is_cuda else Block.forward, self.rope[:, place]
+        for block, layer in zip(self.blocks, cache.layers, strict=True):
+            x = run(block, x, rope, functools.partial(layer.attend, positions=positions, unseen=unseen))
+        cache.position += tokens.shape[1]
         return self.norm(x)
 
-    def next_logits(self, tokens, caches, acted=0):
-        """Newest tokens (B n_b, s) -> hidden states, and logits (B n_b, s, K) over dynamics codes alone."""
-        h = self.extend(tokens, caches, self.layout.prompt - 1 + caches[0].length, acted)
-        first = self.layout.context_codes  # no other id can ever be drawn: its logit is not even computed
-        return h, F.linear(h, self.lm_head.weight[first : first + self.layout.dynamics_codes])
+    def code_logits(self, h):
+        """Hidden states (..., D) -> logits (..., K) over dynamics codes: no other id can ever be drawn."""
+        first = self.layout.context_codes
+        return F.linear(h, self.lm_head.weight[first : first + self.layout.dynamics_codes])
+
+    def frame(self, cache, temperature):
+        """Codes (B n_b, n) of the next frame, and the state (B n_b, D) of the token that was pending.
+
+        n passes, without a look at any number: the first reads the pending token and the slot."""
+        slot = torch.full_like(cache.pending, self.layout.future_slot)
+        token, acted = torch.cat([cache.pending, slot], 1), F.pad(cache.acted[:, None], (0, 0, 1, 0))
+        codes, states = [], []
+        for i in range(self.layout.tokens_future):
+            states.append(self.extend(token, cache, acted))
+            noise = cache.noise[:, i] if temperature else None
+            codes.append(sample_code(self.code_logits(states[-1][:, -1]), noise, temperature))
+            token, acted = codes[-1][:, None] + self.layout.context_codes, 0
+        cache.pending.copy_(token)
+        return torch.stack(codes, 1), states[0][:, 0]
 
     @torch.no_grad()
-    def imagine(self, caches, actions=None, temperature=1.0, top_k=100, generator=None):
+    def imagine(self, cache, actions=None, temperature=1.0, top_k=100, generator=None):
         """Imagine the next frame: n codes, each seen by the ones after it.
 
-        caches from `prefill`;  actions (B n_b, A) or None: what leads to that frame;  temperature 0 is greedy
-        returns codes (B n_b, n), rewards (B n_b,) in environment units or None.   Source: paper section 3.3,
-        Table 3"""
-        BN, layout = caches[0].own.shape[1], self.layout
-        token = torch.full((BN, 1), layout.future_slot, device=self.embed.weight.device)
-        acted, codes = self.act(actions, (BN,)), []
-        acted = acted if actions is None else acted[:, None]
-        for _ in range(layout.tokens_future):
-            _, logits = self.next_logits(token, caches, acted)
-            codes.append(sample_code(logits[:, -1], temperature, top_k, generator))
-            token, acted = codes[-1] + layout.context_codes, 0
-        h, _ = self.next_logits(token, caches)  # the last code's state: the reward is read there
-        return torch.cat(codes, 1), self.rewards(h[:, -1]) if self.reward is not None else None
+        cache from `prefill`;  actions (B n_b, A) or None: what leads to that frame;  temperature 0 is greedy
+        returns codes (B n_b, n), and the state (B n_b, D) of the last token before this frame, from which
+        `rewards` tells the previous frame's.   Source: paper section 3.3, Table 3"""
+        BN, layout, K = len(cache.pending), self.layout, self.layout.dynamics_codes
+        length = cache.length + layout.tokens_future + 1
+        if length >= cache.own.shape[-2]:
+            raise ValueError(f"no room for {length} tokens in the cache: take a new context")
+        if (acted := self.act(actions, (BN,))) is not None:
+            cache.acted.copy_(acted)
+        cache.length = length
+        if temperature:
+            shape = BN, layout.tokens_future, min(top_k or K, K)
+            if cache.noise is None or cache.noise.shape != shape:
+                cache.noise, cache.recordings = torch.empty(shape, device=cache.pending.device), {}
+            cache.noise.exponential_(generator=generator)
+        if not cache.pending.is_cuda:
+            return self.frame(cache, temperature)
+        if temperature not in cache.recordings:
+            cache.recordings[temperature] = record(lambda: self.frame(cache, temperature), cache)
+        replay, out = cache.recordings[temperature]
+        replay()
+        return tuple(x.clone() for x in out)
+
+    @torch.no_grad()
+    def last_state(self, cache):
+        """State (B n_b, D) of the newest token, for `rewards`. It stays pending, for the next slot."""
+        h = self.extend(cache.pending, cache)[:, -1]
+        cache.position -= 1
+        return h
 
     def rollout(self, context, actions=None, f=0, n_branches=1, temperature=1.0, top_k=100, generator=None):
         """Imagine f frames (0: the rest of the segment) after context codes (B, t, N), n_branches of each.
 
         actions (B n_b, T, A), of which rows t-1 ... t+f-2 are used
         returns codes (B n_b, f, n), rewards (B n_b, f) in environment units or None"""
-        t = self.layout.context_frames
-        cache, codes, rewards = self.prefill(context, n_branches), [], []
+        t, codes, states = self.layout.context_frames, [], []
+        cache = self.prefill(context, n_branches, room=f)
         for i in range(f or self.config["segment_length"] - t):
             action = None if actions is None else actions[:, t - 1 + i]
-            code, reward = self.imagine(cache, action, temperature, top_k, generator)
+            code, state = self.imagine(cache, action, temperature, top_k, generator)
             codes.append(code)
-            rewards.append(reward)
-        return torch.stack(codes, 1), torch.stack(rewards, 1) if self.reward is not None else None
+            states.append(state)
+        if self.reward is None:
+            return torch.stack(codes, 1), None
+        states = torch.stack([*states[1:], self.last_state(cache)], 1)
+        return torch.stack(codes, 1), self.rewards(states)
+
+    def rollout_naive(self, context, actions=None, f=0, n_branches=1, temperature=1.0, generator=None):
+        """The same as `rollout`, the plain way: a copy of the context for every branch, and each new frame
+        reads all before it again. To measure against, and to see what the cache is for."""
+        t, context = self.layout.context_frames, context.repeat_interleave(n_branches, 0)
+        codes, rewards = context.new_empty(len(context), 0, self.layout.tokens_future), []
+        for i in range(f or self.config["segment_length"] - t):
+            seen, action = (None, None) if actions is None else (actions[:, : t + i], actions[:, t - 1 + i])
+            cache = self.prefill(context, past=codes, actions=seen, room=1)
+            code, _ = self.imagine(cache, action, temperature, generator=generator)
+            codes = torch.cat([codes, code[:, None]], 1)
+            rewards += [] if self.reward is None else [self.rewards(self.last_state(cache))]
+        return codes, torch.stack(rewards, 1) if rewards else None
 
     def param_groups(self, weight_decay):
         """AdamW groups: matrices decay; biases, norms and the embedding do not (as the authors)."""

@@ -78,7 +78,7 @@ class WorldModel:
         self.temperature, self.top_k = temperature, top_k
         self.generator = torch.Generator(device).manual_seed(seed)
         self.context_frames, self.action_dim = gpt.layout.context_frames, gpt.config["action_dim"]
-        self.recent = None
+        self.recent = self.cache = None
 
     @classmethod
     def load(cls, path, device="", tokenizer="", context_frames=0, segment_length=0, goal_conditioned=False,
@@ -133,8 +133,8 @@ class WorldModel:
     def _anchor(self, frames, n_branches):
         context, _ = self.tokenizer.layout.unpack(self.tokenizer.encode(frames))
         self.n_branches, self.left = n_branches, self.gpt.config["segment_length"] - self.context_frames
-        self.features = self.tokenizer.decode_context(context)
-        self.cache = self.gpt.prefill(context, n_branches)
+        self.scenery = self.tokenizer.decode_context(context)
+        self.cache = self.gpt.prefill(context, n_branches, reuse=self.cache)
         self.recent = frames.repeat_interleave(n_branches, 0)  # (B n_b, t, 3, H, W)
 
     @torch.no_grad()
@@ -145,23 +145,31 @@ class WorldModel:
         Branches of one context are neighbours.   returns frame (B n_b, 3, H, W), reward (B n_b,) in
         environment units (None without a reward head).   raises ValueError before `reset` or at actions of
         another shape"""
+        frame, _ = self._imagine(actions)
+        return frame, self._reward()
+
+    @torch.no_grad()
+    def _imagine(self, actions):
+        """The next frame, and the state from which the reward of the one before it can be read."""
         if self.recent is None:
             raise ValueError("step before reset: call reset(frames) with the context frames first")
         if not self.left:
             self._anchor(self.recent, 1)
+        if actions is not None:
+            actions = torch.as_tensor(actions, dtype=torch.float32, device=self.device)
+        settings = self.temperature, self.top_k, self.generator
+        codes, ended = self.gpt.imagine(self.cache, actions, *settings)
         self.left -= 1
-        actions = (
-            None if actions is None else torch.as_tensor(actions, dtype=torch.float32, device=self.device)
-        )
-        codes, reward = self.gpt.imagine(self.cache, actions, self.temperature, self.top_k, self.generator)
-        codes = codes.unflatten(
-            0, (-1, self.n_branches)
-        )  # branches stand where future frames do: (B, n_b, n)
-        frame = self.tokenizer.decode_future(codes, self.features).flatten(0, 1).clamp(0, 1)
+        codes = codes.unflatten(0, (-1, self.n_branches))  # (B, n_b, n): branches stand in for future frames
+        frame = self.tokenizer.decode_future(codes, self.scenery).flatten(0, 1).clamp(0, 1)
         kept = int(self.goal_conditioned)
         self.recent = torch.cat([self.recent[:, :kept], self.recent[:, kept + 1 :], frame[:, None]], 1)
-        return frame, reward
+        return frame, ended
 
+    def _reward(self):
+        return None if self.gpt.reward is None else self.gpt.rewards(self.gpt.last_state(self.cache))
+
+    @torch.no_grad()
     def rollout(self, policy_or_actions, horizon):
         """Imagine `horizon` frames from where `reset` or the last step left off.
 
@@ -169,7 +177,7 @@ class WorldModel:
                            actions (B n_b, h >= horizon, A) known beforehand, or None for an action-free model
         returns            frames (B n_b, h, 3, H, W), rewards (B n_b, h) or None, actions (B n_b, h, A) or
                            None"""
-        frames, rewards, actions = [], [], []
+        frames, rewards, actions, owed = [], [], [], False
         given = policy_or_actions
         if horizon < 1 or hasattr(given, "shape") and given.shape[1] < horizon:
             raise ValueError(f"horizon is {horizon}; expected 1 to the number of actions given")
@@ -177,9 +185,15 @@ class WorldModel:
             action = given(self.recent[:, -1]) if callable(given) else None if given is None else given[:, i]
             if action is not None:
                 action = torch.as_tensor(action, dtype=torch.float32, device=self.device)
-            frame, reward = self.step(action)
-            for kept, value in ((frames, frame), (rewards, reward), (actions, action)):
-                kept.append(value)
+            frame, ended = self._imagine(action)
+            if owed:
+                rewards.append(self.gpt.rewards(ended))
+            # Where the next action is known, its pass reads this frame's last token too: 16 passes, not 17.
+            owed = self.gpt.reward is not None and not callable(given) and self.left and i + 1 < horizon
+            if not owed:
+                rewards.append(self._reward())
+            frames.append(frame)
+            actions.append(action)
         return tuple(None if x[0] is None else torch.stack(x, 1) for x in (frames, rewards, actions))
 
 

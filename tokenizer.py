@@ -102,6 +102,11 @@ class TokenLayout:
         """Positions of the last token of f future frames: where their rewards are read."""
         return self.slots(f) + self.tokens_future
 
+    def places(self, L):
+        """Which of prompt + n places each of L positions is at, (L,): all future frames share theirs."""
+        i, first = torch.arange(L), self.prompt - 1
+        return torch.where(i < first, i, first + (i - first) % (self.tokens_future + 1))
+
     def pack(self, context, dynamics):
         """Codes (B, t, N) and (B, f, n) -> token ids (B, L)."""
         before = F.pad(context, (1, 0), value=self.context_slot).flatten(1)[:, 1:]
@@ -195,9 +200,8 @@ class CrossAttention(nn.Module):
         x = self.kv_norm(stacked).flatten(2).mT + self.kv_pos_emb  # (B, tHW, C)
         return [y.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for y in self.kv(x).chunk(2, -1)]
 
-    def forward(self, x, context):
-        (BF, C, H, W), B = x.shape, context.shape[0]
-        k, v = self.keys_values(context)
+    def forward(self, x, k, v):
+        (BF, C, H, W), B = x.shape, k.shape[0]
         q = self.q(self.q_norm(x).flatten(2).mT + self.q_pos_emb)  # (B f, HW, C)
         q = q.reshape(B, -1, self.n_head, C // self.n_head).transpose(1, 2)  # (B, heads, f HW, C/heads)
         h = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
@@ -235,6 +239,13 @@ class MidBlock(nn.Module):
         return self.resnets[1](self.attention(self.resnets[0](x)))
 
 
+def look_up(network, features):
+    """What the cross-attention of a conditional encoder or decoder sees of a context: once for all frames.
+
+    features of the context's encoder or decoder;  returns {level: (keys, values)}"""
+    return {i: cross.keys_values(features[int(i)]) for i, cross in network.cross.items()}
+
+
 def cross_attention(cfg, C, size):
     settings = (cfg[k] for k in ("context_frames", "norm_groups", "n_head", "dropout", "pos_init"))
     return CrossAttention(C, size, *settings)
@@ -259,12 +270,12 @@ class Encoder(nn.Module):
         self.conv_norm_out, self.conv_out = nn.GroupNorm(groups, C, 1e-6), conv3(C, cfg["code_dim"])
 
     def forward(self, frames, context=None):
-        """frames (M, 3, H, W), context features [(B, t, C, H, W)] -> latents (M, D, h, w), features."""
+        """frames (M, 3, H, W), what to `look_up` of a context -> latents (M, D, h, w), features."""
         h, features = self.conv_in(F.pixel_unshuffle(frames, self.patch)), []
         for i, block in enumerate(self.down_blocks):
             h = block(h)
             if str(i) in self.cross:
-                h = self.cross[str(i)](h, context[i])
+                h = self.cross[str(i)](h, *context[str(i)])
             features.append(h)
         return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(h)))), features
 
@@ -290,12 +301,12 @@ class Decoder(nn.Module):
         self.conv_norm_out, self.conv_out = nn.GroupNorm(groups, C, 1e-6), conv3(C, 3 * self.patch**2)
 
     def forward(self, z, context=None):
-        """latents (M, D, h, w), context features [(B, t, C, H, W)] -> frames (M, 3, H, W), features."""
+        """latents (M, D, h, w), what to `look_up` of a context -> frames (M, 3, H, W), features."""
         h, features = self.mid_block(self.conv_in(z)), []
         for i, block in enumerate([nn.Identity(), *self.up_blocks]):
             h = block(h)
             if str(i) in self.cross:
-                h = self.cross[str(i)](h, context[i])
+                h = self.cross[str(i)](h, *context[str(i)])
             features.append(h)
         return F.pixel_shuffle(self.conv_out(F.silu(self.conv_norm_out(h))), self.patch), features
 
@@ -446,7 +457,7 @@ class Tokenizer(nn.Module):
 
     def latents_future(self, frames, features):
         """Future frames (B, f, 3, H, W), a context's encoder features -> latents (B, f, n, D)."""
-        z, _ = self.cond_encoder(frames.flatten(0, 1), features)
+        z, _ = self.cond_encoder(frames.flatten(0, 1), look_up(self.cond_encoder, features))
         return self.quant_linear(self.patchify(z)).unflatten(0, frames.shape[:2])
 
     def frames_context(self, zq):
@@ -456,9 +467,9 @@ class Tokenizer(nn.Module):
         frames, features = self.decoder(z)
         return frames.unflatten(0, (B, t)), [x.unflatten(0, (B, t)) for x in features]
 
-    def frames_future(self, zq, features):
-        """Quantized latents (B, f, n, D), a context's decoder features -> frames (B, f, 3, H, W)."""
-        frames, _ = self.cond_decoder(self.unpatchify(self.post_quant_linear(zq.flatten(0, 1))), features)
+    def frames_future(self, zq, context):
+        """Quantized latents (B, f, n, D), what to `look_up` of a context -> frames (B, f, 3, H, W)."""
+        frames, _ = self.cond_decoder(self.unpatchify(self.post_quant_linear(zq.flatten(0, 1))), context)
         return frames.unflatten(0, zq.shape[:2])
 
     def encode(self, frames):
@@ -478,15 +489,17 @@ class Tokenizer(nn.Module):
         frames, features = self.frames_context(self.quantize.embedding(context))
         if not dynamics.shape[1]:
             return frames
-        return torch.cat([frames, self.decode_future(dynamics, features)], 1)
+        return torch.cat([frames, self.decode_future(dynamics, look_up(self.cond_decoder, features))], 1)
 
     def decode_context(self, context):
-        """Context codes (B, t, N) -> features that `decode_future` needs; computed once per context."""
-        return self.frames_context(self.quantize.embedding(context))[1]
+        """Context codes (B, t, N) -> what `decode_future` looks up there; computed once per context."""
+        return look_up(self.cond_decoder, self.frames_context(self.quantize.embedding(context))[1])
 
-    def decode_future(self, dynamics, features):
-        """Dynamics codes (B, f, n) and `decode_context`'s features -> frames (B, f, 3, H, W), not clamped."""
-        return self.frames_future(self.dynamics_quantize.embedding(dynamics), features)
+    def decode_future(self, dynamics, context):
+        """Dynamics codes (B, f, n), a `decode_context` -> frames (B, f, 3, H, W), not clamped.
+
+        Every frame is decoded by itself: a new one does not decode the ones before it again."""
+        return self.frames_future(self.dynamics_quantize.embedding(dynamics), context)
 
     def reconstruct(self, frames, still=(), disguised=None):
         """Frames through both bottlenecks -> frames, [ids, loss] of context, [ids, loss] of future frames.
@@ -502,7 +515,8 @@ class Tokenizer(nn.Module):
         w = self.latents_future(frames[:, t:], features)
         wq, *future = self.dynamics_quantize(w, *still)
         past, features = self.frames_context(zq)
-        return torch.cat([past, self.frames_future(wq, features)], 1), context, future
+        looked_up = look_up(self.cond_decoder, features)
+        return torch.cat([past, self.frames_future(wq, looked_up)], 1), context, future
 
     def unchanged(self, frames):
         """Where future frames look like the last context frame, as True (B, f, n), one per dynamics token."""

@@ -81,16 +81,16 @@ def test_symlog_is_undone_by_symexp():
 
 def cached_logits(model, tokens, actions, n_branches, chunk):
     """Logits over dynamics codes at all future positions, from at most `chunk` new tokens per call."""
-    layout, n = model.layout, model.layout.tokens_future
+    layout, start = model.layout, model.layout.prompt - 2  # the context's last token is still to be read
     context, _ = layout.unpack(tokens[::n_branches])
-    caches, logits = model.prefill(context, n_branches), []
-    acted = model.act(actions, actions.shape[:2])
-    for i, slot in enumerate(layout.slots(actions.shape[1] - layout.context_frames).tolist()):
-        added = F.pad(acted[:, layout.context_frames - 1 + i, None], (0, 0, 0, n))  # to the slot alone
-        for s in range(0, n + 1, chunk):
-            part = tokens[:, slot + s : min(slot + s + chunk, slot + n + 1)]
-            logits.append(model.next_logits(part, caches, added[:, s : s + chunk])[1])
-    return torch.cat(logits, 1)
+    cache, logits = model.prefill(context, n_branches), []
+    f, D = actions.shape[1] - layout.context_frames, model.embed.weight.shape[1]
+    acted = model.embed.weight.new_zeros(*tokens.shape, D)
+    acted[:, layout.slots(f)] = model.act(actions, actions.shape[:2])[:, layout.context_frames - 1 : -1]
+    for i in range(start, tokens.shape[1], chunk):
+        h = model.extend(tokens[:, i : i + chunk], cache, acted[:, i : i + chunk])
+        logits.append(model.code_logits(h))
+    return torch.cat(logits, 1)[:, 1:]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5])
@@ -121,10 +121,8 @@ def test_places_let_the_first_head_start_by_looking_at_where_the_next_token_will
 
 def test_all_future_frames_have_the_same_places():
     model, first, n = build(), LAYOUT.prompt - 1, LAYOUT.tokens_future
-    places = model.place(0, LAYOUT.length(T)).detach()
-    assert torch.equal(places[: first + n + 1], model.places)
-    assert torch.equal(places[first:], model.places[first:].repeat(T - LAYOUT.context_frames, 1))
-    assert torch.equal(model.place(first + n, first + n + 3), places[first + n : first + n + 3])
+    assert torch.equal(model.place_of[: first + n + 1], torch.arange(len(model.places)))
+    assert torch.equal(model.place_of[first:], model.place_of[first : first + n + 1].repeat(T - 2))
 
 
 def test_no_position_sees_a_later_one():
@@ -149,11 +147,11 @@ def test_sequences_may_end_in_the_middle_of_a_frame_and_be_longer_than_a_segment
 def test_a_full_cache_is_refused_with_the_remedy():
     model = build(action_dim=0).eval()
     context, _ = LAYOUT.unpack(clip()[0])
-    caches = model.prefill(context)
+    cache = model.prefill(context)
     for _ in range(T - 2):
-        model.imagine(caches)
+        model.imagine(cache)
     with pytest.raises(ValueError, match="take a new context"):
-        model.imagine(caches)
+        model.imagine(cache)
 
 
 # ---- loss ----
@@ -259,12 +257,16 @@ def test_actions_must_fit_the_model():
 def test_greedy_sampling_takes_the_likeliest_and_top_k_no_other_than_the_k_likeliest():
     logits = torch.tensor([[0.0, 3.0, 2.0, 1.0]]).repeat(500, 1)
     g = torch.Generator().manual_seed(0)
-    assert sample_code(logits, 0, 100).tolist() == [[1]] * 500
-    assert sample_code(logits, 1.0, 2, g).unique().tolist() == [1, 2]
-    for top_k in (0, 9):
-        assert sample_code(logits, 1.0, top_k, g).unique().tolist() == [0, 1, 2, 3]
-    share = (sample_code(logits, 1.0, 2, g) == 1).float().mean().item()
-    assert share == pytest.approx(1 / (1 + math.exp(-1)), abs=0.07)
+
+    def sample(top_k, temperature):
+        return sample_code(logits, torch.empty(500, top_k).exponential_(generator=g), temperature)
+
+    assert sample_code(logits).tolist() == [1] * 500
+    assert sample(2, 1.0).unique().tolist() == [1, 2]
+    assert sample(4, 1.0).unique().tolist() == [0, 1, 2, 3]
+    for temperature in (0.5, 1.0, 2.0):
+        share = (sample(2, temperature) == 1).float().mean().item()
+        assert share == pytest.approx(1 / (1 + math.exp(-1 / temperature)), abs=0.07)
 
 
 def test_a_rollout_is_a_function_of_its_generator_and_holds_dynamics_codes_alone():
@@ -305,6 +307,45 @@ def test_branches_of_one_context_equal_separate_rollouts():
     codes, rewards = model.rollout(context, actions, n_branches=3, temperature=0)
     apart = model.rollout(context.repeat_interleave(3, 0), actions, temperature=0)
     assert torch.equal(codes, apart[0]) and torch.allclose(rewards, apart[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("n_branches", [1, 3])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_naive_rollout_gives_the_same_tokens_from_the_same_noise(n_branches, temperature):
+    model, (_, actions, _) = build().eval(), clip(2 * n_branches)
+    context, _ = LAYOUT.unpack(clip()[0])
+    settings = dict(n_branches=n_branches, temperature=temperature)
+    fast, naive = (
+        rollout(context, actions, generator=torch.Generator().manual_seed(0), **settings)
+        for rollout in (model.rollout, model.rollout_naive)
+    )
+    assert torch.equal(fast[0], naive[0]) and torch.allclose(fast[1], naive[1], atol=1e-5)
+
+
+def test_rollouts_in_bfloat16_stay_near_those_in_float32():
+    model, (tokens, actions, _) = build().eval(), clip()
+    context, dynamics = LAYOUT.unpack(tokens)
+
+    def logits(model):
+        with torch.no_grad():
+            return cached_logits(model, tokens, actions, 1, 2).float()
+
+    exact = logits(model)
+    assert (logits(model.bfloat16()) - exact).abs().max() < 0.05 * exact.abs().max()
+    codes, rewards = model.rollout(context, actions)
+    assert codes.shape == dynamics.shape and rewards.dtype == torch.float32
+
+
+def test_a_caches_memory_serves_the_next_context_of_the_same_shape():
+    model, (tokens, actions, _) = build().eval(), clip()
+    first, second = LAYOUT.unpack(tokens)[0].split(1)
+    old = model.prefill(first)
+    expected = model.imagine(model.prefill(second), actions[1:, 1], temperature=0)[0]
+    for _ in range(T - 2):
+        model.imagine(old, actions[:1, 1])
+    new = model.prefill(second, reuse=old)
+    assert new is old and torch.equal(model.imagine(new, actions[1:, 1], temperature=0)[0], expected)
+    assert model.prefill(second, 2, reuse=old) is not old
 
 
 def test_a_model_without_rewards_imagines_none():

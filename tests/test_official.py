@@ -216,7 +216,7 @@ def test_cross_attention_equals_torchs_multi_head_attention(t):
     k = ours.kv_norm(flat).flatten(2).mT + ours.kv_pos_emb
     with torch.no_grad():
         expected = F.silu(x + theirs(q, k, k, need_weights=False)[0].mT.reshape(x.shape))
-        torch.testing.assert_close(ours(x, context), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(ours(x, *ours.keys_values(context)), expected, atol=1e-5, rtol=0)
 
 
 # ---- there and back ----
