@@ -154,12 +154,16 @@ def setup_ddp():
     return rank, world, device
 
 
-def autocast_for(device, dtype):
-    """Mixed precision context: "bf16", "float32", or "auto", which is bf16 on GPUs alone."""
+def uses_bf16(device, dtype):
+    """Whether the setting dtype, "bf16", "float32" or "auto" (bf16 on GPUs alone), means bf16 there."""
     if dtype not in ("auto", "bf16", "float32"):
         raise ValueError(f"dtype is {dtype!r}; expected auto, bf16 or float32")
-    enabled = dtype == "bf16" or (dtype == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    return dtype == "bf16" or (dtype == "auto" and device.type == "cuda")
+
+
+def autocast_for(device, dtype):
+    """Mixed precision context, as `uses_bf16` says."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(device, dtype))
 
 
 def lr_at(step, lr, warmup, max_steps, schedule):

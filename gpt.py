@@ -395,6 +395,7 @@ class GPT(nn.Module):
         cache.position -= 1
         return h
 
+    @torch.no_grad()
     def rollout(self, context, actions=None, f=0, n_branches=1, temperature=1.0, top_k=100, generator=None):
         """Imagine f frames (0: the rest of the segment) after context codes (B, t, N), n_branches of each.
 
@@ -412,18 +413,16 @@ class GPT(nn.Module):
         states = torch.stack([*states[1:], self.last_state(cache)], 1)
         return torch.stack(codes, 1), self.rewards(states)
 
-    def rollout_naive(self, context, actions=None, f=0, n_branches=1, temperature=1.0, generator=None):
-        """The same as `rollout`, the plain way: a copy of the context for every branch, and each new frame
-        reads all before it again. To measure against, and to see what the cache is for."""
-        t, context = self.layout.context_frames, context.repeat_interleave(n_branches, 0)
-        codes, rewards = context.new_empty(len(context), 0, self.layout.tokens_future), []
-        for i in range(f or self.config["segment_length"] - t):
-            seen, action = (None, None) if actions is None else (actions[:, : t + i], actions[:, t - 1 + i])
-            cache = self.prefill(context, past=codes, actions=seen, room=1)
-            code, _ = self.imagine(cache, action, temperature, generator=generator)
-            codes = torch.cat([codes, code[:, None]], 1)
-            rewards += [] if self.reward is None else [self.rewards(self.last_state(cache))]
-        return codes, torch.stack(rewards, 1) if rewards else None
+    @torch.no_grad()
+    def imagine_naive(self, context, past, actions=None, temperature=1.0, top_k=100, generator=None):
+        """The next frame the plain way, everything before it read again: to measure against, and to teach.
+
+        context codes (B, t, N), future frames so far (B, k, n), actions (B, t+k, A) or None
+        returns codes (B, n), rewards (B,) in environment units or None"""
+        cache = self.prefill(context, past=past, actions=actions, room=1)
+        action = None if actions is None else actions[:, -1]
+        codes, _ = self.imagine(cache, action, temperature, top_k, generator)
+        return codes, None if self.reward is None else self.rewards(self.last_state(cache))
 
     def param_groups(self, weight_decay):
         """AdamW groups: matrices decay; biases, norms and the embedding do not (as the authors)."""

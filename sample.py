@@ -20,9 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 import official
-from common import configure, load_checkpoint, require_positive, run, save_checkpoint
+from common import configure, load_checkpoint, require_positive, run, save_checkpoint, uses_bf16
 from data import (
     Episodes,
     goal_first,
@@ -48,6 +49,7 @@ CONFIG = dict(
     temperature=1.0,
     top_k=100,  # 0 is all
     device="",  # by default a GPU if there is one
+    dtype="auto",  # of weights and cache: bf16, float32, or by "auto" the former on GPUs, the latter on CPUs
     seed=0,
     context_frames=0,  # use fewer than the model was trained with; 0 leaves it
     segment_length=0,  # frames after which to take a new context; 0: as trained (16, of an authors' model)
@@ -79,10 +81,15 @@ class WorldModel:
         self.generator = torch.Generator(device).manual_seed(seed)
         self.context_frames, self.action_dim = gpt.layout.context_frames, gpt.config["action_dim"]
         self.recent = self.cache = None
+        bf16 = gpt.embed.weight.dtype == torch.bfloat16
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+        self.decode = self.tokenizer.decode_future
+        if self.device.type == "cuda":  # the launches of a hundred small layers cost more than their work
+            self.decode = torch.compile(self.decode, mode="reduce-overhead", dynamic=False)
 
     @classmethod
     def load(cls, path, device="", tokenizer="", context_frames=0, segment_length=0, goal_conditioned=False,
-             temperature=1.0, top_k=100, seed=0):
+             temperature=1.0, top_k=100, seed=0, dtype="auto"):
         """Load a checkpoint of train_gpt.py, or of the authors: a folder, or a hub name such as
         thuml/ivideogpt-oxe-64-act-free. `tokenizer` is a path of another tokenizer to use with it; the others
         are described in CONFIG.
@@ -102,6 +109,7 @@ class WorldModel:
         changes = dict(segment_length=segment_length) if segment_length else {}
         layout = tokenizer.layout if folder or context_frames else None
         gpt = GPT.load(folder or path, layout, **changes)
+        gpt = gpt.bfloat16() if uses_bf16(device, dtype) else gpt
         return cls(tokenizer, gpt, device, trained, temperature, top_k, seed)
 
     def export(self, path, data=""):
@@ -131,9 +139,10 @@ class WorldModel:
         self._anchor(frames.to(self.device), n_branches)
 
     def _anchor(self, frames, n_branches):
-        context, _ = self.tokenizer.layout.unpack(self.tokenizer.encode(frames))
         self.n_branches, self.left = n_branches, self.gpt.config["segment_length"] - self.context_frames
-        self.scenery = self.tokenizer.decode_context(context)
+        with self.autocast:
+            context, _ = self.tokenizer.layout.unpack(self.tokenizer.encode(frames))
+            self.scenery = self.tokenizer.decode_context(context)
         self.cache = self.gpt.prefill(context, n_branches, reuse=self.cache)
         self.recent = frames.repeat_interleave(n_branches, 0)  # (B n_b, t, 3, H, W)
 
@@ -161,7 +170,8 @@ class WorldModel:
         codes, ended = self.gpt.imagine(self.cache, actions, *settings)
         self.left -= 1
         codes = codes.unflatten(0, (-1, self.n_branches))  # (B, n_b, n): branches stand in for future frames
-        frame = self.tokenizer.decode_future(codes, self.scenery).flatten(0, 1).clamp(0, 1)
+        with self.autocast:
+            frame = self.decode(codes, self.scenery).flatten(0, 1).float().clamp(0, 1)
         kept = int(self.goal_conditioned)
         self.recent = torch.cat([self.recent[:, :kept], self.recent[:, kept + 1 :], frame[:, None]], 1)
         return frame, ended
@@ -195,6 +205,25 @@ class WorldModel:
             frames.append(frame)
             actions.append(action)
         return tuple(None if x[0] is None else torch.stack(x, 1) for x in (frames, rewards, actions))
+
+    @torch.no_grad()
+    def rollout_naive(self, frames, actions, horizon, n_branches=1):
+        """What `reset` and `rollout` imagine, in the authors' plain way, to measure against: one context
+        for every branch, which is read again for each new frame; and all frames decoded again.
+
+        frames as for `reset`, actions (B n_b, h, A) or None
+        returns frames (B n_b, h, 3, H, W), rewards (B n_b, h) or None"""
+        layout, past = self.tokenizer.layout, (0, 0, self.context_frames - 1, 0)  # actions without effect
+        context, _ = layout.unpack(self.tokenizer.encode(frames.repeat_interleave(n_branches, 0)))
+        codes, rewards = context.new_empty(len(context), 0, layout.tokens_future), []
+        for i in range(horizon):
+            known = None if actions is None else F.pad(actions[:, : i + 1], past)
+            sampling = self.temperature, self.top_k, self.generator
+            code, reward = self.gpt.imagine_naive(context, codes, known, *sampling)
+            codes = torch.cat([codes, code[:, None]], 1)
+            decoded = self.tokenizer.decode(layout.pack(context, codes)).clamp(0, 1)
+            rewards.append(reward)
+        return decoded[:, self.context_frames :], None if reward is None else torch.stack(rewards, 1)
 
 
 def segments_for(model, data, n, horizon, seed):
@@ -239,7 +268,7 @@ def main(cfg):
     require_positive(cfg, "n", "branches", "horizon")
     model = WorldModel.load(
         cfg.ckpt, cfg.device, cfg.tokenizer, cfg.context_frames, cfg.segment_length, cfg.goal_conditioned,
-        cfg.temperature, cfg.top_k, cfg.seed,
+        cfg.temperature, cfg.top_k, cfg.seed, "float32" if cfg.export or cfg.export_official else cfg.dtype,
     )  # fmt: skip
     if cfg.export:
         model.export(cfg.export, cfg.data)

@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import trange
 
 import gpt
 from common import (
@@ -61,6 +62,7 @@ CONFIG = dict(
     goal_conditioned=False,  # show the segment's last frame first; segment_length counts it twice
     action_agg="sample",  # with stride > 1: "sample" takes every stride-th action, "sum" adds all up
     stride=1,  # source frames per step
+    pretokenize=0,  # tokenize so many segments per process once, and train on no others; 0: always new ones
     batch_size=16,  # segments per process and micro-step
     accumulate=1,  # micro-steps per update
     max_steps=1_000_000,  # updates
@@ -102,11 +104,27 @@ class Loss(nn.Module):
         return self.model.loss(*args)
 
 
-@torch.no_grad()
 def tokenize(batch, tokenizer, model):
     """A batch of data -> what GPT.loss takes: tokens; actions and rewards, or None where it has no use."""
+    frames = batch["frames"]
+    with torch.inference_mode(), autocast_for(frames.device, "auto"):
+        tokens = tokenizer.encode(frames)
     actions = batch["actions"] if model.config["action_dim"] else None
-    return tokenizer.encode(batch["frames"]), actions, batch["rewards"] if model.config["reward"] else None
+    return tokens.clone(), actions, batch["rewards"] if model.config["reward"] else None
+
+
+def tokenize_once(batches, tokenizer, model, count):
+    """The first `count` batches, tokenized -> a function: i -> a batch, in a new order every time through."""
+    batches = [tokenize(next(batches), tokenizer, model) for _ in trange(count, desc="tokenize")]
+    kept = [None if part[0] is None else torch.cat(part) for part in zip(*batches, strict=True)]
+    size, M = len(batches[0][0]), len(kept[0])
+
+    def draw(i):
+        order = torch.randperm(M, generator=torch.Generator().manual_seed(i // count))
+        rows = order[i % count * size :][:size].to(kept[0].device)
+        return [None if part is None else part[rows] for part in kept]
+
+    return draw
 
 
 @torch.no_grad()
@@ -156,8 +174,7 @@ def optimizers_for(model, cfg):
     groups, theirs = model.param_groups(cfg.weight_decay), {id(p) for p in matrices}
     for group in groups:
         group["params"] = [p for p in group["params"] if id(p) not in theirs]
-    fused = next(model.parameters()).is_cuda
-    optimizers = [torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.999), fused=fused)]
+    optimizers = [torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.999), fused=True)]
     if matrices:  # its steps are scaled to be as long as AdamW's: one learning rate serves both
         settings = dict(lr=cfg.lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw")
         optimizers.append(torch.optim.Muon(matrices, **settings))
@@ -237,9 +254,13 @@ def main(cfg):
         return arrange(train.batch(i, cfg.batch_size, recorded, *place, action_agg=cfg.action_agg))
 
     segments = arrange(val.segments(cfg.eval_segments, recorded, cfg.stride, cfg.seed, cfg.action_agg))
-    batches = prefetch(fetch, step * cfg.accumulate, cfg.max_steps * cfg.accumulate, device)
+    if cfg.pretokenize:
+        count = -(-cfg.pretokenize // cfg.batch_size)
+        draw = tokenize_once(prefetch(fetch, 0, count, device), tokenizer, model, count)
+    else:
+        batches = prefetch(fetch, step * cfg.accumulate, cfg.max_steps * cfg.accumulate, device)
     started = since = time.time()
-    losses = []
+    losses, waited = [], 0.0
     while step < cfg.max_steps:
         lr = lr_at(step, cfg.lr, cfg.warmup, cfg.max_steps, cfg.schedule)
         for optimizer in optimizers:
@@ -248,7 +269,11 @@ def main(cfg):
                 group["lr"] = lr
         total = 0.0
         for micro in range(cfg.accumulate):
-            inputs = tokenize(next(batches), tokenizer, model)  # in float32: bf16 would move codes
+            asked = time.time()
+            inputs = draw(step * cfg.accumulate + micro) if cfg.pretokenize else next(batches)
+            waited += time.time() - asked
+            if not cfg.pretokenize:
+                inputs = tokenize(inputs, tokenizer, model)
             with nullcontext() if world == 1 or micro == cfg.accumulate - 1 else ddp.no_sync():
                 with autocast:
                     loss, metrics = loss_of(*inputs)
@@ -271,6 +296,7 @@ def main(cfg):
         if rank == 0:
             seconds = (time.time() - since) / len(losses)
             speed = {"ms": 1000 * seconds, "tok/s": batch * model.layout.length(T) / seconds}
+            speed["wait"] = waited / (seconds * len(losses))  # share of the time, for data
             values = {k: v.item() for k, v in metrics.items()}
             log(step, numbers, loss=torch.stack(losses).mean().item(), lr=lr, **speed, **values)
         late = 0 < cfg.max_minutes * 60 < time.time() - started
@@ -284,7 +310,7 @@ def main(cfg):
             save()
         if leaving:
             break
-        losses, since = [], time.time()
+        losses, waited, since = [], 0.0, time.time()
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def main(cfg):
         if cfg.freeze_codebooks:
             quantizer.revive_after = 0
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=0.0, fused=device.type == "cuda")
+    optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=0.0, fused=True)
     judge = Discriminator().to(device) if cfg.discriminator_start >= 0 else None
     if judge and resumed and "discriminator" not in resumed:
         raise ValueError(f"{cfg.out} holds no discriminator; start one with --init_from instead of --resume")
@@ -210,7 +210,7 @@ def main(cfg):
     segments = val.segments(cfg.eval_segments, t + cfg.future_frames, cfg.stride, cfg.seed)
     batches = prefetch(fetch, step * cfg.accumulate, cfg.max_steps * cfg.accumulate, device)
     started = since = time.time()
-    losses = []
+    losses, waited = [], 0.0
     while step < cfg.max_steps:
         lr = lr_at(step, cfg.lr, cfg.warmup, cfg.max_steps, cfg.schedule)
         adversary = judge if 0 <= cfg.discriminator_start <= step else None
@@ -222,7 +222,9 @@ def main(cfg):
         optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for micro in range(cfg.accumulate):
+            asked = time.time()
             frames = next(batches)["frames"]
+            waited += time.time() - asked
             last = micro == cfg.accumulate - 1
             with nullcontext() if world == 1 or last else ddp.no_sync():
                 with autocast:
@@ -245,9 +247,10 @@ def main(cfg):
             first = step - len(losses) + int(bad[0]) + 1 if len(bad) else "nearby, on another process"
             raise FloatingPointError(f"loss is not finite at step {first}; lower --lr ({out} is older)")
         if rank == 0:
-            ms = 1000 * (time.time() - since) / len(losses)
+            seconds = time.time() - since
+            speed = dict(ms=1000 * seconds / len(losses), wait=waited / seconds)  # wait: the share for data
             values = {k: v.item() for k, v in metrics.items()}
-            log(step, numbers, loss=torch.stack(losses).mean().item(), lr=lr, ms=ms, **values)
+            log(step, numbers, loss=torch.stack(losses).mean().item(), lr=lr, **speed, **values)
         late = 0 < cfg.max_minutes * 60 < time.time() - started
         leaving = agreed(leaving or stop.is_set() or late, device)
         if rank == 0 and (leaving or step % cfg.eval_every == 0):
@@ -259,7 +262,7 @@ def main(cfg):
             save()
         if leaving:
             break
-        losses, since = [], time.time()
+        losses, waited, since = [], 0.0, time.time()
 
 
 if __name__ == "__main__":

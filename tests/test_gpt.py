@@ -309,19 +309,6 @@ def test_branches_of_one_context_equal_separate_rollouts():
     assert torch.equal(codes, apart[0]) and torch.allclose(rewards, apart[1], atol=1e-5)
 
 
-@pytest.mark.parametrize("n_branches", [1, 3])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_naive_rollout_gives_the_same_tokens_from_the_same_noise(n_branches, temperature):
-    model, (_, actions, _) = build().eval(), clip(2 * n_branches)
-    context, _ = LAYOUT.unpack(clip()[0])
-    settings = dict(n_branches=n_branches, temperature=temperature)
-    fast, naive = (
-        rollout(context, actions, generator=torch.Generator().manual_seed(0), **settings)
-        for rollout in (model.rollout, model.rollout_naive)
-    )
-    assert torch.equal(fast[0], naive[0]) and torch.allclose(fast[1], naive[1], atol=1e-5)
-
-
 def test_rollouts_in_bfloat16_stay_near_those_in_float32():
     model, (tokens, actions, _) = build().eval(), clip()
     context, dynamics = LAYOUT.unpack(tokens)

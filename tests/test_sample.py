@@ -118,6 +118,31 @@ def test_branches_are_neighbours_and_continue_apart(trained, segments):
     assert torch.allclose(branches, greedy.rollout(actions, 6)[0], atol=1e-4)
 
 
+@pytest.mark.parametrize("checkpoint", ["gpt", "free"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("n_branches", [1, 3])
+def test_the_plain_way_imagines_the_same_from_the_same_noise(
+    trained, segments, n_branches, temperature, checkpoint
+):
+    fast, plain = (load(getattr(trained, checkpoint), temperature=temperature) for _ in range(2))
+    actions = torch.rand(2 * n_branches, 4, 2) if fast.action_dim else None
+    fast.reset(segments["frames"][:, :2], n_branches)
+    frames, rewards, _ = fast.rollout(actions, 4)
+    others = plain.rollout_naive(segments["frames"][:, :2], actions, 4, n_branches)
+    torch.testing.assert_close(frames, others[0], atol=1e-5, rtol=0)
+    assert (rewards is None) == (others[1] is None)
+    if rewards is not None:
+        torch.testing.assert_close(rewards, others[1], atol=1e-5, rtol=0)
+
+
+def test_in_bfloat16_a_rollout_stays_in_range(trained, segments):
+    model = load(trained.gpt, dtype="bf16")
+    model.reset(segments["frames"][:, :2])
+    frames, rewards, _ = model.rollout(segments["actions"], 6)
+    assert model.cache.own.dtype == torch.bfloat16
+    assert frames.dtype == rewards.dtype == torch.float32 and 0 <= frames.min() and frames.max() <= 1
+
+
 def test_an_action_free_model_takes_none_and_gives_no_rewards(trained, segments):
     model = load(trained.free)
     model.reset(segments["frames"][:, :2])

@@ -67,7 +67,7 @@ def test_two_steps_of_the_tokenizer_write_a_checkpoint_numbers_and_a_picture(tra
     assert Tokenizer.from_checkpoint(state["tokenizer"]).config["channels"] == (16,)
     steps = lines(trained.tokenizer)
     assert [numbers["step"] for numbers in steps] == [1, 2, 2]
-    assert {"loss", "lr", "ms", "recon", "psnr", "used_dynamics"} <= set(steps[0])
+    assert {"loss", "lr", "ms", "wait", "recon", "psnr", "used_dynamics"} <= set(steps[0])
     assert {"val_psnr", "val_recon"} <= set(steps[-1])
     assert trained.tokenizer.with_suffix(".png").stat().st_size > 0
 
@@ -78,9 +78,34 @@ def test_two_steps_of_the_transformer_write_one_file_with_both_models(trained):
     assert (state["step"], model.config["action_dim"], model.config["reward"]) == (2, 2, True)
     assert_same(state["tokenizer"], load_checkpoint(trained.tokenizer)["tokenizer"])
     steps = lines(trained.gpt)
-    assert {"loss", "lr", "ms", "tok/s", "ce", "accuracy", "reward_mse"} <= set(steps[0])
+    assert {"loss", "lr", "ms", "wait", "tok/s", "ce", "accuracy", "reward_mse"} <= set(steps[0])
     assert {"val_ce", "val_psnr"} <= set(steps[-1])
     assert trained.gpt.with_suffix(".png").stat().st_size > 0
+
+
+def test_pretokenized_segments_come_once_per_pass_in_a_new_order(push, trained):
+    model, tokenizer, data = GPT.load(trained.gpt), Tokenizer.load(trained.tokenizer).eval(), Episodes(push)
+    batches = [data.batch(i, 2, 6) for i in range(3)]
+    draw = train_gpt.tokenize_once(iter(batches), tokenizer, model, 3)
+    tokens, actions, rewards = (torch.cat(parts) for parts in zip(*map(draw, range(3)), strict=True))
+    again = torch.cat([draw(i)[0] for i in range(3, 6)])
+    assert not torch.equal(again, tokens)
+    for b in range(6):
+        batch, row = batches[b // 2], b % 2
+        at = (actions == batch["actions"][row]).all(-1).all(-1).nonzero()
+        assert len(at) == 1 and torch.equal(rewards[at[0, 0]], batch["rewards"][row])
+        assert torch.equal(tokens[at[0, 0]], tokenizer.encode(batch["frames"][row, None])[0])
+        assert (again == tokens[at[0, 0]]).all(-1).any()
+
+
+def test_a_pretokenized_run_that_is_resumed_ends_as_one_never_stopped(push, trained, tmp_path):
+    settings = {**GPT_RUN, "data": push, "tokenizer": trained.tokenizer}
+    settings.update(pretokenize=3, schedule="constant")
+    whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
+    train(train_gpt, **{**settings, "max_steps": 6}, out=whole)
+    train(train_gpt, **{**settings, "max_steps": 3}, out=parts)
+    train(train_gpt, out=parts, resume=True, max_steps=6)
+    assert_same(load_checkpoint(whole)["gpt"], load_checkpoint(parts)["gpt"])
 
 
 def test_codebook_init_makes_codes_that_look_alike_similar_words():
@@ -264,7 +289,7 @@ def test_a_killed_and_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_do
     assert_same(*states, where=f"killed before update {step}: state")
     logs = lines(whole), lines(parts)
     for numbers in (*logs[0], *logs[1]):
-        [numbers.pop(key, None) for key in ("ms", "tok/s")]
+        [numbers.pop(key, None) for key in ("ms", "tok/s", "wait")]
     assert logs[0] == logs[1]
 
 
