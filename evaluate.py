@@ -8,14 +8,18 @@
 Metrics are means over the predicted frames alone (the authors' also count the reconstructed context).
 
 Run: python evaluate.py                                       the released checkpoint, 64 fresh episodes
-     python evaluate.py --ckpt out/gpt.pt --data data/mine    validation segments of your own episodes"""
+     python evaluate.py --ckpt out/gpt.pt --data data/mine    validation segments of your own episodes
+     python evaluate.py speed                                 how fast, and against what (appendix B.4)"""
 
 import json
+import multiprocessing
 import os
 import platform
 import re
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,8 +27,13 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import configure, require_positive, run
+import gpt
+import official
+import tokenizer
+from common import autocast_for, configure, require_positive, run, uses_bf16
+from gpt import GPT
 from sample import WorldModel, segments_for
+from tokenizer import PerFrameTokenizer, Tokenizer, layout_of
 
 CONFIG = dict(
     ckpt="assets/push-tiny.pt",
@@ -40,6 +49,21 @@ CONFIG = dict(
     seed=0,
     curves=(),  # .jsonl files of the trainers to keep beside the numbers, with a picture
 )
+SPEED = dict(
+    preset="small",
+    device="",  # by default a GPU if there is one
+    dtype="auto",  # bf16, float32, or by "auto" the former on GPUs, the latter on CPUs
+    parts=("imagine", "branches", "interactive", "rollouts", "train", "tokenizers"),
+    horizon=14,  # imagined frames
+    batches=(1, 16),  # scenes imagined at once, against the plain way and transformers
+    rollouts=(),  # scenes imagined at once, alone; by default 1, 16, 64, 256 on GPUs, 1, 16 on CPUs
+    branches=100,  # futures of one scene, against the plain way
+    branch_horizon=2,  # imagined frames of those: the plain way is slow
+    train_batch=4,  # segments of 16 frames
+    repeats=3,  # medians of so many runs
+    out="",  # by default results/speed-MACHINE.json
+)
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # a second, dense bf16, as NVIDIA says
 
 
 def psnr(x, y):
@@ -116,6 +140,13 @@ def provenance():
     return dict(command=" ".join(["python", *sys.argv]), commit=commit, machine=machine)
 
 
+def write_result(path, numbers):
+    """Write numbers and where they come from to a .json file."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps({**numbers, **provenance()}, indent=1) + "\n")
+    print(f"written to {path}")
+
+
 def read_curve(path):
     """Validation numbers of a trainer's .jsonl file: {name: [[step, value], ...]}."""
     if not Path(path).is_file():
@@ -164,10 +195,281 @@ def main(cfg):
     if cfg.curves:
         numbers["curves"] = {path: read_curve(path) for path in cfg.curves}
         plot(numbers["curves"], Path(cfg.out).with_suffix(".png"))
-    numbers = dict(episodes=cfg.episodes, seconds=time.time() - started, **numbers, **provenance())
-    Path(cfg.out).write_text(json.dumps(numbers, indent=1) + "\n")
-    print(f"written to {cfg.out}")
+    write_result(cfg.out, dict(episodes=cfg.episodes, seconds=time.time() - started, **numbers))
+
+
+# ---- speed ----
+
+
+TOKENIZER_OF = dict(tiny=tokenizer.TINY, small=tokenizer.SMALL, medium=tokenizer.SMALL)
+
+
+def median_seconds(repeats, fn, *args):
+    """Median over `repeats` calls of fn, after one that does not count, unless a single one is wanted."""
+    seconds = []
+    for _ in range(repeats + (repeats > 1)):
+        started = time.perf_counter()
+        fn(*args)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[-repeats:])
+
+
+def random_world(preset, device, dtype, **heads):
+    """A WorldModel of random weights: as fast as a trained one."""
+    torch.manual_seed(0)
+    vqgan = Tokenizer(**TOKENIZER_OF[preset])
+    transformer = GPT(vqgan.layout, **{**gpt.PRESETS[preset], **heads})
+    return WorldModel(vqgan, transformer.bfloat16() if uses_bf16(device, dtype) else transformer, device)
+
+
+def scenes(model, B, n_branches, horizon):
+    """Random context frames (B, t, 3, R, R) and actions (B n_b, horizon, A)."""
+    R = model.tokenizer.config["resolution"]
+    frames = torch.rand(B, model.context_frames, 3, R, R, device=model.device)
+    return frames, torch.rand(B * n_branches, horizon, model.action_dim, device=model.device)
+
+
+def imagine(model, frames, actions, n_branches=1):
+    model.reset(frames, n_branches)
+    return model.rollout(actions, actions.shape[1])
+
+
+def imagine_with_transformers(model):
+    """`imagine` as the authors do it: for each frame, `generate` of the package transformers reads the whole
+    sequence again, with the same weights, and all frames are decoded again. None where it cannot."""
+    if model.gpt.config["places"]:
+        return None  # there is no such model in it
+    try:
+        from transformers import LlamaForCausalLM
+    except ImportError:
+        print("no comparison with transformers: pip install transformers safetensors")
+        return None
+    layout, action = model.gpt.layout, model.gpt.action
+    plain = GPT.from_checkpoint(model.gpt.checkpoint(), action_dim=0, reward=False)
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = official.gpt_pairs(plain, wrapped=False)
+        official.write(folder, "transformer", official.gpt_config(plain), plain, pairs)
+        llm = LlamaForCausalLM.from_pretrained(Path(folder) / "transformer", dtype=action.weight.dtype)
+    llm.to(model.device).eval()
+    sampling = dict(max_new_tokens=layout.tokens_future, do_sample=True, top_k=100, pad_token_id=0)
+
+    @torch.no_grad()
+    def imagine(frames, actions, n_branches=1):
+        tokens = model.tokenizer.encode(frames.repeat_interleave(n_branches, 0))
+        slot = tokens.new_full((len(tokens), 1), layout.future_slot)
+        for i in range(actions.shape[1]):
+            tokens = torch.cat([tokens, slot], 1)
+            x = llm.get_input_embeddings()(tokens)
+            x[:, layout.slots(i + 1)] += action(actions[:, : i + 1].to(x.dtype))
+            codes = llm.generate(inputs_embeds=x, attention_mask=torch.ones_like(tokens), **sampling)
+            # random weights choose words that are no dynamics codes
+            tokens = torch.cat([tokens, layout.context_codes + codes % layout.dynamics_codes], 1)
+            decoded = model.tokenizer.decode(tokens)
+        return decoded
+
+    return imagine
+
+
+def speed_imagine(cfg, device):
+    """Seconds for `horizon` frames, action-conditioned, and how many times as fast as the plain ways."""
+    model, rows = random_world(cfg.preset, device, cfg.dtype, action_dim=4), {}
+    with_transformers = imagine_with_transformers(model)
+    for B in cfg.batches:
+        frames, actions = scenes(model, B, 1, cfg.horizon)
+        repeats = 1 if device.type == "cpu" and B > 1 else cfg.repeats  # minutes each
+        row = dict(seconds=median_seconds(repeats, imagine, model, frames, actions))
+        row["naive"] = median_seconds(repeats, model.rollout_naive, frames, actions, cfg.horizon)
+        if with_transformers:
+            row["transformers"] = median_seconds(repeats, with_transformers, frames, actions)
+        row.update({f"vs_{name}": row[name] / row["seconds"] for name in list(row)[1:]})
+        rows[f"b{B}"] = dict(row, frames=cfg.horizon, runs=repeats)
+    return rows
+
+
+def kv_share(layout, T, n_branches):
+    """Memory for keys and values of n_branches futures, over that of as many scenes, all of T frames."""
+    shared, L = layout.prompt - 2, layout.length(T)
+    return (shared / n_branches + L - shared) / L
+
+
+def speed_branches(cfg, device):
+    """Futures of one scene: times as fast as with a context each, and the cache's share of the memory."""
+    f, n_b = cfg.branch_horizon, cfg.branches
+    model = random_world(cfg.preset, device, cfg.dtype, action_dim=4)
+    layout, t, T = model.gpt.layout, model.context_frames, model.gpt.config["segment_length"]
+    model.gpt.config["segment_length"] = t + f  # take no memory for more
+    inputs, repeats = scenes(model, 1, n_b, f), 1 if device.type == "cpu" else cfg.repeats
+    seconds = median_seconds(repeats, imagine, model, *inputs, n_b)
+    naive = median_seconds(repeats, model.rollout_naive, *inputs, f, n_b)
+    row = dict(seconds=seconds, naive=naive, vs_naive=naive / seconds, frames=f, runs=repeats)
+    row["kv_share"] = kv_share(layout, t + f, n_b)
+    return dict(row, kv_share_of_whole_segment=kv_share(layout, T, n_b))
+
+
+def speed_interactive(cfg, device, preset):
+    """Milliseconds for a `step`, action in, frame and reward out, one scene."""
+    model = random_world(preset, device, cfg.dtype, action_dim=2, reward=True)
+    frames, actions = scenes(model, 1, 1, 1)
+    model.reset(frames)
+    seconds = []
+    for _ in range(4 * cfg.horizon):
+        if not model.left:  # a new context is no step of the old one
+            model.reset(frames)
+        seconds.append(median_seconds(1, model.step, actions[:, 0]))
+    median = statistics.median(seconds[cfg.horizon :])
+    return dict(ms=1000 * median, frames_per_s=1 / median, steps=3 * cfg.horizon)
+
+
+def speed_rollouts(cfg, device):
+    """Frames per second, open loop: many scenes, and 200 futures of one."""
+    model, rows = random_world(cfg.preset, device, cfg.dtype, action_dim=4), {}
+    default = (1, 16, 64, 256) if device.type == "cuda" else (1, 16)
+    for B, n_b in [(B, 1) for B in map(int, cfg.rollouts or default)] + [(1, 200)] * (device.type == "cuda"):
+        inputs = scenes(model, B, n_b, cfg.horizon)
+        if device.type == "cuda":
+            torch._dynamo.reset()  # every batch size is compiled for itself
+            torch.cuda.reset_peak_memory_stats()
+        seconds = median_seconds(cfg.repeats, imagine, model, *inputs, n_b)
+        row = dict(frames_per_s=B * n_b * cfg.horizon / seconds)
+        if device.type == "cuda":
+            row["GB"] = torch.cuda.max_memory_allocated() / 1e9
+        rows[f"b{B}" if n_b == 1 else f"branches{n_b}"] = row
+    return rows
+
+
+def alone(fn, *args):
+    """fn(*args) in a process of its own: its peak memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(fn, args)
+
+
+def peak_memory(device):
+    """Most memory in GB that this process has held: of the GPU or, without one, of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    import resource  # not on Windows
+
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
+
+
+def train_steps(preset, layout, batch, full_logits, device, dtype, repeats):
+    """Seconds of an update of the transformer, and the peak memory in GB of the process, or of the GPU."""
+    device = torch.device(device)
+    model = GPT(layout, **{**gpt.PRESETS[preset], "action_dim": 4}).to(device)
+    T = model.config["segment_length"]
+    context = torch.randint(layout.context_codes, (batch, layout.context_frames, layout.tokens_context))
+    future = torch.randint(layout.dynamics_codes, (batch, T - layout.context_frames, layout.tokens_future))
+    tokens, actions = layout.pack(context, future).to(device), torch.rand(batch, T, 4, device=device)
+    optimizer = torch.optim.AdamW(model.param_groups(0.01), lr=1e-4, fused=True)
+
+    def loss_of(tokens, actions):
+        if not full_logits:
+            return model.loss(tokens, actions)[0]
+        targets = tokens.clone()
+        targets[:, : layout.prompt] = -100  # the context is no target, but has logits
+        return F.cross_entropy(model(tokens, actions)[:, :-1].flatten(0, 1).float(), targets[:, 1:].flatten())
+
+    run = torch.compile(loss_of) if device.type == "cuda" else loss_of
+
+    def update():
+        optimizer.zero_grad(set_to_none=True)
+        with autocast_for(device, dtype):
+            loss = run(tokens, actions)
+        loss.backward()
+        optimizer.step()
+
+    seconds = median_seconds(repeats, update)
+    L, D, n = tokens.shape[1], model.config["n_embd"], layout.length(T) - layout.prompt
+    weights = L * sum(p.numel() for p in model.blocks.parameters()) + n * layout.vocab_size * D
+    attention = model.config["n_layer"] * L * L * D  # queries x keys, weights x values; causal: half of them
+    flops = 6 * batch * (weights + attention)  # a multiplication and an addition, twice that on the way back
+    rates = dict(tokens_per_s=batch * L / seconds, flops_per_s=flops / seconds)
+    return dict(seconds=seconds, GB=peak_memory(device), **rates)
+
+
+def speed_train(cfg, device):
+    """An update of the transformer with logits where a loss is taken, and with all logits."""
+    inputs = cfg.preset, layout_of(TOKENIZER_OF[cfg.preset]), cfg.train_batch
+    settings = str(device), cfg.dtype, cfg.repeats
+    ours, full = (alone(train_steps, *inputs, full, *settings) for full in (False, True))
+    row = dict(**ours, full_logits=full["seconds"], full_logits_GB=full["GB"])
+    row["vs_full_logits"] = full["seconds"] / ours["seconds"]
+    name = torch.cuda.get_device_name() if device.type == "cuda" else ""
+    peak = next((peak for gpu, peak in PEAK_FLOPS.items() if gpu in name), None)
+    return dict(row, mfu=ours["flops_per_s"] / peak) if peak else row
+
+
+def tokenizer_of(preset, kind):
+    """The compressive tokenizer, or one that spends so many tokens on every frame: "4x4"."""
+    if kind == "compressive":
+        return Tokenizer(**TOKENIZER_OF[preset])
+    return PerFrameTokenizer(int(kind.split("x")[0]), **TOKENIZER_OF[preset])
+
+
+def generate_once(preset, kind, device, dtype, repeats):
+    """Seconds to tokenize a clip, to generate its future's tokens, to turn all into frames; peak memory."""
+    device, vqgan = torch.device(device), tokenizer_of(preset, kind).to(device).eval()
+    model = GPT(vqgan.layout, **gpt.PRESETS[preset]).to(device).eval()
+    model = model.bfloat16() if uses_bf16(device, dtype) else model
+    T, R = model.config["segment_length"], vqgan.config["resolution"]
+    clip = torch.rand(1, T, 3, R, R, device=device)
+    with torch.no_grad(), autocast_for(device, dtype):
+        tokens = vqgan.encode(clip)
+        context, _ = vqgan.layout.unpack(tokens)
+        row = dict(tokens=tokens.shape[1], tokenize=median_seconds(repeats, vqgan.encode, clip))
+        row["generate"] = median_seconds(repeats, model.rollout, context)
+        row["detokenize"] = median_seconds(repeats, vqgan.decode, tokens)
+    return dict(row, GB=peak_memory(device))
+
+
+def speed_tokenizers(cfg, device):
+    """The paper's Tables 7 and 8: a batch of train_batch clips in training, one in generation."""
+    latents, rows = int(layout_of(TOKENIZER_OF[cfg.preset]).tokens_context ** 0.5), {}
+    for kind in ("4x4", f"{latents}x{latents}", "compressive"):
+        repeats = 1 if device.type == "cpu" else cfg.repeats
+        settings = str(device), cfg.dtype, repeats
+        row, layout = alone(generate_once, cfg.preset, kind, *settings), tokenizer_of(cfg.preset, kind).layout
+        update = alone(train_steps, cfg.preset, layout, cfg.train_batch, False, *settings)
+        rows[kind] = dict(row, train_updates_per_s=1 / update["seconds"], train_GB=update["GB"], runs=repeats)
+    return rows
+
+
+def speed(cfg):
+    """Measure `parts` and write them down."""
+    device = torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    numbers = {}
+    for part in tqdm(cfg.parts, "speed"):
+        if part == "imagine":
+            numbers["imagine"] = speed_imagine(cfg, device)
+        elif part == "branches":
+            numbers[f"branches_{cfg.branches}"] = speed_branches(cfg, device)
+        elif part == "interactive":
+            for preset in dict.fromkeys(("tiny", cfg.preset)):
+                numbers[f"interactive_{preset}"] = speed_interactive(cfg, device, preset)
+        elif part == "rollouts":
+            numbers["rollouts"] = speed_rollouts(cfg, device)
+        elif part == "tokenizers":
+            numbers["tokenizers"] = speed_tokenizers(cfg, device)
+        elif part == "train":
+            numbers[f"train_{cfg.preset}"] = speed_train(cfg, device)
+        else:
+            raise ValueError(f"--parts {part}: expected some of {','.join(SPEED['parts'])}")
+    require_positive(cfg, "horizon", "branches", "branch_horizon", "train_batch", "repeats")
+    machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
+    out = Path(cfg.out or f"results/speed-{re.sub('[^a-z0-9]+', '-', machine.lower())}.json")
+    for part, rows in numbers.items():
+        for name, row in rows.items():
+            row = row if isinstance(row, dict) else {"": row}
+            print("\n".join(f"{'.'.join(filter(None, (part, name, k))):45}{v:12.4g}" for k, v in row.items()))
+    write_result(out, dict(preset=cfg.preset, dtype=cfg.dtype, **numbers))
+
+
+COMMANDS = {"speed": (speed, SPEED)}
 
 
 if __name__ == "__main__":
-    run(main, configure(CONFIG, __doc__))
+    name = sys.argv[1] if sys.argv[1:2] and sys.argv[1] in COMMANDS else None
+    function, config = COMMANDS.get(name, (main, CONFIG))
+    run(function, configure(config, __doc__, sys.argv[2:] if name else None))

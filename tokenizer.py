@@ -380,6 +380,19 @@ class VectorQuantizer(nn.Module):
         return torch.exp(-torch.xlogy(p, p).sum()), (self.idle < 100).float().mean()
 
 
+def patchify(z, side):
+    """Latents (M, D, h, w) -> (M, n, side side D): patches row-major, in each (row, column, channel)."""
+    x = z.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # (M, D, h / side, side, w / side, side)
+    return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def unpatchify(x, side):
+    """The way back from `patchify`, of square latents."""
+    g = int(x.shape[1] ** 0.5)
+    x = x.unflatten(2, (side, side, -1)).unflatten(1, (g, g))  # (M, g, g, side, side, D)
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
 def recolour(frames):
     """Clips (B, T, 3, H, W), every second one in other colours: channels shuffled, squeezed, inverted."""
     B = len(frames)
@@ -439,15 +452,6 @@ class Tokenizer(nn.Module):
         if frames.ndim != 5 or tuple(frames.shape[2:]) != (3, R, R) or frames.shape[1] < least:
             raise ValueError(f"frames are {tuple(frames.shape)}; expected (B, T >= {least}, 3, {R}, {R})")
 
-    def patchify(self, z):
-        """Latents (M, D, h, w) -> (M, n, side side D): patches row-major, in each (row, column, channel)."""
-        M, D, g, s = z.shape[0], z.shape[1], self.config["dynamics_grid"], self.side
-        return z.view(M, D, g, s, g, s).permute(0, 2, 4, 3, 5, 1).reshape(M, g * g, s * s * D)
-
-    def unpatchify(self, x):
-        M, g, s = x.shape[0], self.config["dynamics_grid"], self.side
-        return x.view(M, g, g, s, s, -1).permute(0, 5, 1, 3, 2, 4).reshape(M, -1, g * s, g * s)
-
     def latents_context(self, frames):
         """Context frames (B, t, 3, H, W) -> latents (B, t, N, D) and the encoder's features."""
         B, t = frames.shape[:2]
@@ -458,7 +462,7 @@ class Tokenizer(nn.Module):
     def latents_future(self, frames, features):
         """Future frames (B, f, 3, H, W), a context's encoder features -> latents (B, f, n, D)."""
         z, _ = self.cond_encoder(frames.flatten(0, 1), look_up(self.cond_encoder, features))
-        return self.quant_linear(self.patchify(z)).unflatten(0, frames.shape[:2])
+        return self.quant_linear(patchify(z, self.side)).unflatten(0, frames.shape[:2])
 
     def frames_context(self, zq):
         """Quantized latents (B, t, N, D) -> frames (B, t, 3, H, W) and the decoder's features."""
@@ -469,7 +473,8 @@ class Tokenizer(nn.Module):
 
     def frames_future(self, zq, context):
         """Quantized latents (B, f, n, D), what to `look_up` of a context -> frames (B, f, 3, H, W)."""
-        frames, _ = self.cond_decoder(self.unpatchify(self.post_quant_linear(zq.flatten(0, 1))), context)
+        z = unpatchify(self.post_quant_linear(zq.flatten(0, 1)), self.side)
+        frames, _ = self.cond_decoder(z, context)
         return frames.unflatten(0, zq.shape[:2])
 
     def encode(self, frames):
@@ -596,6 +601,47 @@ class Tokenizer(nn.Module):
         weights = official.read_tensors(folder, "tokenizer")
         official.fill(model, weights, official.tokenizer_pairs(model), folder)
         return (cls.from_checkpoint(model.checkpoint(), **changes) if changes else model).eval()
+
+
+class PerFrameTokenizer(nn.Module):
+    """What the paper compares with (section 4.4, appendix B.4): every frame alone, as grid x grid tokens.
+
+    Settings as of `Tokenizer`; context_codes is the size of the one codebook."""
+
+    def __init__(self, grid, **cfg):
+        super().__init__()
+        latents, D = layout_of(cfg).tokens_context ** 0.5, cfg["code_dim"]
+        if latents % grid:
+            raise ValueError(f"grid is {grid}; expected a divisor of {latents:.0f}, the side of the latents")
+        self.config, self.side = cfg, int(latents) // grid
+        self.layout = TokenLayout(cfg["context_frames"], grid**2, grid**2, *[cfg["context_codes"]] * 2)
+        self.encoder, self.decoder = Encoder(cfg, False), Decoder(cfg, False)
+        self.quant_linear = nn.Linear(D * self.side**2, D)
+        self.post_quant_linear = nn.Linear(D, D * self.side**2)
+        self.quantize = VectorQuantizer(cfg["context_codes"], D, cfg["commitment"], cfg["revive_after"])
+        self.apply(init_weights)
+
+    check = Tokenizer.check
+
+    def encode(self, frames):
+        """Frames (B, T >= t, 3, H, W) -> token ids (B, L), laid out as TokenLayout says."""
+        t = self.config["context_frames"]
+        self.check(frames, t)
+        z, _ = self.encoder(frames.flatten(0, 1))
+        ids = self.quantize.ids(self.quant_linear(patchify(z, self.side))).unflatten(0, frames.shape[:2])
+        return self.layout.pack(ids[:, :t], ids[:, t:])
+
+    def decode(self, tokens):
+        """Token ids (B, L) -> frames (B, T, 3, H, W), not clamped."""
+        return self.decode_future(torch.cat(self.layout.unpack(tokens), 1))
+
+    def decode_context(self, context):
+        """Nothing: no frame looks anything up in another."""
+
+    def decode_future(self, codes, context=None):
+        """Codes (B, f, n) -> frames (B, f, 3, H, W), not clamped."""
+        z = unpatchify(self.post_quant_linear(self.quantize.embedding(codes.flatten(0, 1))), self.side)
+        return self.decoder(z)[0].unflatten(0, codes.shape[:2])
 
 
 class Discriminator(nn.Module):

@@ -292,6 +292,30 @@ def test_evaluation_does_not_depend_on_the_batch_size_and_compares_the_right_fra
         evaluate.evaluate(load(trained.gpt), batch, 5, 2)
 
 
+def test_speed_is_measured_and_written_down(tmp_path, capsys):
+    out = tmp_path / "speed.json"
+    settings = dict(preset="tiny", device="cpu", horizon=2, branches=3, batches=1, rollouts=1, train_batch=1)
+    evaluate.speed(configure(evaluate.SPEED, "", flags(**settings, repeats=1, out=out)))
+    numbers = json.loads(out.read_text())
+    assert numbers["imagine"]["b1"]["vs_naive"] > 0 and numbers["branches_3"]["vs_naive"] > 0
+    assert numbers["branches_3"]["kv_share"] < 1 and numbers["interactive_tiny"]["frames_per_s"] > 0
+    assert set(numbers["tokenizers"]) == {"4x4", "8x8", "compressive"}
+    assert {"vs_full_logits", "GB"} <= set(numbers["train_tiny"]) and {"commit", "machine"} <= set(numbers)
+    assert "branches_3.kv_share" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--parts typing: expected some of imagine,"):
+        evaluate.speed(configure(evaluate.SPEED, "", ["--parts", "typing"]))
+
+
+def test_the_cache_takes_the_share_of_memory_that_is_told(trained, segments):
+    model = load(trained.gpt)
+    elements = []
+    for B, n_b in ((1, 5), (5, 1)):
+        model.reset(segments["frames"][:1, :2].repeat(B, 1, 1, 1, 1), n_b)
+        elements.append(model.cache.shared.numel() + model.cache.own.numel())
+    layout, T = model.gpt.layout, model.gpt.config["segment_length"]
+    assert elements[0] / elements[1] == pytest.approx(evaluate.kv_share(layout, T, 5), abs=0.01)
+
+
 def test_evaluation_imagines_with_the_actions_that_lead_to_each_frame_and_with_anothers(
     trained, segments, monkeypatch
 ):

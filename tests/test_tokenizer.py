@@ -9,7 +9,17 @@ from conftest import TOKENIZER
 
 import tokenizer
 import train_tokenizer
-from tokenizer import PRESETS, Discriminator, Stack, Tokenizer, TokenLayout, VectorQuantizer
+from tokenizer import (
+    PRESETS,
+    Discriminator,
+    PerFrameTokenizer,
+    Stack,
+    Tokenizer,
+    TokenLayout,
+    VectorQuantizer,
+    patchify,
+    unpatchify,
+)
 
 TWO_LEVELS = {**TOKENIZER, "patch": 2, "channels": (8, 16), "pos_init": 0.0}  # as the paper's, but small
 
@@ -108,11 +118,24 @@ def test_a_future_frames_tokens_do_not_depend_on_other_future_frames_but_on_the_
     assert not torch.equal(elsewhere, dynamics)
 
 
+@pytest.mark.parametrize("grid", [2, 8])
+def test_per_frame_tokens_say_all_there_is_to_a_frame(grid):
+    model = PerFrameTokenizer(grid, **TOKENIZER).eval()
+    frames = torch.rand(2, 5, 3, 32, 32)
+    tokens = model.encode(frames)
+    assert tokens.shape == (2, model.layout.length(5)) and model.layout.tokens_future == grid**2
+    decoded = model.decode(tokens)
+    assert decoded.shape == frames.shape
+    moved = model.encode(frames.roll(1, 1))  # frame 4 becomes frame 0: other ids, the same codes
+    assert torch.allclose(model.decode(moved), decoded.roll(1, 1), atol=1e-5)
+    with pytest.raises(ValueError, match="grid is 3; expected a divisor of 8"):
+        PerFrameTokenizer(3, **TOKENIZER)
+
+
 def test_patchify_orders_row_column_channel_and_is_undone():
-    model = build()
     z = torch.arange(2 * 8 * 8 * 8).view(2, 8, 8, 8)
-    patches = model.patchify(z)
-    assert patches.shape == (2, 16, 2 * 2 * 8) and torch.equal(model.unpatchify(patches), z)
+    patches = patchify(z, 2)
+    assert patches.shape == (2, 16, 2 * 2 * 8) and torch.equal(unpatchify(patches, 2), z)
     for row, column, d in ((0, 0, 0), (0, 1, 3), (1, 0, 5), (1, 1, 7)):  # patch 6 is in row 1, column 2 of 4
         assert patches[1, 6, (2 * row + column) * 8 + d] == z[1, d, 2 + row, 4 + column]
 
