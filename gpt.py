@@ -144,23 +144,29 @@ class Cache:
         self.pending = self.position.new_zeros(B * n_branches, 1)
         self.acted = weight.new_zeros(B * n_branches, D)  # what the next frame's action adds to its slot
         self.sizes, self.length = (B, n_branches, P, capacity), 0  # length of own, as the CPU knows it
-        self.noise, self.recordings = None, {}  # of the next frame; on GPUs, by temperature
+        self.noise, self.recordings = None, {}  # of the next frame; on GPUs, by name
 
-
-def record(fn, cache):
-    """Record the GPU's work for a frame, fn() -> a function that repeats it, and what fn returned then."""
-    position, pending, stream = cache.position.clone(), cache.pending.clone(), torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):  # compiles, and lets libraries take their memory
-            fn()
-            cache.position.copy_(position)
-            cache.pending.copy_(pending)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = fn()
-    return graph.replay, out
+    def repeat(self, name, fn):
+        """fn(), which returns a tuple and does the same work every time: a GPU records it as a CUDA graph, and
+        then replays that, without a Python line or a launch for every small operation."""
+        if not self.pending.is_cuda:
+            return fn()
+        if name not in self.recordings:
+            position, pending, stream = self.position.clone(), self.pending.clone(), torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(2):  # compiles, and lets libraries take their memory
+                    fn()
+                    self.position.copy_(position)
+                    self.pending.copy_(pending)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may load data
+                out = fn()
+            self.recordings[name] = graph, out
+        graph, out = self.recordings[name]
+        graph.replay()
+        return tuple(x.clone() for x in out)  # the next replay overwrites them
 
 
 class Block(nn.Module):
@@ -380,20 +386,18 @@ class GPT(nn.Module):
             if cache.noise is None or cache.noise.shape != shape:
                 cache.noise, cache.recordings = torch.empty(shape, device=cache.pending.device), {}
             cache.noise.exponential_(generator=generator)
-        if not cache.pending.is_cuda:
-            return self.frame(cache, temperature)
-        if temperature not in cache.recordings:
-            cache.recordings[temperature] = record(lambda: self.frame(cache, temperature), cache)
-        replay, out = cache.recordings[temperature]
-        replay()
-        return tuple(x.clone() for x in out)
+        return cache.repeat(f"frame at {temperature}", lambda: self.frame(cache, temperature))
 
     @torch.no_grad()
     def last_state(self, cache):
         """State (B n_b, D) of the newest token, for `rewards`. It stays pending, for the next slot."""
-        h = self.extend(cache.pending, cache)[:, -1]
-        cache.position -= 1
-        return h
+
+        def read():
+            h = self.extend(cache.pending, cache)[:, -1]
+            cache.position -= 1
+            return (h,)
+
+        return cache.repeat("last state", read)[0]
 
     @torch.no_grad()
     def rollout(self, context, actions=None, f=0, n_branches=1, temperature=1.0, top_k=100, generator=None):
