@@ -147,8 +147,8 @@ class Cache:
         self.noise, self.recordings = None, {}  # of the next frame; on GPUs, by name
 
     def repeat(self, name, fn):
-        """fn(), which returns a tuple and does the same work every time: a GPU records it as a CUDA graph, and
-        then replays that, without a Python line or a launch for every small operation."""
+        """fn(), which returns a tuple and does the same work every time: GPUs record it as a CUDA graph, and
+        then replay that, without a Python line or a launch for every small operation."""
         if not self.pending.is_cuda:
             return fn()
         if name not in self.recordings:
