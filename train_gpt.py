@@ -83,7 +83,7 @@ CONFIG = dict(
     **MODEL,
 )
 TINY = {k: v for k, v in gpt.TINY.items() if k in MODEL}
-TINY.update(lr=1.5e-3, warmup=200, batch_size=8, max_steps=6000, eval_every=500, grad_clip=1.0)
+TINY.update(lr=1.5e-3, warmup=200, batch_size=8, max_steps=20_000, eval_every=1000, grad_clip=1.0)
 TINY.update(codebook_init=True, muon=True)
 MEDIUM = {k: v for k, v in gpt.MEDIUM.items() if k in MODEL}
 PRESETS = {
