@@ -46,6 +46,7 @@ CONFIG = dict(
     temperature=1.0,
     top_k=100,
     device="",
+    dtype="auto",  # of the transformer: bf16, float32, or by "auto" the former on GPUs, the latter on CPUs
     seed=0,
     curves=(),  # .jsonl files of the trainers to keep beside the numbers, with a picture
 )
@@ -59,7 +60,7 @@ SPEED = dict(
     rollouts=(),  # scenes imagined at once, alone; by default 1, 16, 64, 256 on GPUs, 1, 16 on CPUs
     branches=100,  # futures of one scene, against the plain way
     branch_horizon=2,  # imagined frames of those: the plain way is slow
-    train_batch=4,  # segments of 16 frames
+    train_batch=0,  # segments of 16 frames; by default 64 on GPUs, 4 on CPUs
     repeats=3,  # medians of so many runs
     out="",  # by default results/speed-MACHINE.json
 )
@@ -180,7 +181,7 @@ def plot(curves, path):
 def main(cfg):
     require_positive(cfg, "episodes", "horizon", "batch_size")
     started = time.time()
-    settings = dict(temperature=cfg.temperature, top_k=cfg.top_k, seed=cfg.seed)
+    settings = dict(temperature=cfg.temperature, top_k=cfg.top_k, seed=cfg.seed, dtype=cfg.dtype)
     model = WorldModel.load(cfg.ckpt, cfg.device, cfg.tokenizer, **settings)
     batch = segments_for(model, cfg.data, cfg.episodes, cfg.horizon, cfg.seed)
     numbers = evaluate(model, batch, cfg.horizon, cfg.batch_size)
@@ -216,11 +217,12 @@ def median_seconds(repeats, fn, *args):
     return statistics.median(seconds[-repeats:])
 
 
-def random_world(preset, device, dtype, **heads):
+def random_world(preset, device, dtype, **changes):
     """A WorldModel of random weights: as fast as a trained one."""
     torch.manual_seed(0)
+    torch._dynamo.reset()  # every shape is compiled for itself, and there is a limit to how many
     vqgan = Tokenizer(**TOKENIZER_OF[preset])
-    transformer = GPT(vqgan.layout, **{**gpt.PRESETS[preset], **heads})
+    transformer = GPT(vqgan.layout, **{**gpt.PRESETS[preset], **changes})
     return WorldModel(vqgan, transformer.bfloat16() if uses_bf16(device, dtype) else transformer, device)
 
 
@@ -232,13 +234,14 @@ def scenes(model, B, n_branches, horizon):
 
 
 def imagine(model, frames, actions, n_branches=1):
+    """From frames to frames: tokenize, read the context, generate, decode."""
     model.reset(frames, n_branches)
     return model.rollout(actions, actions.shape[1])
 
 
 def imagine_with_transformers(model):
-    """`imagine` as the authors do it: for each frame, `generate` of the package transformers reads the whole
-    sequence again, with the same weights, and all frames are decoded again. None where it cannot."""
+    """`imagine` as in the authors' code: for each frame, `generate` of the package transformers reads the
+    whole sequence again, with the same weights, and all frames are decoded again. None where it cannot."""
     if model.gpt.config["places"]:
         return None  # there is no such model in it
     try:
@@ -251,13 +254,14 @@ def imagine_with_transformers(model):
     with tempfile.TemporaryDirectory() as folder:
         pairs = official.gpt_pairs(plain, wrapped=False)
         official.write(folder, "transformer", official.gpt_config(plain), plain, pairs)
-        llm = LlamaForCausalLM.from_pretrained(Path(folder) / "transformer", dtype=action.weight.dtype)
-    llm.to(model.device).eval()
+        llm = LlamaForCausalLM.from_pretrained(Path(folder) / "transformer")
+    llm.to(model.device, action.weight.dtype).eval()
     sampling = dict(max_new_tokens=layout.tokens_future, do_sample=True, top_k=100, pad_token_id=0)
 
     @torch.no_grad()
-    def imagine(frames, actions, n_branches=1):
-        tokens = model.tokenizer.encode(frames.repeat_interleave(n_branches, 0))
+    def imagine_plainly(frames, actions):
+        with model.autocast:
+            tokens = model.tokenizer.encode(frames)
         slot = tokens.new_full((len(tokens), 1), layout.future_slot)
         for i in range(actions.shape[1]):
             tokens = torch.cat([tokens, slot], 1)
@@ -266,26 +270,27 @@ def imagine_with_transformers(model):
             codes = llm.generate(inputs_embeds=x, attention_mask=torch.ones_like(tokens), **sampling)
             # random weights choose words that are no dynamics codes
             tokens = torch.cat([tokens, layout.context_codes + codes % layout.dynamics_codes], 1)
-            decoded = model.tokenizer.decode(tokens)
+            with model.autocast:
+                decoded = model.tokenizer.decode(tokens)
         return decoded
 
-    return imagine
+    return imagine_plainly
 
 
 def speed_imagine(cfg, device):
     """Seconds for `horizon` frames, action-conditioned, and how many times as fast as the plain ways."""
-    model, rows = random_world(cfg.preset, device, cfg.dtype, action_dim=4), {}
-    with_transformers = imagine_with_transformers(model)
+    rows = {}
     for B in cfg.batches:
+        model = random_world(cfg.preset, device, cfg.dtype, action_dim=4)
         frames, actions = scenes(model, B, 1, cfg.horizon)
         repeats = 1 if device.type == "cpu" and B > 1 else cfg.repeats  # minutes each
         row = dict(seconds=median_seconds(repeats, imagine, model, frames, actions))
         row["naive"] = median_seconds(repeats, model.rollout_naive, frames, actions, cfg.horizon)
-        if with_transformers:
+        if with_transformers := imagine_with_transformers(model):
             row["transformers"] = median_seconds(repeats, with_transformers, frames, actions)
         row.update({f"vs_{name}": row[name] / row["seconds"] for name in list(row)[1:]})
         rows[f"b{B}"] = dict(row, frames=cfg.horizon, runs=repeats)
-    return rows
+    return dict(imagine=rows)
 
 
 def kv_share(layout, T, n_branches):
@@ -296,47 +301,46 @@ def kv_share(layout, T, n_branches):
 
 def speed_branches(cfg, device):
     """Futures of one scene: times as fast as with a context each, and the cache's share of the memory."""
-    f, n_b = cfg.branch_horizon, cfg.branches
-    model = random_world(cfg.preset, device, cfg.dtype, action_dim=4)
-    layout, t, T = model.gpt.layout, model.context_frames, model.gpt.config["segment_length"]
-    model.gpt.config["segment_length"] = t + f  # take no memory for more
+    f, n_b, layout = cfg.branch_horizon, cfg.branches, layout_of(TOKENIZER_OF[cfg.preset])
+    T, whole = layout.context_frames + f, gpt.PRESETS[cfg.preset]["segment_length"]
+    model = random_world(cfg.preset, device, cfg.dtype, action_dim=4, segment_length=T)
     inputs, repeats = scenes(model, 1, n_b, f), 1 if device.type == "cpu" else cfg.repeats
     seconds = median_seconds(repeats, imagine, model, *inputs, n_b)
     naive = median_seconds(repeats, model.rollout_naive, *inputs, f, n_b)
     row = dict(seconds=seconds, naive=naive, vs_naive=naive / seconds, frames=f, runs=repeats)
-    row["kv_share"] = kv_share(layout, t + f, n_b)
-    return dict(row, kv_share_of_whole_segment=kv_share(layout, T, n_b))
+    row.update(kv_share=kv_share(layout, T, n_b), kv_share_of_whole_segment=kv_share(layout, whole, n_b))
+    return {f"branches_{n_b}": row}
 
 
-def speed_interactive(cfg, device, preset):
+def speed_interactive(cfg, device):
     """Milliseconds for a `step`, action in, frame and reward out, one scene."""
-    model = random_world(preset, device, cfg.dtype, action_dim=2, reward=True)
-    frames, actions = scenes(model, 1, 1, 1)
-    model.reset(frames)
-    seconds = []
-    for _ in range(4 * cfg.horizon):
-        if not model.left:  # a new context is no step of the old one
-            model.reset(frames)
-        seconds.append(median_seconds(1, model.step, actions[:, 0]))
-    median = statistics.median(seconds[cfg.horizon :])
-    return dict(ms=1000 * median, frames_per_s=1 / median, steps=3 * cfg.horizon)
+    rows = {}
+    for preset in dict.fromkeys(("tiny", cfg.preset)):
+        model = random_world(preset, device, cfg.dtype, action_dim=2, reward=True)
+        frames, actions = scenes(model, 1, 1, 1)
+        model.reset(frames)
+        seconds = [median_seconds(1, model.step, actions[:, 0]) for _ in range(4 * cfg.horizon)]
+        seconds = seconds[cfg.horizon :]  # some of these take a new context
+        ms, rate = 1000 * statistics.median(seconds), len(seconds) / sum(seconds)
+        rows[f"interactive_{preset}"] = dict(ms=ms, frames_per_s=rate, steps=len(seconds))
+    return rows
 
 
 def speed_rollouts(cfg, device):
     """Frames per second, open loop: many scenes, and 200 futures of one."""
-    model, rows = random_world(cfg.preset, device, cfg.dtype, action_dim=4), {}
+    rows = {}
     default = (1, 16, 64, 256) if device.type == "cuda" else (1, 16)
     for B, n_b in [(B, 1) for B in map(int, cfg.rollouts or default)] + [(1, 200)] * (device.type == "cuda"):
+        model = random_world(cfg.preset, device, cfg.dtype, action_dim=4)
         inputs = scenes(model, B, n_b, cfg.horizon)
         if device.type == "cuda":
-            torch._dynamo.reset()  # every batch size is compiled for itself
             torch.cuda.reset_peak_memory_stats()
         seconds = median_seconds(cfg.repeats, imagine, model, *inputs, n_b)
         row = dict(frames_per_s=B * n_b * cfg.horizon / seconds)
         if device.type == "cuda":
             row["GB"] = torch.cuda.max_memory_allocated() / 1e9
         rows[f"b{B}" if n_b == 1 else f"branches{n_b}"] = row
-    return rows
+    return dict(rollouts=rows)
 
 
 def alone(fn, *args):
@@ -346,12 +350,11 @@ def alone(fn, *args):
 
 
 def peak_memory(device):
-    """Most memory in GB that this process has held: of the GPU or, without one, of the machine."""
+    """Most memory in GB that this process has held: of the GPU or, on Linux, of the machine."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
-    import resource  # not on Windows
-
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
+    status = Path("/proc/self/status")  # what `resource` tells of a process includes its parent's
+    return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 1e6 if status.is_file() else None
 
 
 def train_steps(preset, layout, batch, full_logits, device, dtype, repeats):
@@ -371,12 +374,12 @@ def train_steps(preset, layout, batch, full_logits, device, dtype, repeats):
         targets[:, : layout.prompt] = -100  # the context is no target, but has logits
         return F.cross_entropy(model(tokens, actions)[:, :-1].flatten(0, 1).float(), targets[:, 1:].flatten())
 
-    run = torch.compile(loss_of) if device.type == "cuda" else loss_of
+    forward = torch.compile(loss_of) if device.type == "cuda" else loss_of
 
     def update():
         optimizer.zero_grad(set_to_none=True)
         with autocast_for(device, dtype):
-            loss = run(tokens, actions)
+            loss = forward(tokens, actions)
         loss.backward()
         optimizer.step()
 
@@ -398,7 +401,9 @@ def speed_train(cfg, device):
     row["vs_full_logits"] = full["seconds"] / ours["seconds"]
     name = torch.cuda.get_device_name() if device.type == "cuda" else ""
     peak = next((peak for gpu, peak in PEAK_FLOPS.items() if gpu in name), None)
-    return dict(row, mfu=ours["flops_per_s"] / peak) if peak else row
+    if peak and uses_bf16(device, cfg.dtype):
+        row["mfu"] = ours["flops_per_s"] / peak
+    return {f"train_{cfg.preset}": row}
 
 
 def tokenizer_of(preset, kind):
@@ -417,9 +422,15 @@ def generate_once(preset, kind, device, dtype, repeats):
     clip = torch.rand(1, T, 3, R, R, device=device)
     with torch.no_grad(), autocast_for(device, dtype):
         tokens = vqgan.encode(clip)
-        context, _ = vqgan.layout.unpack(tokens)
+        cache = model.prefill(vqgan.layout.unpack(tokens)[0])
+
+        def generate():
+            model.prefill(vqgan.layout.unpack(tokens)[0], reuse=cache)
+            for _ in range(T - vqgan.layout.context_frames):
+                model.imagine(cache)
+
         row = dict(tokens=tokens.shape[1], tokenize=median_seconds(repeats, vqgan.encode, clip))
-        row["generate"] = median_seconds(repeats, model.rollout, context)
+        row["generate"] = median_seconds(repeats, generate)
         row["detokenize"] = median_seconds(repeats, vqgan.decode, tokens)
     return dict(row, GB=peak_memory(device))
 
@@ -433,37 +444,38 @@ def speed_tokenizers(cfg, device):
         row, layout = alone(generate_once, cfg.preset, kind, *settings), tokenizer_of(cfg.preset, kind).layout
         update = alone(train_steps, cfg.preset, layout, cfg.train_batch, False, *settings)
         rows[kind] = dict(row, train_updates_per_s=1 / update["seconds"], train_GB=update["GB"], runs=repeats)
-    return rows
+    return dict(tokenizers=rows)
+
+
+PARTS = dict(
+    imagine=speed_imagine, branches=speed_branches, interactive=speed_interactive, rollouts=speed_rollouts,
+    train=speed_train, tokenizers=speed_tokenizers,
+)  # fmt: skip
+
+
+def flatten(tree, name=""):
+    """The numbers of nested dicts: ("imagine.b1.seconds", 1.5), ..."""
+    if not isinstance(tree, dict):
+        return [(name, tree)]
+    return [leaf for k, v in tree.items() for leaf in flatten(v, f"{name}.{k}" if name else k)]
 
 
 def speed(cfg):
-    """Measure `parts` and write them down."""
+    """Measure `parts`, and write each down as soon as it is known."""
+    require_positive(cfg, "horizon", "branches", "branch_horizon", "repeats")
+    if wrong := set(cfg.parts) - set(PARTS):
+        raise ValueError(f"--parts {','.join(wrong)}: expected some of {','.join(PARTS)}")
     device = torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    numbers = {}
-    for part in tqdm(cfg.parts, "speed"):
-        if part == "imagine":
-            numbers["imagine"] = speed_imagine(cfg, device)
-        elif part == "branches":
-            numbers[f"branches_{cfg.branches}"] = speed_branches(cfg, device)
-        elif part == "interactive":
-            for preset in dict.fromkeys(("tiny", cfg.preset)):
-                numbers[f"interactive_{preset}"] = speed_interactive(cfg, device, preset)
-        elif part == "rollouts":
-            numbers["rollouts"] = speed_rollouts(cfg, device)
-        elif part == "tokenizers":
-            numbers["tokenizers"] = speed_tokenizers(cfg, device)
-        elif part == "train":
-            numbers[f"train_{cfg.preset}"] = speed_train(cfg, device)
-        else:
-            raise ValueError(f"--parts {part}: expected some of {','.join(SPEED['parts'])}")
-    require_positive(cfg, "horizon", "branches", "branch_horizon", "train_batch", "repeats")
     machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
-    out = Path(cfg.out or f"results/speed-{re.sub('[^a-z0-9]+', '-', machine.lower())}.json")
-    for part, rows in numbers.items():
-        for name, row in rows.items():
-            row = row if isinstance(row, dict) else {"": row}
-            print("\n".join(f"{'.'.join(filter(None, (part, name, k))):45}{v:12.4g}" for k, v in row.items()))
-    write_result(out, dict(preset=cfg.preset, dtype=cfg.dtype, **numbers))
+    out = cfg.out or f"results/speed-{re.sub('[^a-z0-9]+', '-', machine.lower())}.json"
+    cfg.train_batch = cfg.train_batch or (64 if device.type == "cuda" else 4)
+    numbers = dict(settings=vars(cfg))
+    for part in tqdm(cfg.parts, "speed"):
+        rows = PARTS[part](cfg, device)
+        numbers.update(rows)
+        for name, value in flatten(rows):
+            tqdm.write(f"{name:45}{value:12.4g}")
+        write_result(out, numbers)
 
 
 COMMANDS = {"speed": (speed, SPEED)}

@@ -103,7 +103,8 @@ class LayerCache:
     shared (2, B, H, P, d), own (2, B n_b, H, capacity, d): taken once and never moved or resized."""
 
     def __init__(self, shared, own, n_branches):
-        self.shared, self.own, self.n_branches = shared, own, n_branches
+        self.shared, self.n_branches = shared, n_branches
+        self.own = tuple(own)  # apart: compiled code would copy both at each write
 
     def fill(self, q, k, v):
         """Causal attention over the context (B, H, P, d), which is kept."""
@@ -144,29 +145,35 @@ class Cache:
         self.pending = self.position.new_zeros(B * n_branches, 1)
         self.acted = weight.new_zeros(B * n_branches, D)  # what the next frame's action adds to its slot
         self.sizes, self.length = (B, n_branches, P, capacity), 0  # length of own, as the CPU knows it
-        self.noise, self.recordings = None, {}  # of the next frame; on GPUs, by name
+        self.noise = None  # of the next frame
+        self.recordings = {} if weight.is_cuda else None  # CUDA graphs by name; None: nothing is recorded
 
     def repeat(self, name, fn):
         """fn(), which returns a tuple and does the same work every time: GPUs record it as a CUDA graph, and
         then replay that, without a Python line or a launch for every small operation."""
-        if not self.pending.is_cuda:
+        if self.recordings is None:
             return fn()
         if name not in self.recordings:
-            position, pending, stream = self.position.clone(), self.pending.clone(), torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(2):  # compiles, and lets libraries take their memory
-                    fn()
-                    self.position.copy_(position)
-                    self.pending.copy_(pending)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may load data
-                out = fn()
-            self.recordings[name] = graph, out
+            with torch.cuda.device(self.pending.device):
+                self.recordings[name] = self.record(fn)
         graph, out = self.recordings[name]
         graph.replay()
         return tuple(x.clone() for x in out)  # the next replay overwrites them
+
+    def record(self, fn):
+        position, pending, stream = self.position.clone(), self.pending.clone(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # compiles, and lets libraries take their memory
+                fn()
+                self.position.copy_(position)
+                self.pending.copy_(pending)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # a stream of this device; "thread_local" as other threads may be loading data meanwhile
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
+            out = fn()
+        return graph, out
 
 
 class Block(nn.Module):
@@ -180,7 +187,7 @@ class Block(nn.Module):
         self.gate_up, self.down = nn.Linear(D, 2 * n_mlp, bias=False), nn.Linear(n_mlp, D, bias=False)
 
     def forward(self, x, rope, attend=None):
-        """x (B, L, D); attend(q, k, v), by default causal over x alone."""
+        """x (B, L, D) -> the same; attend(q, k, v), by default causal over x alone."""
         B, L, D = x.shape
         q, k, v = (
             self.qkv(self.norm1(x)).view(B, L, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
@@ -323,9 +330,12 @@ class GPT(nn.Module):
         past = context.new_empty(len(context), 0, layout.tokens_future) if past is None else past
         tokens = layout.pack(context, past)
         room = room or T - layout.context_frames - past.shape[1]
+        if (L := tokens.shape[1] + room * (layout.tokens_future + 1)) > len(self.place_of):
+            raise ValueError(f"{L} tokens; there is room for {len(self.place_of)}: take a new context")
         sizes = len(context), n_branches, tokens.shape[1] - 1, room * (layout.tokens_future + 1) + 1
         cache = reuse if reuse is not None and reuse.sizes == sizes else Cache(self, *sizes)
         self.hidden(tokens[:, :-1], actions, [layer.fill for layer in cache.layers])
+        cache.own.zero_()  # a NaN in there would stay one, whatever its weight
         cache.position.zero_()
         cache.pending.copy_(tokens[:, -1:].repeat_interleave(n_branches, 0))
         cache.length = 0
@@ -341,7 +351,7 @@ class GPT(nn.Module):
         x = self.embed(tokens) + acted
         if self.config["places"]:
             x = x + self.places[self.place_of[place]]
-        run, rope = compiled_block() if x.is_cuda else Block.forward, self.rope[:, place]
+        run, rope = Block.forward if cache.recordings is None else compiled_block(), self.rope[:, place]
         for block, layer in zip(self.blocks, cache.layers, strict=True):
             x = run(block, x, rope, functools.partial(layer.attend, positions=positions, unseen=unseen))
         cache.position += tokens.shape[1]
@@ -384,7 +394,8 @@ class GPT(nn.Module):
         if temperature:
             shape = BN, layout.tokens_future, min(top_k or K, K)
             if cache.noise is None or cache.noise.shape != shape:
-                cache.noise, cache.recordings = torch.empty(shape, device=cache.pending.device), {}
+                cache.noise = torch.empty(shape, device=cache.pending.device)
+                cache.recordings = cache.recordings and {}  # they read the old one
             cache.noise.exponential_(generator=generator)
         return cache.repeat(f"frame at {temperature}", lambda: self.frame(cache, temperature))
 
@@ -424,6 +435,7 @@ class GPT(nn.Module):
         context codes (B, t, N), future frames so far (B, k, n), actions (B, t+k, A) or None
         returns codes (B, n), rewards (B,) in environment units or None"""
         cache = self.prefill(context, past=past, actions=actions, room=1)
+        cache.recordings = None  # for a single frame
         action = None if actions is None else actions[:, -1]
         codes, _ = self.imagine(cache, action, temperature, top_k, generator)
         return codes, None if self.reward is None else self.rewards(self.last_state(cache))

@@ -191,10 +191,10 @@ class WorldModel:
         given = policy_or_actions
         if horizon < 1 or hasattr(given, "shape") and given.shape[1] < horizon:
             raise ValueError(f"horizon is {horizon}; expected 1 to the number of actions given")
+        if hasattr(given, "shape"):
+            given = torch.as_tensor(given, dtype=torch.float32, device=self.device)
         for i in range(horizon):
             action = given(self.recent[:, -1]) if callable(given) else None if given is None else given[:, i]
-            if action is not None:
-                action = torch.as_tensor(action, dtype=torch.float32, device=self.device)
             frame, ended = self._imagine(action)
             if owed:
                 rewards.append(self.gpt.rewards(ended))
@@ -203,7 +203,7 @@ class WorldModel:
             if not owed:
                 rewards.append(self._reward())
             frames.append(frame)
-            actions.append(action)
+            actions.append(None if action is None else torch.as_tensor(action, device=self.device))
         return tuple(None if x[0] is None else torch.stack(x, 1) for x in (frames, rewards, actions))
 
     @torch.no_grad()
@@ -214,14 +214,16 @@ class WorldModel:
         frames as for `reset`, actions (B n_b, h, A) or None
         returns frames (B n_b, h, 3, H, W), rewards (B n_b, h) or None"""
         layout, past = self.tokenizer.layout, (0, 0, self.context_frames - 1, 0)  # actions without effect
-        context, _ = layout.unpack(self.tokenizer.encode(frames.repeat_interleave(n_branches, 0)))
+        with self.autocast:
+            context, _ = layout.unpack(self.tokenizer.encode(frames.repeat_interleave(n_branches, 0)))
         codes, rewards = context.new_empty(len(context), 0, layout.tokens_future), []
         for i in range(horizon):
             known = None if actions is None else F.pad(actions[:, : i + 1], past)
             sampling = self.temperature, self.top_k, self.generator
             code, reward = self.gpt.imagine_naive(context, codes, known, *sampling)
             codes = torch.cat([codes, code[:, None]], 1)
-            decoded = self.tokenizer.decode(layout.pack(context, codes)).clamp(0, 1)
+            with self.autocast:
+                decoded = self.tokenizer.decode(layout.pack(context, codes)).float().clamp(0, 1)
             rewards.append(reward)
         return decoded[:, self.context_frames :], None if reward is None else torch.stack(rewards, 1)
 

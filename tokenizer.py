@@ -606,7 +606,8 @@ class Tokenizer(nn.Module):
 class PerFrameTokenizer(nn.Module):
     """What the paper compares with (section 4.4, appendix B.4): every frame alone, as grid x grid tokens.
 
-    Settings as of `Tokenizer`; context_codes is the size of the one codebook."""
+    Settings as of `Tokenizer`; context_codes is the size of the one codebook, whose codes are other words in
+    a context frame than in a later one: so the transformer is the same, whichever tokenizer it stands on."""
 
     def __init__(self, grid, **cfg):
         super().__init__()

@@ -18,6 +18,7 @@ Run:   python train_gpt.py --preset tiny --data data/push --tokenizer out/tokeni
 Continue a run with --resume true. Writes OUT (one file: the transformer and its tokenizer), and the same
 name with .jsonl (the numbers) and .png (validation: truth above imagined)."""
 
+import functools
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import trange
+from tqdm import tqdm
 
 import gpt
 from common import (
@@ -104,24 +105,27 @@ class Loss(nn.Module):
         return self.model.loss(*args)
 
 
-def tokenize(batch, tokenizer, model):
+def tokenize(batch, tokenizer, model, dtype="auto"):
     """A batch of data -> what GPT.loss takes: tokens; actions and rewards, or None where it has no use."""
     frames = batch["frames"]
-    with torch.inference_mode(), autocast_for(frames.device, "auto"):
+    dtype = dtype if frames.is_cuda else "float32"  # bf16 moves some codes, for nothing on CPUs
+    with torch.inference_mode(), autocast_for(frames.device, dtype):
         tokens = tokenizer.encode(frames)
     actions = batch["actions"] if model.config["action_dim"] else None
     return tokens.clone(), actions, batch["rewards"] if model.config["reward"] else None
 
 
-def tokenize_once(batches, tokenizer, model, count):
-    """The first `count` batches, tokenized -> a function: i -> a batch, in a new order every time through."""
-    batches = [tokenize(next(batches), tokenizer, model) for _ in trange(count, desc="tokenize")]
+def shuffled(batches):
+    """Tokenized batches -> a function: i -> a batch of theirs, in a new order every time through."""
     kept = [None if part[0] is None else torch.cat(part) for part in zip(*batches, strict=True)]
-    size, M = len(batches[0][0]), len(kept[0])
+    count, size, M = len(batches), len(batches[0][0]), len(kept[0])
+
+    @functools.lru_cache(1)
+    def order(epoch):
+        return torch.randperm(M, generator=torch.Generator().manual_seed(epoch)).to(kept[0].device)
 
     def draw(i):
-        order = torch.randperm(M, generator=torch.Generator().manual_seed(i // count))
-        rows = order[i % count * size :][:size].to(kept[0].device)
+        rows = order(i // count)[i % count * size :][:size]
         return [None if part is None else part[rows] for part in kept]
 
     return draw
@@ -135,7 +139,7 @@ def evaluate(model, tokenizer, segments, cfg, picture):
     generator = torch.Generator(device).manual_seed(0)
     for start in range(0, cfg.eval_segments, cfg.batch_size):
         batch = {k: v[start : start + cfg.batch_size].to(device) for k, v in segments.items()}
-        tokens, actions, rewards = tokenize(batch, tokenizer, model)
+        tokens, actions, rewards = tokenize(batch, tokenizer, model, cfg.dtype)
         loss, metrics = model.loss(tokens, actions, rewards)
         metrics["loss"] = loss
         context, _ = model.layout.unpack(tokens)
@@ -256,7 +260,8 @@ def main(cfg):
     segments = arrange(val.segments(cfg.eval_segments, recorded, cfg.stride, cfg.seed, cfg.action_agg))
     if cfg.pretokenize:
         count = -(-cfg.pretokenize // cfg.batch_size)
-        draw = tokenize_once(prefetch(fetch, 0, count, device), tokenizer, model, count)
+        batches = tqdm(prefetch(fetch, 0, count, device), "tokenize", total=count, disable=rank > 0)
+        draw = shuffled([tokenize(batch, tokenizer, model, cfg.dtype) for batch in batches])
     else:
         batches = prefetch(fetch, step * cfg.accumulate, cfg.max_steps * cfg.accumulate, device)
     started = since = time.time()
@@ -273,7 +278,7 @@ def main(cfg):
             inputs = draw(step * cfg.accumulate + micro) if cfg.pretokenize else next(batches)
             waited += time.time() - asked
             if not cfg.pretokenize:
-                inputs = tokenize(inputs, tokenizer, model)
+                inputs = tokenize(inputs, tokenizer, model, cfg.dtype)
             with nullcontext() if world == 1 or micro == cfg.accumulate - 1 else ddp.no_sync():
                 with autocast:
                     loss, metrics = loss_of(*inputs)

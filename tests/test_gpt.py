@@ -144,6 +144,15 @@ def test_sequences_may_end_in_the_middle_of_a_frame_and_be_longer_than_a_segment
     torch.testing.assert_close(model(tokens[:, :7], actions[:, :2]), whole[:, :7])
 
 
+def test_nothing_of_a_spoiled_frame_stays_in_memory_that_is_used_again():
+    model, (tokens, actions, _) = build().eval(), clip()
+    context, _ = LAYOUT.unpack(tokens)
+    cache = model.prefill(context)
+    model.imagine(cache, actions[:, 1] * float("nan"))
+    model.imagine(model.prefill(context, reuse=cache), actions[:, 1], temperature=0)
+    assert cache.own.isfinite().all()
+
+
 def test_a_full_cache_is_refused_with_the_remedy():
     model = build(action_dim=0).eval()
     context, _ = LAYOUT.unpack(clip()[0])
@@ -152,6 +161,8 @@ def test_a_full_cache_is_refused_with_the_remedy():
         model.imagine(cache)
     with pytest.raises(ValueError, match="take a new context"):
         model.imagine(cache)
+    with pytest.raises(ValueError, match="take a new context"):
+        model.rollout(context, f=T - 1)
 
 
 # ---- loss ----
