@@ -1,6 +1,6 @@
 # make demo    the model of make train imagines and is measured, then both models are trained before your eyes
 # make test    the test suite
-# make train   train assets/push-tiny.pt (about three hours on two cores)
+# make train   train assets/push-tiny.pt (three and a half hours on two cores)
 PYTHON ?= python3
 RUN = .venv/bin/python
 TWICE = .venv/bin/torchrun --nproc_per_node=2

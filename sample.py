@@ -47,7 +47,7 @@ CONFIG = dict(
     branches=1,  # futures of each
     horizon=14,  # frames to imagine; longer than the trained segment works
     temperature=1.0,
-    top_k=100,  # 0 is all
+    top_k=-1,  # codes that each is drawn from, the likeliest ones; 0: all; -1: as the model was made for
     device="",  # by default a GPU if there is one
     dtype="auto",  # of weights and cache: bf16, float32, or by "auto" the former on GPUs, the latter on CPUs
     seed=0,
@@ -59,8 +59,8 @@ CONFIG = dict(
 )
 
 
-# What a model must be shown, of the settings it was trained with.
-TRAINED = dict(data="push", stride=1, action_agg="sample", goal_conditioned=False)
+# What a model is made for, of the settings it was trained with.
+TRAINED = dict(data="push", stride=1, action_agg="sample", goal_conditioned=False, top_k=100)
 
 
 class WorldModel:
@@ -89,7 +89,7 @@ class WorldModel:
 
     @classmethod
     def load(cls, path, device="", tokenizer="", context_frames=0, segment_length=0, goal_conditioned=False,
-             temperature=1.0, top_k=100, seed=0, dtype="auto"):
+             temperature=1.0, top_k=-1, seed=0, dtype="auto"):
         """Load a checkpoint of train_gpt.py, or of the authors: a folder, or a hub name such as
         thuml/ivideogpt-oxe-64-act-free. `tokenizer` is a path of another tokenizer to use with it; the others
         are described in CONFIG.
@@ -110,6 +110,7 @@ class WorldModel:
         layout = tokenizer.layout if folder or context_frames else None
         gpt = GPT.load(folder or path, layout, **changes)
         gpt = gpt.bfloat16() if uses_bf16(device, dtype) else gpt
+        top_k = trained["top_k"] if top_k == -1 else top_k
         return cls(tokenizer, gpt, device, trained, temperature, top_k, seed)
 
     def export(self, path, data=""):
