@@ -45,7 +45,7 @@ train: .venv/ready-test data/push/meta.json
 	$(TWICE) train_gpt.py --preset tiny --data data/push --init_from out/push/short.pt --out out/push/gpt.pt \
 	    --segment_length 16 --batch_size 4 $(TRAIN_GPT)
 	$(RUN) sample.py --ckpt out/push/gpt.pt --data push --export assets/push-tiny.pt
-	$(RUN) evaluate.py --curves out/push/tokenizer.jsonl,out/push/short.jsonl,out/push/gpt.jsonl \
+	$(RUN) evaluate.py --episodes 256 --curves out/push/tokenizer.jsonl,out/push/short.jsonl,out/push/gpt.jsonl \
 	    --out results/push-tiny.json
 
 clean:
