@@ -20,7 +20,7 @@ TRAIN_GPT ?=  # bf16 is faster on CPUs that have it: make train TRAIN_GPT="--dty
 demo: .venv/ready
 	@rm -rf out/demo && start=$$(date +%s) && set -ex && \
 	$(RUN) sample.py --out out/demo && \
-	$(RUN) evaluate.py --episodes 64 --out out/demo/metrics.json && \
+	$(RUN) evaluate.py --episodes 256 --out out/demo/metrics.json && \
 	$(RUN) data.py push --out out/demo/push --episodes 200 && \
 	$(RUN) train_tokenizer.py --preset tiny --data out/demo/push --out out/demo/tokenizer.pt --max_minutes 1 && \
 	$(RUN) train_gpt.py --preset tiny --data out/demo/push --tokenizer out/demo/tokenizer.pt --out out/demo/gpt.pt \
