@@ -192,11 +192,11 @@ def main(cfg):
         print(f"{row:16}{numbers['psnr'][row]:10.2f}{numbers['ssim'][row]:8.3f}")
     if numbers["reward_correlation"] is not None:
         print(f"reward correlation {numbers['reward_correlation']:.3f}")
-    Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
     if cfg.curves:
         numbers["curves"] = {path: read_curve(path) for path in cfg.curves}
-        plot(numbers["curves"], Path(cfg.out).with_suffix(".png"))
     write_result(cfg.out, dict(episodes=cfg.episodes, seconds=time.time() - started, **numbers))
+    if cfg.curves:
+        plot(numbers["curves"], Path(cfg.out).with_suffix(".png"))
 
 
 # ---- speed ----
@@ -422,10 +422,11 @@ def generate_once(preset, kind, device, dtype, repeats):
     clip = torch.rand(1, T, 3, R, R, device=device)
     with torch.no_grad(), autocast_for(device, dtype):
         tokens = vqgan.encode(clip)
-        cache = model.prefill(vqgan.layout.unpack(tokens)[0])
+        context, _ = vqgan.layout.unpack(tokens)
+        cache = model.prefill(context)
 
         def generate():
-            model.prefill(vqgan.layout.unpack(tokens)[0], reuse=cache)
+            model.prefill(context, reuse=cache)
             for _ in range(T - vqgan.layout.context_frames):
                 model.imagine(cache)
 

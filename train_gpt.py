@@ -260,12 +260,14 @@ def main(cfg):
         return arrange(train.batch(i, cfg.batch_size, recorded, *place, action_agg=cfg.action_agg))
 
     segments = arrange(val.segments(cfg.eval_segments, recorded, cfg.stride, cfg.seed, cfg.action_agg))
+    span = step * cfg.accumulate, cfg.max_steps * cfg.accumulate
     if cfg.pretokenize:
         count = -(-cfg.pretokenize // cfg.batch_size)
-        batches = tqdm(prefetch(fetch, 0, count, device), "tokenize", total=count, disable=rank > 0)
-        draw = shuffled([tokenize(batch, tokenizer, model, cfg.dtype) for batch in batches])
+        once = tqdm(prefetch(fetch, 0, count, device), "tokenize", total=count, disable=rank > 0)
+        draw = shuffled([tokenize(batch, tokenizer, model, cfg.dtype) for batch in once])
+        batches = map(draw, range(*span))
     else:
-        batches = prefetch(fetch, step * cfg.accumulate, cfg.max_steps * cfg.accumulate, device)
+        batches = prefetch(fetch, *span, device)
     started = since = time.time()
     losses, waited = [], 0.0
     while step < cfg.max_steps:
@@ -277,7 +279,7 @@ def main(cfg):
         total = 0.0
         for micro in range(cfg.accumulate):
             asked = time.time()
-            inputs = draw(step * cfg.accumulate + micro) if cfg.pretokenize else next(batches)
+            inputs = next(batches)
             waited += time.time() - asked
             if not cfg.pretokenize:
                 inputs = tokenize(inputs, tokenizer, model, cfg.dtype)
