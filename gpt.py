@@ -68,6 +68,24 @@ class RMSNorm(nn.Module):
         return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
 
 
+def linear(x, weight):
+    """x (..., D), weight (M, D) -> (..., M). On CPUs, oneDNN reads a large weight for a few tokens two to
+    three times as fast as MKL, which torch calls there. Its function has no gradient."""
+    large = weight.numel() >= 2**18 and x.is_cpu and x.dtype == torch.float32
+    plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    if large and plain and torch.backends.mkldnn.is_available():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return F.linear(x, weight)
+
+
+class Linear(nn.Linear):
+    def __init__(self, n_in, n_out):
+        super().__init__(n_in, n_out, bias=False)
+
+    def forward(self, x):
+        return linear(x, self.weight)
+
+
 def rope_table(length, head_dim, theta=10000.0):
     """Cosines and sines (2, length, head_dim) of rotary position embeddings."""
     inverse = theta ** -(torch.arange(0, head_dim, 2) / head_dim)
@@ -100,7 +118,8 @@ def rotate(x, rope):
 class LayerCache:
     """Keys and values of one layer: the context's once per scene, shared; the future's once per branch, own.
 
-    shared (2, B, H, P, d), own (2, B n_b, H, capacity, d): taken once and never moved or resized."""
+    shared (2, B, H, P, d), own (2, B n_b, H, capacity, d): taken once and never moved or resized. A single
+    future goes on where its context ends: `shared` is the first part of its `own`, of length P + capacity."""
 
     def __init__(self, shared, own, n_branches):
         self.shared, self.n_branches = shared, n_branches
@@ -114,17 +133,19 @@ class LayerCache:
     def attend(self, q, k, v, positions, unseen):
         """Attention of s new tokens (B n_b, H, s, d), written to `positions` (s,) of their branch's own.
 
-        unseen (s, capacity) is -inf where a new token may not look: what was written after it, or never. The
-        queries of all branches meet the shared keys in one matrix product and their own keys in another; one
-        softmax over both."""
+        unseen (s, P + capacity) is -inf where a new token may not look: what was written after it, or never.
+        The queries of all branches meet the shared keys in one matrix product and their own keys in another;
+        one softmax over both."""
         (BN, H, s, d), n_b = q.shape, self.n_branches
         for kept, new in zip(self.own, (k, v), strict=True):
             kept.index_copy_(2, positions, new)
+        if n_b == 1:
+            return F.scaled_dot_product_attention(q, *self.own, attn_mask=unseen)
         # (B n_b, H, s, d) <-> (B, H, n_b s, d): to the shared keys, branches are just more queries
         fold = lambda x: x.view(-1, n_b, H, s, x.shape[-1]).transpose(1, 2).flatten(2, 3)  # noqa: E731
         unfold = lambda x: x.view(-1, H, n_b, s, x.shape[-1]).transpose(1, 2).reshape(BN, H, s, -1)  # noqa: E731
         q, P = q * d**-0.5, self.shared.shape[3]
-        scores = torch.cat([unfold(fold(q) @ self.shared[0].mT), q @ self.own[0].mT + unseen], -1)
+        scores = torch.cat([unfold(fold(q) @ self.shared[0].mT), q @ self.own[0].mT], -1) + unseen
         weights = scores.float().softmax(-1).to(q.dtype)
         return unfold(fold(weights[..., :P]) @ self.shared[1]) + weights[..., P:] @ self.own[1]
 
@@ -138,9 +159,11 @@ class Cache:
     def __init__(self, model, B, n_branches, P, capacity):
         layers, H, D = (model.config[k] for k in ("n_layer", "n_head", "n_embd"))
         weight = model.embed.weight
-        self.shared = weight.new_empty(layers, 2, B, H, P, D // H)
-        self.own = weight.new_zeros(layers, 2, B * n_branches, H, capacity, D // H)  # no NaN to mask out
+        self.first = P if n_branches == 1 else 0  # position of the first future token in own
+        self.own = weight.new_zeros(layers, 2, B * n_branches, H, self.first + capacity, D // H)
+        self.shared = self.own[..., :P, :] if self.first else weight.new_empty(layers, 2, B, H, P, D // H)
         self.layers = [LayerCache(*pair, n_branches) for pair in zip(self.shared, self.own, strict=True)]
+        self.order = torch.arange(-P, capacity, device=weight.device) + self.first  # positions in own of all
         self.position = torch.zeros((), dtype=torch.long, device=weight.device)  # the pending token's, in own
         self.pending = self.position.new_zeros(B * n_branches, 1)
         self.acted = weight.new_zeros(B * n_branches, D)  # what the next frame's action adds to its slot
@@ -183,16 +206,14 @@ class Block(nn.Module):
         super().__init__()
         self.n_head, self.att_dropout = n_head, att_dropout
         self.norm1, self.norm2 = RMSNorm(D), RMSNorm(D)
-        self.qkv, self.out = nn.Linear(D, 3 * D, bias=False), nn.Linear(D, D, bias=False)
-        self.gate_up, self.down = nn.Linear(D, 2 * n_mlp, bias=False), nn.Linear(n_mlp, D, bias=False)
+        self.qkv, self.out = Linear(D, 3 * D), Linear(D, D)
+        self.gate_up, self.down = Linear(D, 2 * n_mlp), Linear(n_mlp, D)
 
     def forward(self, x, rope, attend=None):
         """x (B, L, D) -> the same; attend(q, k, v), by default causal over x alone."""
         B, L, D = x.shape
-        q, k, v = (
-            self.qkv(self.norm1(x)).view(B, L, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
-        )  # (B, H, L, D/H) each
-        q, k = rotate(q, rope), rotate(k, rope)
+        qkv = self.qkv(self.norm1(x)).view(B, L, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
+        (q, k), v = rotate(qkv[:2], rope), qkv[2]  # (B, H, L, D/H) each
         if attend is None:
             dropout = self.att_dropout if self.training else 0.0
             h = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
@@ -244,7 +265,7 @@ class GPT(nn.Module):
         self.embed = nn.Embedding(layout.vocab_size, D)
         sizes = D, cfg["n_head"], cfg["n_mlp"], cfg["att_dropout"]
         self.blocks = nn.ModuleList([Block(*sizes) for _ in range(cfg["n_layer"])])
-        self.norm, self.lm_head = RMSNorm(D), nn.Linear(D, layout.vocab_size, bias=False)
+        self.norm, self.lm_head = RMSNorm(D), Linear(D, layout.vocab_size)
         self.action = nn.Linear(cfg["action_dim"], D) if cfg["action_dim"] else None
         self.reward = nn.Linear(D, 1) if cfg["reward"] else None
         self.register_buffer("rope", rope_table(layout.length(T), D // cfg["n_head"]), persistent=False)
@@ -334,20 +355,18 @@ class GPT(nn.Module):
             raise ValueError(f"{L} tokens; there is room for {len(self.place_of)}: take a new context")
         sizes = len(context), n_branches, tokens.shape[1] - 1, room * (layout.tokens_future + 1) + 1
         cache = reuse if reuse is not None and reuse.sizes == sizes else Cache(self, *sizes)
-        self.hidden(tokens[:, :-1], actions, [layer.fill for layer in cache.layers])
         cache.own.zero_()  # a NaN in there would stay one, whatever its weight
-        cache.position.zero_()
+        self.hidden(tokens[:, :-1], actions, [layer.fill for layer in cache.layers])
+        cache.position.fill_(cache.first)
         cache.pending.copy_(tokens[:, -1:].repeat_interleave(n_branches, 0))
         cache.length = 0
         return cache
 
     def extend(self, tokens, cache, acted=0):
         """Newest tokens (B n_b, s) [+ actions] -> hidden states (B n_b, s, D). Advances cache.position."""
-        capacity = cache.own.shape[-2]
         positions = cache.position + torch.arange(tokens.shape[1], device=tokens.device)
-        later = torch.arange(capacity, device=tokens.device) > positions[:, None]
-        unseen = torch.zeros_like(later, dtype=cache.own.dtype).masked_fill_(later, float("-inf"))
-        place = positions + cache.shared.shape[-2]  # in the sequence
+        unseen = torch.where(cache.order > positions[:, None], float("-inf"), 0.0).to(cache.own.dtype)
+        place = positions - cache.order[0]  # in the sequence
         x = self.embed(tokens) + acted
         if self.config["places"]:
             x = x + self.places[self.place_of[place]]
@@ -360,7 +379,7 @@ class GPT(nn.Module):
     def code_logits(self, h):
         """Hidden states (..., D) -> logits (..., K) over dynamics codes: no other id can ever be drawn."""
         first = self.layout.context_codes
-        return F.linear(h, self.lm_head.weight[first : first + self.layout.dynamics_codes])
+        return linear(h, self.lm_head.weight[first : first + self.layout.dynamics_codes])
 
     def frame(self, cache, temperature):
         """Codes (B n_b, n) of the next frame, and the state (B n_b, D) of the token that was pending.
@@ -386,7 +405,7 @@ class GPT(nn.Module):
         `rewards` tells the previous frame's.   Source: paper section 3.3, Table 3"""
         BN, layout, K = len(cache.pending), self.layout, self.layout.dynamics_codes
         length = cache.length + layout.tokens_future + 1
-        if length >= cache.own.shape[-2]:
+        if length >= cache.sizes[-1]:
             raise ValueError(f"no room for {length} tokens in the cache: take a new context")
         if (acted := self.act(actions, (BN,))) is not None:
             cache.acted.copy_(acted)

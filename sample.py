@@ -74,7 +74,8 @@ class WorldModel:
             raise ValueError(f"temperature is {temperature}, top_k {top_k}; expected both at least 0")
         if tokenizer.layout != gpt.layout:
             raise ValueError(f"tokenizer with {tokenizer.layout}, transformer with {gpt.layout}: no pair")
-        self.tokenizer, self.gpt = tokenizer.to(device).eval(), gpt.to(device).eval()
+        self.tokenizer = tokenizer.to(device, memory_format=torch.channels_last).eval()
+        self.gpt = gpt.to(device).eval()
         self.device, self.trained = torch.device(device), trained
         self.goal_conditioned = trained["goal_conditioned"]
         self.temperature, self.top_k = temperature, top_k

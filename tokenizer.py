@@ -300,14 +300,18 @@ class Decoder(nn.Module):
                 self.cross[str(i + 1)] = cross_attention(cfg, C, size)
         self.conv_norm_out, self.conv_out = nn.GroupNorm(groups, C, 1e-6), conv3(C, 3 * self.patch**2)
 
-    def forward(self, z, context=None):
-        """latents (M, D, h, w), what to `look_up` of a context -> frames (M, 3, H, W), features."""
+    def forward(self, z, context=None, levels=None):
+        """latents (M, D, h, w), what to `look_up` of a context -> frames (M, 3, H, W), features.
+
+        levels  only so many features, and None for frames"""
         h, features = self.mid_block(self.conv_in(z)), []
-        for i, block in enumerate([nn.Identity(), *self.up_blocks]):
+        for i, block in enumerate([nn.Identity(), *self.up_blocks][:levels]):
             h = block(h)
             if str(i) in self.cross:
                 h = self.cross[str(i)](h, *context[str(i)])
             features.append(h)
+        if levels:
+            return None, features
         return F.pixel_shuffle(self.conv_out(F.silu(self.conv_norm_out(h))), self.patch), features
 
 
@@ -464,12 +468,15 @@ class Tokenizer(nn.Module):
         z, _ = self.cond_encoder(frames.flatten(0, 1), look_up(self.cond_encoder, features))
         return self.quant_linear(patchify(z, self.side)).unflatten(0, frames.shape[:2])
 
-    def frames_context(self, zq):
-        """Quantized latents (B, t, N, D) -> frames (B, t, 3, H, W) and the decoder's features."""
+    def frames_context(self, zq, levels=None):
+        """Quantized latents (B, t, N, D) -> frames (B, t, 3, H, W) and the decoder's features.
+
+        levels  only so many features, and None for frames"""
         B, t = zq.shape[:2]
         z = self.post_quant_conv(zq.flatten(0, 1).mT.unflatten(-1, (self.grid, self.grid)))
-        frames, features = self.decoder(z)
-        return frames.unflatten(0, (B, t)), [x.unflatten(0, (B, t)) for x in features]
+        frames, features = self.decoder(z, levels=levels)
+        frames = None if levels else frames.unflatten(0, (B, t))
+        return frames, [x.unflatten(0, (B, t)) for x in features]
 
     def frames_future(self, zq, context):
         """Quantized latents (B, f, n, D), what to `look_up` of a context -> frames (B, f, 3, H, W)."""
@@ -498,7 +505,9 @@ class Tokenizer(nn.Module):
 
     def decode_context(self, context):
         """Context codes (B, t, N) -> what `decode_future` looks up there; computed once per context."""
-        return look_up(self.cond_decoder, self.frames_context(self.quantize.embedding(context))[1])
+        seen = 1 + max(map(int, self.cond_decoder.cross))  # the levels that are: few of them
+        _, features = self.frames_context(self.quantize.embedding(context), levels=seen)
+        return look_up(self.cond_decoder, features)
 
     def decode_future(self, dynamics, context):
         """Dynamics codes (B, f, n), a `decode_context` -> frames (B, f, 3, H, W), not clamped.
