@@ -21,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import torch
@@ -61,6 +63,7 @@ SPEED = dict(
     branches=100,  # futures of one scene, against the plain way
     branch_horizon=2,  # imagined frames of those: the plain way is slow
     train_batch=0,  # segments of 16 frames; by default 64 on GPUs, 4 on CPUs
+    clips=0,  # the same where tokenizers are compared, some of which need six times the memory; 16 or 1
     repeats=3,  # medians of so many runs
     out="",  # by default results/speed-MACHINE.json
 )
@@ -345,8 +348,11 @@ def speed_rollouts(cfg, device):
 
 def alone(fn, *args):
     """fn(*args) in a process of its own: its peak memory is its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(fn, args)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(fn, *args).result()
+        except (BrokenProcessPool, torch.OutOfMemoryError):  # the former: the system has killed it
+            raise ValueError(f"{fn.__name__}: out of memory; lower --train_batch or --clips") from None
 
 
 def peak_memory(device):
@@ -437,14 +443,15 @@ def generate_once(preset, kind, device, dtype, repeats):
 
 
 def speed_tokenizers(cfg, device):
-    """The paper's Tables 7 and 8: a batch of train_batch clips in training, one in generation."""
+    """The paper's Tables 7 and 8: updates of the transformer; tokens and frames of one clip."""
     latents, rows = int(layout_of(TOKENIZER_OF[cfg.preset]).tokens_context ** 0.5), {}
     for kind in ("4x4", f"{latents}x{latents}", "compressive"):
         repeats = 1 if device.type == "cpu" else cfg.repeats
         settings = str(device), cfg.dtype, repeats
         row, layout = alone(generate_once, cfg.preset, kind, *settings), tokenizer_of(cfg.preset, kind).layout
-        update = alone(train_steps, cfg.preset, layout, cfg.train_batch, False, *settings)
-        rows[kind] = dict(row, train_updates_per_s=1 / update["seconds"], train_GB=update["GB"], runs=repeats)
+        update = alone(train_steps, cfg.preset, layout, cfg.clips, False, *settings)
+        row.update(train_updates_per_s=1 / update["seconds"], train_GB=update["GB"], clips=cfg.clips)
+        rows[kind] = dict(row, runs=repeats)
     return dict(tokenizers=rows)
 
 
@@ -469,7 +476,8 @@ def speed(cfg):
     device = torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
     out = cfg.out or f"results/speed-{re.sub('[^a-z0-9]+', '-', machine.lower())}.json"
-    cfg.train_batch = cfg.train_batch or (64 if device.type == "cuda" else 4)
+    gpu = device.type == "cuda"
+    cfg.train_batch, cfg.clips = cfg.train_batch or (64 if gpu else 4), cfg.clips or (16 if gpu else 1)
     numbers = dict(settings=vars(cfg))
     for part in tqdm(cfg.parts, "speed"):
         rows = PARTS[part](cfg, device)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import GPT as SETTINGS
 
 import gpt
-from gpt import GPT, PRESETS, Block, RMSNorm, rope_table, rotate, sample_code, symexp, symlog
+from gpt import GPT, PRESETS, Block, Linear, RMSNorm, rope_table, rotate, sample_code, symexp, symlog
 from tokenizer import TokenLayout
 
 LAYOUT = TokenLayout(context_frames=2, tokens_context=9, tokens_future=4, context_codes=20, dynamics_codes=12)
@@ -68,6 +68,17 @@ def test_rope_scores_depend_on_the_distance_alone():
     score = [(rotate(q[None], rope[:, i, None]) * rotate(k[None], rope[:, j, None])).sum() for i, j in
              ((3, 1), (19, 17), (4, 1))]  # fmt: skip
     assert torch.isclose(score[0], score[1], atol=1e-5) and not torch.isclose(score[0], score[2], atol=1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 40])
+def test_large_weights_on_cpus_give_what_any_others_do_and_have_gradients(rows):
+    layer, x = Linear(512, 1024), torch.randn(2, rows, 512)
+    expected = x @ layer.weight.detach().T
+    with torch.no_grad():
+        assert torch.allclose(layer(x), expected, atol=1e-5)
+        assert torch.allclose(layer.bfloat16()(x.bfloat16()).float(), expected, atol=0.05)
+    layer.float()(x).sum().backward()
+    assert layer.weight.grad.abs().sum() > 0
 
 
 def test_symlog_is_undone_by_symexp():
