@@ -56,18 +56,19 @@ SPEED = dict(
     preset="small",
     device="",  # by default a GPU if there is one
     dtype="auto",  # bf16, float32, or by "auto" the former on GPUs, the latter on CPUs
-    parts=("imagine", "branches", "interactive", "rollouts", "train", "tokenizers"),
+    parts=("interactive", "train", "imagine", "branches", "rollouts", "tokenizers"),
     horizon=14,  # imagined frames
     batches=(1, 16),  # scenes imagined at once, against the plain way and transformers
     rollouts=(),  # scenes imagined at once, alone; by default 1, 16, 64, 256 on GPUs, 1, 16 on CPUs
     branches=100,  # futures of one scene, against the plain way
     branch_horizon=2,  # imagined frames of those: the plain way is slow
     train_batch=0,  # segments of 16 frames; by default 64 on GPUs, 4 on CPUs
-    clips=0,  # the same where tokenizers are compared, some of which need six times the memory; 16 or 1
+    clips=0,  # segments where tokenizers are compared; by default 16 on GPUs, 1 on CPUs
     repeats=3,  # medians of so many runs
     out="",  # by default results/speed-MACHINE.json
 )
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # a second, dense bf16, as NVIDIA says
+# a second, dense bf16, as NVIDIA says
+PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12}
 
 
 def psnr(x, y):
@@ -129,6 +130,14 @@ def evaluate(model, batch, horizon, batch_size):
     return {**means, "reward_correlation": correlation}
 
 
+def cpu_name():
+    """Such as "2 x AMD EPYC"."""
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        name = re.search(r"model name\s*: (.*)|$", Path("/proc/cpuinfo").read_text())[1] or name
+    return f"{os.cpu_count()} x {name}"
+
+
 def provenance():
     """What a result must say to be believed: the command, the commit and the machine."""
     git = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
@@ -136,11 +145,8 @@ def provenance():
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
     except OSError:  # no git here
         commit = "unknown"
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        cpu = re.search(r"model name\s*: (.*)|$", Path("/proc/cpuinfo").read_text())[1] or cpu
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    machine = f"{os.cpu_count()} x {cpu}, {gpu}, torch {torch.__version__}"
+    machine = f"{cpu_name()}, {gpu}, torch {torch.__version__}"
     return dict(command=" ".join(["python", *sys.argv]), commit=commit, machine=machine)
 
 
@@ -246,7 +252,8 @@ def imagine_with_transformers(model):
     """`imagine` as in the authors' code: for each frame, `generate` of the package transformers reads the
     whole sequence again, with the same weights, and all frames are decoded again. None where it cannot."""
     if model.gpt.config["places"]:
-        return None  # there is no such model in it
+        print("no comparison with transformers, which knows no position embeddings beside RoPE (`places`)")
+        return None
     try:
         from transformers import LlamaForCausalLM
     except ImportError:
@@ -280,13 +287,20 @@ def imagine_with_transformers(model):
     return imagine_plainly
 
 
+def runs_of(cfg, device, B):
+    """One run where B futures take minutes."""
+    return 1 if device.type == "cpu" and B > 1 else cfg.repeats
+
+
 def speed_imagine(cfg, device):
-    """Seconds for `horizon` frames, action-conditioned, and how many times as fast as the plain ways."""
+    """Seconds for `horizon` frames, action-conditioned, and how many times as fast as the plain ways.
+
+    Of the tricks for GPUs or CPUs, the naive way shares the matrix products but not the recorded graphs."""
     rows = {}
     for B in cfg.batches:
         model = random_world(cfg.preset, device, cfg.dtype, action_dim=4)
         frames, actions = scenes(model, B, 1, cfg.horizon)
-        repeats = 1 if device.type == "cpu" and B > 1 else cfg.repeats  # minutes each
+        repeats = runs_of(cfg, device, B)
         row = dict(seconds=median_seconds(repeats, imagine, model, frames, actions))
         row["naive"] = median_seconds(repeats, model.rollout_naive, frames, actions, cfg.horizon)
         if with_transformers := imagine_with_transformers(model):
@@ -307,7 +321,7 @@ def speed_branches(cfg, device):
     f, n_b, layout = cfg.branch_horizon, cfg.branches, layout_of(TOKENIZER_OF[cfg.preset])
     T, whole = layout.context_frames + f, gpt.PRESETS[cfg.preset]["segment_length"]
     model = random_world(cfg.preset, device, cfg.dtype, action_dim=4, segment_length=T)
-    inputs, repeats = scenes(model, 1, n_b, f), 1 if device.type == "cpu" else cfg.repeats
+    inputs, repeats = scenes(model, 1, n_b, f), runs_of(cfg, device, n_b)
     seconds = median_seconds(repeats, imagine, model, *inputs, n_b)
     naive = median_seconds(repeats, model.rollout_naive, *inputs, f, n_b)
     row = dict(seconds=seconds, naive=naive, vs_naive=naive / seconds, frames=f, runs=repeats)
@@ -338,7 +352,7 @@ def speed_rollouts(cfg, device):
         inputs = scenes(model, B, n_b, cfg.horizon)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        seconds = median_seconds(cfg.repeats, imagine, model, *inputs, n_b)
+        seconds = median_seconds(runs_of(cfg, device, B), imagine, model, *inputs, n_b)
         row = dict(frames_per_s=B * n_b * cfg.horizon / seconds)
         if device.type == "cuda":
             row["GB"] = torch.cuda.max_memory_allocated() / 1e9
@@ -347,12 +361,14 @@ def speed_rollouts(cfg, device):
 
 
 def alone(fn, *args):
-    """fn(*args) in a process of its own: its peak memory is its own."""
+    """fn(*args), a dict, in a process of its own, as is its peak memory; {} if there was too little."""
+    torch.cuda.empty_cache()
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(fn, *args).result()
-        except (BrokenProcessPool, torch.OutOfMemoryError):  # the former: the system has killed it
-            raise ValueError(f"{fn.__name__}: out of memory; lower --train_batch or --clips") from None
+        except (BrokenProcessPool, torch.OutOfMemoryError) as error:  # the former: the system has killed it
+            tqdm.write(f"{fn.__name__}: {error}: too little memory? Lower --train_batch or --clips")
+            return {}
 
 
 def peak_memory(device):
@@ -360,13 +376,13 @@ def peak_memory(device):
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
     status = Path("/proc/self/status")  # what `resource` tells of a process includes its parent's
-    return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 1e6 if status.is_file() else None
+    return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024 / 1e9 if status.is_file() else None
 
 
-def train_steps(preset, layout, batch, full_logits, device, dtype, repeats):
+def train_steps(settings, layout, batch, full_logits, device, dtype, repeats):
     """Seconds of an update of the transformer, and the peak memory in GB of the process, or of the GPU."""
     device = torch.device(device)
-    model = GPT(layout, **{**gpt.PRESETS[preset], "action_dim": 4}).to(device)
+    model = GPT(layout, **{**settings, "action_dim": 4}).to(device)
     T = model.config["segment_length"]
     context = torch.randint(layout.context_codes, (batch, layout.context_frames, layout.tokens_context))
     future = torch.randint(layout.dynamics_codes, (batch, T - layout.context_frames, layout.tokens_future))
@@ -400,9 +416,11 @@ def train_steps(preset, layout, batch, full_logits, device, dtype, repeats):
 
 def speed_train(cfg, device):
     """An update of the transformer with logits where a loss is taken, and with all logits."""
-    inputs = cfg.preset, layout_of(TOKENIZER_OF[cfg.preset]), cfg.train_batch
+    inputs = gpt.PRESETS[cfg.preset], layout_of(TOKENIZER_OF[cfg.preset]), cfg.train_batch
     settings = str(device), cfg.dtype, cfg.repeats
     ours, full = (alone(train_steps, *inputs, full, *settings) for full in (False, True))
+    if not ours or not full:
+        return {f"train_{cfg.preset}": ours}
     row = dict(**ours, full_logits=full["seconds"], full_logits_GB=full["GB"])
     row["vs_full_logits"] = full["seconds"] / ours["seconds"]
     name = torch.cuda.get_device_name() if device.type == "cuda" else ""
@@ -419,39 +437,47 @@ def tokenizer_of(preset, kind):
     return PerFrameTokenizer(int(kind.split("x")[0]), **TOKENIZER_OF[preset])
 
 
-def generate_once(preset, kind, device, dtype, repeats):
+def clip_seconds(preset, kind, device, dtype, repeats):
     """Seconds to tokenize a clip, to generate its future's tokens, to turn all into frames; peak memory."""
-    device, vqgan = torch.device(device), tokenizer_of(preset, kind).to(device).eval()
+    device, vqgan = torch.device(device), tokenizer_of(preset, kind)
+    vqgan.to(device, memory_format=torch.channels_last).eval()
     model = GPT(vqgan.layout, **gpt.PRESETS[preset]).to(device).eval()
     model = model.bfloat16() if uses_bf16(device, dtype) else model
     T, R = model.config["segment_length"], vqgan.config["resolution"]
     clip = torch.rand(1, T, 3, R, R, device=device)
-    with torch.no_grad(), autocast_for(device, dtype):
-        tokens = vqgan.encode(clip)
-        context, _ = vqgan.layout.unpack(tokens)
-        cache = model.prefill(context)
 
-        def generate():
-            model.prefill(context, reuse=cache)
-            for _ in range(T - vqgan.layout.context_frames):
-                model.imagine(cache)
+    @torch.no_grad()
+    def autocast(fn, x):
+        with autocast_for(device, dtype):
+            return fn(x)
 
-        row = dict(tokens=tokens.shape[1], tokenize=median_seconds(repeats, vqgan.encode, clip))
-        row["generate"] = median_seconds(repeats, generate)
-        row["detokenize"] = median_seconds(repeats, vqgan.decode, tokens)
+    def generate():
+        model.prefill(context, reuse=cache)
+        for _ in range(T - vqgan.layout.context_frames):
+            model.imagine(cache)
+
+    tokens = autocast(vqgan.encode, clip)
+    context, _ = vqgan.layout.unpack(tokens)
+    cache = model.prefill(context)
+    row = dict(tokens=tokens.shape[1], tokenize=median_seconds(repeats, autocast, vqgan.encode, clip))
+    row["generate"] = median_seconds(repeats, generate)
+    row["detokenize"] = median_seconds(repeats, autocast, vqgan.decode, tokens)
     return dict(row, GB=peak_memory(device))
 
 
 def speed_tokenizers(cfg, device):
-    """The paper's Tables 7 and 8: updates of the transformer; tokens and frames of one clip."""
+    """The paper's Tables 7 and 8: updates of the transformer, and apart from them a clip's way."""
     latents, rows = int(layout_of(TOKENIZER_OF[cfg.preset]).tokens_context ** 0.5), {}
+    model = dict(gpt.PRESETS[cfg.preset])
+    if device.type == "cpu":
+        model["att_dropout"] = 0.0  # torch has no attention there that drops weights and saves memory
     for kind in ("4x4", f"{latents}x{latents}", "compressive"):
         repeats = 1 if device.type == "cpu" else cfg.repeats
         settings = str(device), cfg.dtype, repeats
-        row, layout = alone(generate_once, cfg.preset, kind, *settings), tokenizer_of(cfg.preset, kind).layout
-        update = alone(train_steps, cfg.preset, layout, cfg.clips, False, *settings)
-        row.update(train_updates_per_s=1 / update["seconds"], train_GB=update["GB"], clips=cfg.clips)
-        rows[kind] = dict(row, runs=repeats)
+        row, layout = alone(clip_seconds, cfg.preset, kind, *settings), tokenizer_of(cfg.preset, kind).layout
+        if update := alone(train_steps, model, layout, cfg.clips, False, *settings):
+            row.update(train_updates_per_s=1 / update["seconds"], train_GB=update["GB"])
+        rows[kind] = dict(row, clips=cfg.clips, runs=repeats)
     return dict(tokenizers=rows)
 
 
@@ -474,16 +500,16 @@ def speed(cfg):
     if wrong := set(cfg.parts) - set(PARTS):
         raise ValueError(f"--parts {','.join(wrong)}: expected some of {','.join(PARTS)}")
     device = torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
-    out = cfg.out or f"results/speed-{re.sub('[^a-z0-9]+', '-', machine.lower())}.json"
     gpu = device.type == "cuda"
+    machine = (torch.cuda.get_device_name() if gpu else cpu_name()).lower()
+    out = cfg.out or f"results/speed-{re.sub('[^a-z0-9]+', '-', machine)}.json"
     cfg.train_batch, cfg.clips = cfg.train_batch or (64 if gpu else 4), cfg.clips or (16 if gpu else 1)
     numbers = dict(settings=vars(cfg))
     for part in tqdm(cfg.parts, "speed"):
         rows = PARTS[part](cfg, device)
         numbers.update(rows)
         for name, value in flatten(rows):
-            tqdm.write(f"{name:45}{value:12.4g}")
+            tqdm.write(f"{name:45}{'unknown' if value is None else f'{value:.4g}':>12}")
         write_result(out, numbers)
 
 

@@ -69,21 +69,13 @@ class RMSNorm(nn.Module):
 
 
 def linear(x, weight):
-    """x (..., D), weight (M, D) -> (..., M). On CPUs, oneDNN reads a large weight for a few tokens two to
-    three times as fast as MKL, which torch calls there. Its function has no gradient."""
-    large = weight.numel() >= 2**18 and x.is_cpu and x.dtype == torch.float32
-    plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-    if large and plain and torch.backends.mkldnn.is_available():
-        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    """x (..., D), weight (M, D) -> (..., M). On CPUs by oneDNN, whose function has no gradient: for a few
+    tokens it took half the time of MKL, which torch calls there (AMD EPYC)."""
+    large = x.is_cpu and x.dtype == torch.float32 and weight.numel() >= 2**18
+    if large and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+        if torch.backends.mkldnn.is_available():
+            return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return F.linear(x, weight)
-
-
-class Linear(nn.Linear):
-    def __init__(self, n_in, n_out):
-        super().__init__(n_in, n_out, bias=False)
-
-    def forward(self, x):
-        return linear(x, self.weight)
 
 
 def rope_table(length, head_dim, theta=10000.0):
@@ -118,8 +110,8 @@ def rotate(x, rope):
 class LayerCache:
     """Keys and values of one layer: the context's once per scene, shared; the future's once per branch, own.
 
-    shared (2, B, H, P, d), own (2, B n_b, H, capacity, d): taken once and never moved or resized. A single
-    future goes on where its context ends: `shared` is the first part of its `own`, of length P + capacity."""
+    shared (2, B, H, P, d), own (2, B n_b, H, capacity, d): taken once and never moved or resized. Of a single
+    future nothing has to be shared: own is (2, B, H, P + capacity, d), and `shared` its first part."""
 
     def __init__(self, shared, own, n_branches):
         self.shared, self.n_branches = shared, n_branches
@@ -127,7 +119,8 @@ class LayerCache:
 
     def fill(self, q, k, v):
         """Causal attention over the context (B, H, P, d), which is kept."""
-        self.shared.copy_(torch.stack([k, v]))
+        self.shared[0].copy_(k)
+        self.shared[1].copy_(v)
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     def attend(self, q, k, v, positions, unseen):
@@ -136,7 +129,7 @@ class LayerCache:
         unseen (s, P + capacity) is -inf where a new token may not look: what was written after it, or never.
         The queries of all branches meet the shared keys in one matrix product and their own keys in another;
         one softmax over both."""
-        (BN, H, s, d), n_b = q.shape, self.n_branches
+        (BN, H, s, d), n_b, P = q.shape, self.n_branches, self.shared.shape[3]
         for kept, new in zip(self.own, (k, v), strict=True):
             kept.index_copy_(2, positions, new)
         if n_b == 1:
@@ -144,10 +137,10 @@ class LayerCache:
         # (B n_b, H, s, d) <-> (B, H, n_b s, d): to the shared keys, branches are just more queries
         fold = lambda x: x.view(-1, n_b, H, s, x.shape[-1]).transpose(1, 2).flatten(2, 3)  # noqa: E731
         unfold = lambda x: x.view(-1, H, n_b, s, x.shape[-1]).transpose(1, 2).reshape(BN, H, s, -1)  # noqa: E731
-        q, P = q * d**-0.5, self.shared.shape[3]
-        scores = torch.cat([unfold(fold(q) @ self.shared[0].mT), q @ self.own[0].mT], -1) + unseen
+        q, (keys, values) = q * d**-0.5, self.own
+        scores = torch.cat([unfold(fold(q) @ self.shared[0].mT), q @ keys.mT], -1) + unseen
         weights = scores.float().softmax(-1).to(q.dtype)
-        return unfold(fold(weights[..., :P]) @ self.shared[1]) + weights[..., P:] @ self.own[1]
+        return unfold(fold(weights[..., :P]) @ self.shared[1]) + weights[..., P:] @ values
 
 
 class Cache:
@@ -159,12 +152,12 @@ class Cache:
     def __init__(self, model, B, n_branches, P, capacity):
         layers, H, D = (model.config[k] for k in ("n_layer", "n_head", "n_embd"))
         weight = model.embed.weight
-        self.first = P if n_branches == 1 else 0  # position of the first future token in own
-        self.own = weight.new_zeros(layers, 2, B * n_branches, H, self.first + capacity, D // H)
+        self.first = P if n_branches == 1 else 0  # where in own the future begins
+        self.own = weight.new_empty(layers, 2, B * n_branches, H, self.first + capacity, D // H)
         self.shared = self.own[..., :P, :] if self.first else weight.new_empty(layers, 2, B, H, P, D // H)
         self.layers = [LayerCache(*pair, n_branches) for pair in zip(self.shared, self.own, strict=True)]
-        self.order = torch.arange(-P, capacity, device=weight.device) + self.first  # positions in own of all
-        self.position = torch.zeros((), dtype=torch.long, device=weight.device)  # the pending token's, in own
+        self.unseen = weight.new_full((capacity, P + capacity), float("-inf")).triu(P + 1)  # by future tokens
+        self.position = torch.zeros((), dtype=torch.long, device=weight.device)  # the pending token's, in it
         self.pending = self.position.new_zeros(B * n_branches, 1)
         self.acted = weight.new_zeros(B * n_branches, D)  # what the next frame's action adds to its slot
         self.sizes, self.length = (B, n_branches, P, capacity), 0  # length of own, as the CPU knows it
@@ -193,8 +186,8 @@ class Cache:
                 self.pending.copy_(pending)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # a stream of this device; "thread_local" as other threads may be loading data meanwhile
-        with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
+        # on the stream that libraries know by now; "thread_local" as other threads may be loading data
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             out = fn()
         return graph, out
 
@@ -206,28 +199,28 @@ class Block(nn.Module):
         super().__init__()
         self.n_head, self.att_dropout = n_head, att_dropout
         self.norm1, self.norm2 = RMSNorm(D), RMSNorm(D)
-        self.qkv, self.out = Linear(D, 3 * D), Linear(D, D)
-        self.gate_up, self.down = Linear(D, 2 * n_mlp), Linear(n_mlp, D)
+        self.qkv, self.out = nn.Linear(D, 3 * D, bias=False), nn.Linear(D, D, bias=False)
+        self.gate_up, self.down = nn.Linear(D, 2 * n_mlp, bias=False), nn.Linear(n_mlp, D, bias=False)
 
     def forward(self, x, rope, attend=None):
         """x (B, L, D) -> the same; attend(q, k, v), by default causal over x alone."""
         B, L, D = x.shape
-        qkv = self.qkv(self.norm1(x)).view(B, L, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
+        qkv = linear(self.norm1(x), self.qkv.weight).view(B, L, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
         (q, k), v = rotate(qkv[:2], rope), qkv[2]  # (B, H, L, D/H) each
         if attend is None:
             dropout = self.att_dropout if self.training else 0.0
             h = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         else:
             h = attend(q, k, v)
-        x = x + self.out(h.transpose(1, 2).reshape(B, L, D))
-        gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
-        return x + self.down(F.silu(gate) * up)
+        x = x + linear(h.transpose(1, 2).reshape(B, L, D), self.out.weight)
+        gate, up = linear(self.norm2(x), self.gate_up.weight).chunk(2, -1)
+        return x + linear(F.silu(gate) * up, self.down.weight)
 
 
 @functools.cache
 def compiled_block():
-    """Block.forward for GPUs: compiled once, for all layers."""
-    return torch.compile(Block.forward, dynamic=False)
+    """Block.forward for GPUs: compiled once for all layers, for each shape; torch ends at eight of them."""
+    return torch.compile(Block.forward, dynamic=False, fullgraph=True)
 
 
 def sample_code(logits, noise=None, temperature=1.0):
@@ -265,7 +258,7 @@ class GPT(nn.Module):
         self.embed = nn.Embedding(layout.vocab_size, D)
         sizes = D, cfg["n_head"], cfg["n_mlp"], cfg["att_dropout"]
         self.blocks = nn.ModuleList([Block(*sizes) for _ in range(cfg["n_layer"])])
-        self.norm, self.lm_head = RMSNorm(D), Linear(D, layout.vocab_size)
+        self.norm, self.lm_head = RMSNorm(D), nn.Linear(D, layout.vocab_size, bias=False)
         self.action = nn.Linear(cfg["action_dim"], D) if cfg["action_dim"] else None
         self.reward = nn.Linear(D, 1) if cfg["reward"] else None
         self.register_buffer("rope", rope_table(layout.length(T), D // cfg["n_head"]), persistent=False)
@@ -355,9 +348,9 @@ class GPT(nn.Module):
             raise ValueError(f"{L} tokens; there is room for {len(self.place_of)}: take a new context")
         sizes = len(context), n_branches, tokens.shape[1] - 1, room * (layout.tokens_future + 1) + 1
         cache = reuse if reuse is not None and reuse.sizes == sizes else Cache(self, *sizes)
-        cache.own.zero_()  # a NaN in there would stay one, whatever its weight
+        cache.own[..., cache.first :, :].zero_()  # a NaN in there would stay one, whatever its weight
         self.hidden(tokens[:, :-1], actions, [layer.fill for layer in cache.layers])
-        cache.position.fill_(cache.first)
+        cache.position.zero_()
         cache.pending.copy_(tokens[:, -1:].repeat_interleave(n_branches, 0))
         cache.length = 0
         return cache
@@ -365,14 +358,14 @@ class GPT(nn.Module):
     def extend(self, tokens, cache, acted=0):
         """Newest tokens (B n_b, s) [+ actions] -> hidden states (B n_b, s, D). Advances cache.position."""
         positions = cache.position + torch.arange(tokens.shape[1], device=tokens.device)
-        unseen = torch.where(cache.order > positions[:, None], float("-inf"), 0.0).to(cache.own.dtype)
-        place = positions - cache.order[0]  # in the sequence
+        place = positions + cache.sizes[2]  # in the sequence
         x = self.embed(tokens) + acted
         if self.config["places"]:
             x = x + self.places[self.place_of[place]]
         run, rope = Block.forward if cache.recordings is None else compiled_block(), self.rope[:, place]
+        where = dict(positions=positions + cache.first, unseen=cache.unseen[positions])
         for block, layer in zip(self.blocks, cache.layers, strict=True):
-            x = run(block, x, rope, functools.partial(layer.attend, positions=positions, unseen=unseen))
+            x = run(block, x, rope, functools.partial(layer.attend, **where))
         cache.position += tokens.shape[1]
         return self.norm(x)
 

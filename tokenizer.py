@@ -95,12 +95,14 @@ class TokenLayout:
         return self.prompt - 1 + (self.tokens_future + 1) * (T - self.context_frames)
 
     def slots(self, f):
-        """Positions of the slot tokens of f future frames: where their actions are added."""
-        return self.prompt - 1 + (self.tokens_future + 1) * torch.arange(f)
+        """Positions of the slot tokens of f future frames, a slice: where their actions are added."""
+        first, step = self.prompt - 1, self.tokens_future + 1
+        return slice(first, first + step * f, step)
 
     def ends(self, f):
-        """Positions of the last token of f future frames: where their rewards are read."""
-        return self.slots(f) + self.tokens_future
+        """Positions of the last token of f future frames, a slice: where their rewards are read."""
+        slots = self.slots(f)
+        return slice(slots.start + self.tokens_future, slots.stop, slots.step)
 
     def places(self, L):
         """Which of prompt + n places each of L positions is at, (L,): all future frames share theirs."""
@@ -300,19 +302,21 @@ class Decoder(nn.Module):
                 self.cross[str(i + 1)] = cross_attention(cfg, C, size)
         self.conv_norm_out, self.conv_out = nn.GroupNorm(groups, C, 1e-6), conv3(C, 3 * self.patch**2)
 
-    def forward(self, z, context=None, levels=None):
-        """latents (M, D, h, w), what to `look_up` of a context -> frames (M, 3, H, W), features.
-
-        levels  only so many features, and None for frames"""
+    def features(self, z, context=None, levels=None):
+        """latents (M, D, h, w), what to `look_up` of a context -> feature maps, by default of all levels."""
         h, features = self.mid_block(self.conv_in(z)), []
         for i, block in enumerate([nn.Identity(), *self.up_blocks][:levels]):
             h = block(h)
             if str(i) in self.cross:
                 h = self.cross[str(i)](h, *context[str(i)])
             features.append(h)
-        if levels:
-            return None, features
-        return F.pixel_shuffle(self.conv_out(F.silu(self.conv_norm_out(h))), self.patch), features
+        return features
+
+    def forward(self, z, context=None):
+        """latents (M, D, h, w), what to `look_up` of a context -> frames (M, 3, H, W), features."""
+        features = self.features(z, context)
+        h = self.conv_out(F.silu(self.conv_norm_out(features[-1])))
+        return F.pixel_shuffle(h, self.patch), features
 
 
 def init_weights(module):
@@ -468,15 +472,14 @@ class Tokenizer(nn.Module):
         z, _ = self.cond_encoder(frames.flatten(0, 1), look_up(self.cond_encoder, features))
         return self.quant_linear(patchify(z, self.side)).unflatten(0, frames.shape[:2])
 
-    def frames_context(self, zq, levels=None):
-        """Quantized latents (B, t, N, D) -> frames (B, t, 3, H, W) and the decoder's features.
+    def maps_context(self, zq):
+        """Quantized latents (B, t, N, D) -> what their decoder takes, (B t, D, h, w)."""
+        return self.post_quant_conv(zq.flatten(0, 1).mT.unflatten(-1, (self.grid, self.grid)))
 
-        levels  only so many features, and None for frames"""
-        B, t = zq.shape[:2]
-        z = self.post_quant_conv(zq.flatten(0, 1).mT.unflatten(-1, (self.grid, self.grid)))
-        frames, features = self.decoder(z, levels=levels)
-        frames = None if levels else frames.unflatten(0, (B, t))
-        return frames, [x.unflatten(0, (B, t)) for x in features]
+    def frames_context(self, zq):
+        """Quantized latents (B, t, N, D) -> frames (B, t, 3, H, W) and the decoder's features."""
+        frames, features = self.decoder(self.maps_context(zq))
+        return frames.unflatten(0, zq.shape[:2]), [x.unflatten(0, zq.shape[:2]) for x in features]
 
     def frames_future(self, zq, context):
         """Quantized latents (B, f, n, D), what to `look_up` of a context -> frames (B, f, 3, H, W)."""
@@ -505,9 +508,9 @@ class Tokenizer(nn.Module):
 
     def decode_context(self, context):
         """Context codes (B, t, N) -> what `decode_future` looks up there; computed once per context."""
-        seen = 1 + max(map(int, self.cond_decoder.cross))  # the levels that are: few of them
-        _, features = self.frames_context(self.quantize.embedding(context), levels=seen)
-        return look_up(self.cond_decoder, features)
+        levels = 1 + max(map(int, self.cond_decoder.cross))  # what comes after them nobody looks at
+        features = self.decoder.features(self.maps_context(self.quantize.embedding(context)), levels=levels)
+        return look_up(self.cond_decoder, [x.unflatten(0, context.shape[:2]) for x in features])
 
     def decode_future(self, dynamics, context):
         """Dynamics codes (B, f, n), a `decode_context` -> frames (B, f, 3, H, W), not clamped.

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import GPT as SETTINGS
 
 import gpt
-from gpt import GPT, PRESETS, Block, Linear, RMSNorm, rope_table, rotate, sample_code, symexp, symlog
+from gpt import GPT, PRESETS, Block, RMSNorm, linear, rope_table, rotate, sample_code, symexp, symlog
 from tokenizer import TokenLayout
 
 LAYOUT = TokenLayout(context_frames=2, tokens_context=9, tokens_future=4, context_codes=20, dynamics_codes=12)
@@ -72,13 +72,12 @@ def test_rope_scores_depend_on_the_distance_alone():
 
 @pytest.mark.parametrize("rows", [1, 2, 40])
 def test_large_weights_on_cpus_give_what_any_others_do_and_have_gradients(rows):
-    layer, x = Linear(512, 1024), torch.randn(2, rows, 512)
-    expected = x @ layer.weight.detach().T
+    weight, x = torch.randn(1024, 512) / 512**0.5, torch.randn(2, rows, 512)
     with torch.no_grad():
-        assert torch.allclose(layer(x), expected, atol=1e-5)
-        assert torch.allclose(layer.bfloat16()(x.bfloat16()).float(), expected, atol=0.05)
-    layer.float()(x).sum().backward()
-    assert layer.weight.grad.abs().sum() > 0
+        assert torch.allclose(linear(x, weight), x @ weight.T, atol=1e-5)
+        assert torch.allclose(linear(x.bfloat16(), weight.bfloat16()).float(), x @ weight.T, atol=0.05)
+    linear(x, weight.requires_grad_()).sum().backward()
+    assert weight.grad.abs().sum() > 0
 
 
 def test_symlog_is_undone_by_symexp():
@@ -313,7 +312,7 @@ def test_a_greedy_rollout_equals_repeated_full_passes_without_a_cache():
     codes, rewards = model.rollout(context, actions, temperature=0)
     dynamics, first = torch.zeros_like(dynamics), LAYOUT.context_codes
     with torch.no_grad():
-        for i, slot in enumerate(LAYOUT.slots(T - 2).tolist()):
+        for i, slot in enumerate(range(LAYOUT.prompt - 1, LAYOUT.length(T), 5)):
             for j in range(LAYOUT.tokens_future):
                 logits = model(LAYOUT.pack(context, dynamics), actions)[:, slot + j]
                 dynamics[:, i, j] = logits[:, first : first + LAYOUT.dynamics_codes].argmax(-1)
@@ -331,18 +330,39 @@ def test_branches_of_one_context_equal_separate_rollouts():
     assert torch.equal(codes, apart[0]) and torch.allclose(rewards, apart[1], atol=1e-5)
 
 
-def test_rollouts_in_bfloat16_stay_near_those_in_float32():
-    model, (tokens, actions, _) = build().eval(), clip()
-    context, dynamics = LAYOUT.unpack(tokens)
+@pytest.mark.parametrize("n_branches", [1, 3])
+def test_rollouts_in_bfloat16_stay_near_those_in_float32(n_branches):
+    model, (tokens, actions, _) = build().eval(), clip(3)
+    tokens[:, : LAYOUT.prompt] = tokens[0, : LAYOUT.prompt]  # one context
 
     def logits(model):
         with torch.no_grad():
-            return cached_logits(model, tokens, actions, 1, 2).float()
+            return cached_logits(model, tokens, actions, n_branches, 2).float()
 
     exact = logits(model)
     assert (logits(model.bfloat16()) - exact).abs().max() < 0.05 * exact.abs().max()
-    codes, rewards = model.rollout(context, actions)
+    context, dynamics = LAYOUT.unpack(tokens)
+    codes, rewards = model.rollout(context[::n_branches], actions, n_branches=n_branches)
     assert codes.shape == dynamics.shape and rewards.dtype == torch.float32
+
+
+def test_a_frame_costs_as_many_passes_as_it_has_tokens(monkeypatch):
+    model, (tokens, actions, _) = build().eval(), clip()
+    extend, passes = GPT.extend, []
+    monkeypatch.setattr(GPT, "extend", lambda *args: passes.append(1) or extend(*args))
+    model.rollout(LAYOUT.unpack(tokens)[0], actions)
+    assert len(passes) == (T - 2) * LAYOUT.tokens_future + 1  # and one more for the last reward
+
+
+@pytest.mark.parametrize("n_branches", [1, 3])
+def test_compiled_blocks_extend_the_cache_as_plain_ones_do(n_branches, monkeypatch):
+    model, (tokens, actions, _) = build().eval(), clip(3)
+    tokens[:, : LAYOUT.prompt] = tokens[0, : LAYOUT.prompt]  # one context
+    compiled = torch.compile(gpt.Block.forward, dynamic=False, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        expected = cached_logits(model, tokens, actions, n_branches, 2)
+        monkeypatch.setattr(gpt.Block, "forward", lambda *args: compiled(*args))
+        assert torch.allclose(cached_logits(model, tokens, actions, n_branches, 2), expected, atol=1e-5)
 
 
 def test_a_caches_memory_serves_the_next_context_of_the_same_shape():

@@ -99,7 +99,7 @@ def test_logits_loss_and_rewards_are_those_of_the_authors(golden):
 def test_greedy_continuations_are_those_of_the_authors(golden):
     model, numbers, actions = golden
     net, layout, theirs = model.gpt, model.gpt.layout, numbers["greedy"]
-    tokens, slots = theirs[:, : layout.prompt], layout.slots(3).tolist()
+    tokens, slots = theirs[:, : layout.prompt], range(*layout.slots(3).indices(theirs.shape[1] + 1))
     with torch.no_grad():
         while tokens.shape[1] < theirs.shape[1]:  # the authors mask nothing; without actions, not even slots
             begun = sum(slot < tokens.shape[1] for slot in slots)

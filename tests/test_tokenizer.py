@@ -55,7 +55,9 @@ def test_layout_gives_the_numbers_of_the_paper():
     assert (layout.context_slot, layout.future_slot, layout.vocab_size) == (16384, 16385, 16386)
     assert (layout.prompt, layout.length(2), layout.length(16), layout.length(12)) == (514, 513, 751, 683)
     assert TokenLayout(1, 256, 16, 8192, 8192).length(16) == 511
-    assert layout.slots(3).tolist() == [513, 530, 547] and layout.ends(3).tolist() == [529, 546, 563]
+    positions = torch.arange(layout.length(5))
+    assert positions[layout.slots(3)].tolist() == [513, 530, 547]
+    assert positions[layout.ends(3)].tolist() == [529, 546, 563]
 
 
 def test_layout_packs_by_hand_computed_ids_and_unpacks_again():
