@@ -6,6 +6,7 @@
 
 Functions only. Nothing here imports another file of ours."""
 
+import ctypes
 import difflib
 import json
 import math
@@ -93,8 +94,20 @@ def require_positive(cfg, *keys):
             raise ValueError(f"--{key} is {getattr(cfg, key)}; expected at least 1")
 
 
+def keep_memory():
+    """Let glibc keep the memory that it once got. By default it returns large blocks to the system, and to
+    get them anew costs a page fault for every 4 KB: a tenth to a quarter of the time of `small` on CPUs."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no blocks apart from the heap,
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: which never shrinks
+    except (OSError, AttributeError):
+        return  # another system's allocator
+
+
 def run(main, cfg):
     """Call main(cfg); our own errors on bad input become one line, all others keep their traceback."""
+    keep_memory()
     try:
         main(cfg)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:

@@ -11,6 +11,7 @@ Run: python evaluate.py                                       the released check
      python evaluate.py --ckpt out/gpt.pt --data data/mine    validation segments of your own episodes
      python evaluate.py speed                                 how fast, and against what (appendix B.4)"""
 
+import functools
 import json
 import multiprocessing
 import os
@@ -32,7 +33,7 @@ from tqdm import tqdm
 import gpt
 import official
 import tokenizer
-from common import autocast_for, configure, require_positive, run, uses_bf16
+from common import autocast_for, configure, keep_memory, require_positive, run, uses_bf16
 from gpt import GPT
 from sample import WorldModel, segments_for
 from tokenizer import PerFrameTokenizer, Tokenizer, layout_of
@@ -214,16 +215,22 @@ def main(cfg):
 TOKENIZER_OF = dict(tiny=tokenizer.TINY, small=tokenizer.SMALL, medium=tokenizer.SMALL)
 
 
-def median_seconds(repeats, fn, *args):
-    """Median over `repeats` calls of fn, after one that does not count, unless a single one is wanted."""
-    seconds = []
+def seconds_in_turn(repeats, *fns):
+    """Medians over `repeats` calls of each function, one after the other, as machines are not always as fast;
+    the first call does not count, unless a single one is wanted."""
+    seconds = [[] for _ in fns]
     for _ in range(repeats + (repeats > 1)):
-        started = time.perf_counter()
-        fn(*args)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[-repeats:])
+        for fn, times in zip(fns, seconds, strict=True):
+            started = time.perf_counter()
+            fn()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+    return [statistics.median(times[-repeats:]) for times in seconds]
+
+
+def median_seconds(repeats, fn, *args):
+    return seconds_in_turn(repeats, lambda: fn(*args))[0]
 
 
 def random_world(preset, device, dtype, **changes):
@@ -363,7 +370,7 @@ def speed_rollouts(cfg, device):
 def alone(fn, *args):
     """fn(*args), a dict, in a process of its own, as is its peak memory; {} if there was too little."""
     torch.cuda.empty_cache()
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), keep_memory) as pool:
         try:
             return pool.submit(fn, *args).result()
         except (BrokenProcessPool, torch.OutOfMemoryError) as error:  # the former: the system has killed it
@@ -379,8 +386,8 @@ def peak_memory(device):
     return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024 / 1e9 if status.is_file() else None
 
 
-def train_steps(settings, layout, batch, full_logits, device, dtype, repeats):
-    """Seconds of an update of the transformer, and the peak memory in GB of the process, or of the GPU."""
+def train_steps(settings, layout, batch, ways, device, dtype, repeats):
+    """Seconds of an update of the transformer in each of `ways` (with all logits?), peak memory in GB."""
     device = torch.device(device)
     model = GPT(layout, **{**settings, "action_dim": 4}).to(device)
     T = model.config["segment_length"]
@@ -389,7 +396,7 @@ def train_steps(settings, layout, batch, full_logits, device, dtype, repeats):
     tokens, actions = layout.pack(context, future).to(device), torch.rand(batch, T, 4, device=device)
     optimizer = torch.optim.AdamW(model.param_groups(0.01), lr=1e-4, fused=True)
 
-    def loss_of(tokens, actions):
+    def loss_of(tokens, actions, full_logits):
         if not full_logits:
             return model.loss(tokens, actions)[0]
         targets = tokens.clone()
@@ -398,35 +405,37 @@ def train_steps(settings, layout, batch, full_logits, device, dtype, repeats):
 
     forward = torch.compile(loss_of) if device.type == "cuda" else loss_of
 
-    def update():
+    def update(full_logits):
         optimizer.zero_grad(set_to_none=True)
         with autocast_for(device, dtype):
-            loss = forward(tokens, actions)
+            loss = forward(tokens, actions, full_logits)
         loss.backward()
         optimizer.step()
 
-    seconds = median_seconds(repeats, update)
+    seconds = seconds_in_turn(repeats, *(functools.partial(update, way) for way in ways))
     L, D, n = tokens.shape[1], model.config["n_embd"], layout.length(T) - layout.prompt
     weights = L * sum(p.numel() for p in model.blocks.parameters()) + n * layout.vocab_size * D
     attention = model.config["n_layer"] * L * L * D  # queries x keys, weights x values; causal: half of them
     flops = 6 * batch * (weights + attention)  # a multiplication and an addition, twice that on the way back
-    rates = dict(tokens_per_s=batch * L / seconds, flops_per_s=flops / seconds)
+    rates = dict(tokens_per_s=batch * L / seconds[0], flops_per_s=flops / seconds[0])
     return dict(seconds=seconds, GB=peak_memory(device), **rates)
 
 
 def speed_train(cfg, device):
     """An update of the transformer with logits where a loss is taken, and with all logits."""
     inputs = gpt.PRESETS[cfg.preset], layout_of(TOKENIZER_OF[cfg.preset]), cfg.train_batch
-    settings = str(device), cfg.dtype, cfg.repeats
-    ours, full = (alone(train_steps, *inputs, full, *settings) for full in (False, True))
-    if not ours or not full:
-        return {f"train_{cfg.preset}": ours}
-    row = dict(**ours, full_logits=full["seconds"], full_logits_GB=full["GB"])
-    row["vs_full_logits"] = full["seconds"] / ours["seconds"]
+    settings = str(device), cfg.dtype
+    row = alone(train_steps, *inputs, (False, True), *settings, cfg.repeats)
+    memory = [alone(train_steps, *inputs, ways, *settings, 1).get("GB") for ways in ((False,), (True,))]
+    if not row:
+        return {f"train_{cfg.preset}": row}
+    ours, full = row["seconds"]
+    row.update(seconds=ours, full_logits=full, vs_full_logits=full / ours)
+    row.update(GB=memory[0], full_logits_GB=memory[1])
     name = torch.cuda.get_device_name() if device.type == "cuda" else ""
     peak = next((peak for gpu, peak in PEAK_FLOPS.items() if gpu in name), None)
     if peak and uses_bf16(device, cfg.dtype):
-        row["mfu"] = ours["flops_per_s"] / peak
+        row["mfu"] = row["flops_per_s"] / peak
     return {f"train_{cfg.preset}": row}
 
 
@@ -475,8 +484,8 @@ def speed_tokenizers(cfg, device):
         repeats = 1 if device.type == "cpu" else cfg.repeats
         settings = str(device), cfg.dtype, repeats
         row, layout = alone(clip_seconds, cfg.preset, kind, *settings), tokenizer_of(cfg.preset, kind).layout
-        if update := alone(train_steps, model, layout, cfg.clips, False, *settings):
-            row.update(train_updates_per_s=1 / update["seconds"], train_GB=update["GB"])
+        if update := alone(train_steps, model, layout, cfg.clips, (False,), *settings):
+            row.update(train_updates_per_s=1 / update["seconds"][0], train_GB=update["GB"])
         rows[kind] = dict(row, clips=cfg.clips, runs=repeats)
     return dict(tokenizers=rows)
 
@@ -495,7 +504,7 @@ def flatten(tree, name=""):
 
 
 def speed(cfg):
-    """Measure `parts`, and write each down as soon as it is known."""
+    """Measure `parts`, and write each down as soon as it is known, beside those that the file holds."""
     require_positive(cfg, "horizon", "branches", "branch_horizon", "repeats")
     if wrong := set(cfg.parts) - set(PARTS):
         raise ValueError(f"--parts {','.join(wrong)}: expected some of {','.join(PARTS)}")
@@ -504,9 +513,10 @@ def speed(cfg):
     machine = (torch.cuda.get_device_name() if gpu else cpu_name()).lower()
     out = cfg.out or f"results/speed-{re.sub('[^a-z0-9]+', '-', machine)}.json"
     cfg.train_batch, cfg.clips = cfg.train_batch or (64 if gpu else 4), cfg.clips or (16 if gpu else 1)
-    numbers = dict(settings=vars(cfg))
+    numbers = json.loads(Path(out).read_text()) if Path(out).is_file() else {}
     for part in tqdm(cfg.parts, "speed"):
         rows = PARTS[part](cfg, device)
+        numbers.setdefault("measured", {})[part] = dict(settings=vars(cfg), **provenance())
         numbers.update(rows)
         for name, value in flatten(rows):
             tqdm.write(f"{name:45}{'unknown' if value is None else f'{value:.4g}':>12}")

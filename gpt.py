@@ -202,8 +202,10 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(D, 3 * D, bias=False), nn.Linear(D, D, bias=False)
         self.gate_up, self.down = nn.Linear(D, 2 * n_mlp, bias=False), nn.Linear(n_mlp, D, bias=False)
 
-    def forward(self, x, rope, attend=None):
-        """x (B, L, D) -> the same; attend(q, k, v), by default causal over x alone."""
+    def forward(self, x, rope, attend=None, first=0):
+        """x (B, L, D) -> the same; attend(q, k, v), by default causal over x alone.
+
+        first  with keys and values of all, go on with the tokens from here on alone"""
         B, L, D = x.shape
         qkv = linear(self.norm1(x), self.qkv.weight).view(B, L, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
         (q, k), v = rotate(qkv[:2], rope), qkv[2]  # (B, H, L, D/H) each
@@ -212,7 +214,7 @@ class Block(nn.Module):
             h = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         else:
             h = attend(q, k, v)
-        x = x + linear(h.transpose(1, 2).reshape(B, L, D), self.out.weight)
+        x = x[:, first:] + linear(h.transpose(1, 2)[:, first:].flatten(2), self.out.weight)
         gate, up = linear(self.norm2(x), self.gate_up.weight).chunk(2, -1)
         return x + linear(F.silu(gate) * up, self.down.weight)
 
@@ -287,10 +289,11 @@ class GPT(nn.Module):
             )
         return self.action(actions.to(self.action.weight.dtype)) if A else None
 
-    def hidden(self, tokens, actions=None, attends=None):
-        """Last hidden states (B, L, D) of sequences (B, L), with actions (B, T, A) of their T frames.
+    def hidden(self, tokens, actions=None, attends=None, first=0):
+        """Last hidden states (B, L - first, D) of sequences (B, L), with actions (B, T, A) of their T frames.
 
-        The last frame may be unfinished, and L is not limited. attends: each block's attention function"""
+        The last frame may be unfinished, and L is not limited. attends: each block's attention function.
+        first: where they begin, so that the last block is left out where nobody reads it"""
         (B, L), layout, t = tokens.shape, self.layout, self.layout.context_frames
         f = max(0, -(-(L - layout.prompt + 1) // (layout.tokens_future + 1)))  # future frames that have begun
         rope, place = self.rope[:, :L], self.place_of[:L]
@@ -299,8 +302,9 @@ class GPT(nn.Module):
         x = self.embed(tokens) + (self.places[place] if self.config["places"] else 0)
         if f and (acted := self.act(actions, (B, t + f))) is not None:
             x[:, layout.slots(f)] += acted[:, t - 1 : t - 1 + f]
-        for block, attend in zip(self.blocks, attends or [None] * len(self.blocks), strict=True):
-            x = block(x, rope, attend)
+        firsts = [0] * (len(self.blocks) - 1) + [first]
+        for block, attend, i in zip(self.blocks, attends or [None] * len(firsts), firsts, strict=True):
+            x = block(x, rope, attend, i)
         return self.norm(x)
 
     def forward(self, tokens, actions=None):
@@ -316,10 +320,10 @@ class GPT(nn.Module):
 
         tokens (B, L);  actions (B, T, A) or None;  rewards (B, T) in environment units, or None
         returns loss and metrics, a dict of scalars.   Source: paper eq. 3 and section 3.3"""
-        layout, f = self.layout, (tokens.shape[1] - self.layout.prompt + 1) // (self.layout.tokens_future + 1)
-        h = self.hidden(tokens, actions)
-        # The context is never predicted: logits for the future alone save two thirds of the output layer.
-        logits, targets = self.lm_head(h[:, layout.prompt - 1 : -1]), tokens[:, layout.prompt :]
+        layout, n = self.layout, self.layout.tokens_future
+        # The context is never predicted: two thirds of the last block and of the output layer are saved.
+        h = self.hidden(tokens, actions, first=layout.prompt - 1)
+        logits, targets = self.lm_head(h[:, :-1]), tokens[:, layout.prompt :]
         loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
         accuracy = (logits.detach().argmax(-1) == targets).float().mean()
         metrics = dict(ce=loss.detach(), accuracy=accuracy)
@@ -328,7 +332,7 @@ class GPT(nn.Module):
                 raise ValueError(
                     "the model has a reward head but the data has no rewards; set --rewards false"
                 )
-            predicted = self.reward(h[:, layout.ends(f)]).squeeze(-1).float()  # (B, f)
+            predicted = self.reward(h[:, n :: n + 1]).squeeze(-1).float()  # (B, f)
             error = F.mse_loss(predicted, symlog(rewards[:, layout.context_frames :]))
             loss, metrics["reward_mse"] = loss + error, error.detach()
         return loss, metrics
@@ -349,7 +353,7 @@ class GPT(nn.Module):
         sizes = len(context), n_branches, tokens.shape[1] - 1, room * (layout.tokens_future + 1) + 1
         cache = reuse if reuse is not None and reuse.sizes == sizes else Cache(self, *sizes)
         cache.own[..., cache.first :, :].zero_()  # a NaN in there would stay one, whatever its weight
-        self.hidden(tokens[:, :-1], actions, [layer.fill for layer in cache.layers])
+        self.hidden(tokens[:, :-1], actions, [layer.fill for layer in cache.layers], first=-1)
         cache.position.zero_()
         cache.pending.copy_(tokens[:, -1:].repeat_interleave(n_branches, 0))
         cache.length = 0
