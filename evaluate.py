@@ -415,6 +415,8 @@ def train_steps(settings, layout, batch, ways, device, dtype, repeats):
     seconds = seconds_in_turn(repeats, *(functools.partial(update, way) for way in ways))
     L, D, n = tokens.shape[1], model.config["n_embd"], layout.length(T) - layout.prompt
     weights = L * sum(p.numel() for p in model.blocks.parameters()) + n * layout.vocab_size * D
+    last = model.blocks[-1]  # of which only queries, keys and values are computed for the context
+    weights -= (L - n - 1) * sum(p.weight.numel() for p in (last.out, last.gate_up, last.down))
     attention = model.config["n_layer"] * L * L * D  # queries x keys, weights x values; causal: half of them
     flops = 6 * batch * (weights + attention)  # a multiplication and an addition, twice that on the way back
     rates = dict(tokens_per_s=batch * L / seconds[0], flops_per_s=flops / seconds[0])
@@ -426,9 +428,9 @@ def speed_train(cfg, device):
     inputs = gpt.PRESETS[cfg.preset], layout_of(TOKENIZER_OF[cfg.preset]), cfg.train_batch
     settings = str(device), cfg.dtype
     row = alone(train_steps, *inputs, (False, True), *settings, cfg.repeats)
-    memory = [alone(train_steps, *inputs, ways, *settings, 1).get("GB") for ways in ((False,), (True,))]
     if not row:
         return {f"train_{cfg.preset}": row}
+    memory = [alone(train_steps, *inputs, (way,), *settings, 1).get("GB") for way in (False, True)]
     ours, full = row["seconds"]
     row.update(seconds=ours, full_logits=full, vs_full_logits=full / ours)
     row.update(GB=memory[0], full_logits_GB=memory[1])

@@ -320,9 +320,10 @@ class GPT(nn.Module):
 
         tokens (B, L);  actions (B, T, A) or None;  rewards (B, T) in environment units, or None
         returns loss and metrics, a dict of scalars.   Source: paper eq. 3 and section 3.3"""
-        layout, n = self.layout, self.layout.tokens_future
+        layout, f = self.layout, (tokens.shape[1] - self.layout.prompt + 1) // (self.layout.tokens_future + 1)
+        first, ends = layout.prompt - 1, layout.ends(f)
         # The context is never predicted: two thirds of the last block and of the output layer are saved.
-        h = self.hidden(tokens, actions, first=layout.prompt - 1)
+        h = self.hidden(tokens, actions, first=first)
         logits, targets = self.lm_head(h[:, :-1]), tokens[:, layout.prompt :]
         loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
         accuracy = (logits.detach().argmax(-1) == targets).float().mean()
@@ -332,7 +333,7 @@ class GPT(nn.Module):
                 raise ValueError(
                     "the model has a reward head but the data has no rewards; set --rewards false"
                 )
-            predicted = self.reward(h[:, n :: n + 1]).squeeze(-1).float()  # (B, f)
+            predicted = self.reward(h[:, ends.start - first :: ends.step]).squeeze(-1).float()  # (B, f)
             error = F.mse_loss(predicted, symlog(rewards[:, layout.context_frames :]))
             loss, metrics["reward_mse"] = loss + error, error.detach()
         return loss, metrics

@@ -99,6 +99,11 @@ class TokenLayout:
         first, step = self.prompt - 1, self.tokens_future + 1
         return slice(first, first + step * f, step)
 
+    def ends(self, f):
+        """Positions of the last token of f future frames, a slice: where their rewards are read."""
+        slots = self.slots(f)
+        return slice(slots.start + self.tokens_future, slots.stop, slots.step)
+
     def places(self, L):
         """Which of prompt + n places each of L positions is at, (L,): all future frames share theirs."""
         i, first = torch.arange(L), self.prompt - 1

@@ -312,13 +312,13 @@ def test_a_greedy_rollout_equals_repeated_full_passes_without_a_cache():
     codes, rewards = model.rollout(context, actions, temperature=0)
     dynamics, first = torch.zeros_like(dynamics), LAYOUT.context_codes
     with torch.no_grad():
-        for i, slot in enumerate(range(LAYOUT.prompt - 1, LAYOUT.length(T), 5)):
+        for i, slot in enumerate(range(*LAYOUT.slots(T - 2).indices(LAYOUT.length(T)))):
             for j in range(LAYOUT.tokens_future):
                 logits = model(LAYOUT.pack(context, dynamics), actions)[:, slot + j]
                 dynamics[:, i, j] = logits[:, first : first + LAYOUT.dynamics_codes].argmax(-1)
         h = model.hidden(LAYOUT.pack(context, dynamics), actions)
     assert torch.equal(codes, dynamics)
-    assert torch.allclose(rewards, model.rewards(h[:, LAYOUT.prompt + 3 :: 5]), atol=1e-5)
+    assert torch.allclose(rewards, model.rewards(h[:, LAYOUT.ends(T - 2)]), atol=1e-5)
 
 
 def test_branches_of_one_context_equal_separate_rollouts():

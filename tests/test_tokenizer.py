@@ -57,6 +57,7 @@ def test_layout_gives_the_numbers_of_the_paper():
     assert TokenLayout(1, 256, 16, 8192, 8192).length(16) == 511
     positions = torch.arange(layout.length(5))
     assert positions[layout.slots(3)].tolist() == [513, 530, 547]
+    assert positions[layout.ends(3)].tolist() == [529, 546, 563]
 
 
 def test_layout_packs_by_hand_computed_ids_and_unpacks_again():
