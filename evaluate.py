@@ -139,6 +139,7 @@ def cpu_name():
     return f"{os.cpu_count()} x {name}"
 
 
+@functools.cache  # results that are written make the checkout another
 def provenance():
     """What a result must say to be believed: the command, the commit and the machine."""
     git = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
