@@ -43,6 +43,7 @@ PUSH_CONFIG = dict(
     seed=0,
     expert_share=0.6,  # of the episodes; the others are random play
     action_noise=0.3,  # standard deviation of what is added to the expert's actions
+    robot="red",  # or "cyan", whose looks the released checkpoint has never seen
     val_every=20,  # every 20th episode is for validation
 )
 NPZ_CONFIG = dict(
@@ -58,6 +59,11 @@ VIDEO_CONFIG = dict(src="", out="data/video", size=64, min_frames=16, val_every=
 FORMAT_VERSION = 1
 HELD_OUT = 1_000_000  # PushWorld seeds from here on are for evaluation
 VIDEO_TYPES = (".mp4", ".webm", ".gif")
+# Grippers: colours of a disc and of the mark on it; half-side and rounding of the mark, in radii of the disc.
+ROBOTS = dict(
+    red=((230, 20, 20), (255, 255, 255), 0, 1 / 2),
+    cyan=((0, 190, 200), (30, 10, 60), 3 / 8, 1 / 8),
+)
 
 
 # ---- bytes <-> floats: no other file converts ----
@@ -149,10 +155,11 @@ class Episodes:
     """Random access to the episodes of a folder. It has no position: a batch depends on the arguments alone.
 
     folder  what EpisodeWriter wrote;  split "train", "val" (index % val_every == 0) or "all"
+    limit   the first so many of those alone; 0: all
     has     frame_shape (H, W, 3), action_dim, has_reward, n_episodes, lengths, names, meta
     raises  FileNotFoundError where no such folder is, ValueError at another format or a truncated file"""
 
-    def __init__(self, folder, split="train"):
+    def __init__(self, folder, split="train", limit=0):
         self.folder = Path(folder)
         if split not in ("train", "val", "all"):
             raise ValueError(f"split is {split!r}; expected train, val or all")
@@ -179,6 +186,9 @@ class Episodes:
             print(f"{folder} holds one episode, which serves for training and for validation")
         elif split != "all":
             ids = ids[(ids % meta["val_every"] == 0) == (split == "val")]
+        if limit > len(ids):
+            raise ValueError(f"{limit} episodes wanted; {folder} has {len(ids)} for {split}")
+        ids = ids[: limit or None]
         self.shards, self.offsets, self.lengths, self.rows, self.names = (
             index[key][ids] for key in ("shard", "offset", "length", "row", "name"))
         self.n_episodes, self.files = len(ids), {}
@@ -314,14 +324,16 @@ class PushWorld:
     friction = 0.7  # share of its motion that a block loses per step
     success_radius = 0.07
 
-    def __init__(self, n=1, size=64, seed=0, length=60):
+    def __init__(self, n=1, size=64, seed=0, length=60, robot="red"):
         if n < 1 or size < 32 or seed < 0 or length < 1:
             raise ValueError(f"n, size, seed, length are {n, size, seed, length}; the least is 1, 32, 0, 1")
-        self.n, self.size, self.seed, self.length = n, size, seed, length
+        if robot not in ROBOTS:
+            raise ValueError(f"robot is {robot!r}; expected one of {', '.join(ROBOTS)}")
+        self.n, self.size, self.seed, self.length, self.robot = n, size, seed, length, ROBOTS[robot]
         self.episode, self.time = np.full(n, -1), np.zeros(n, int)
         self.grip, self.target, self.half = np.zeros((3, n, 2))  # half: half-side of each block
         self.blocks, self.glide = np.zeros((2, n, 2, 2))
-        self.colours = np.zeros((n, 2, 3), np.float32)  # of the blocks; the gripper always looks the same
+        self.colours = np.zeros((n, 2, 3), np.float32)  # of the blocks
         self.background = np.zeros((n, size, size, 3), np.float32)
         self.reset()
 
@@ -413,9 +425,10 @@ class PushWorld:
         for k in (0, 1):
             core = self.half[:, k] - self.corner
             self._draw(canvas, self.blocks[:, k], core, self.corner, self.colours[:, k])
-        red, white = np.tile(np.array([[[230, 20, 20]], [[255, 255, 255]]], np.float32), (1, self.n, 1))
-        self._draw(canvas, self.grip, 0, self.grip_radius, red)
-        self._draw(canvas, self.grip, 0, self.grip_radius / 2, white)
+        *colours, core, rounding = self.robot
+        body, mark = np.tile(np.array(colours, np.float32)[:, None], (1, self.n, 1))
+        self._draw(canvas, self.grip, 0, self.grip_radius, body)
+        self._draw(canvas, self.grip, core * self.grip_radius, rounding * self.grip_radius, mark)
         return (canvas + 0.5).astype(np.uint8)
 
     def _draw(self, canvas, centre, core, radius, colour):
@@ -471,13 +484,13 @@ def random_policy(n, steps, seed):
     return np.clip(actions, -1, 1)
 
 
-def play_push(episodes, length=60, size=64, seed=0, expert_share=0.6, action_noise=0.3):
+def play_push(episodes, length=60, size=64, seed=0, expert_share=0.6, action_noise=0.3, robot="red"):
     """Play fresh PushWorld episodes; yields frames_u8 (T,H,W,3), actions (T,2), rewards (T,), kind, won.
 
     T is length + 1. A share is played by the noisy expert, which after success takes any block to any place,
     so that things keep moving; the rest is random play."""
     n = min(episodes, 50)
-    world = PushWorld(n, size, seed, length)
+    world = PushWorld(n, size, seed, length, robot)
     for first in range(0, episodes, n):
         frames = np.empty((length + 1, n, size, size, 3), np.uint8)  # anew: the last ones are still in use
         rng = np.random.default_rng([seed, first, 1, 1])  # four words: no stream of the world's own
@@ -499,13 +512,14 @@ def play_push(episodes, length=60, size=64, seed=0, expert_share=0.6, action_noi
             yield frames[:, i], actions[:, i], rewards[:, i], "expert" if is_expert[i] else "random", won[i]
 
 
-def collect_push(out, episodes, val_every=20, **how):
+def collect_push(out, episodes, val_every=20, robot="red", **how):
     """Write the episodes of `play_push`; prints success rates and speed."""
     if episodes < 1 or not 0 <= how["seed"] < HELD_OUT or how["action_noise"] < 0:
         raise ValueError(f"expected episodes >= 1, 0 <= seed < {HELD_OUT}, action_noise >= 0; got {how}")
     began, wins = time.time(), {"expert": [], "random": []}
-    with EpisodeWriter(out, f"PushWorld, seed {how['seed']}", val_every=val_every) as writer:
-        for i, (*episode, kind, won) in enumerate(tqdm(play_push(episodes, **how), "push", episodes)):
+    played = tqdm(play_push(episodes, robot=robot, **how), "push", episodes)
+    with EpisodeWriter(out, f"PushWorld, {robot}, seed {how['seed']}", val_every=val_every) as writer:
+        for i, (*episode, kind, won) in enumerate(played):
             wins[kind].append(won)
             writer.add(*episode, f"{kind} {i}")
     rates = " | ".join(f"{kind} success {np.mean(w):.3f} of {len(w)}" for kind, w in wins.items() if w)

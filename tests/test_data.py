@@ -154,6 +154,23 @@ def test_frames_and_rewards_after_k_follow_from_action_k(push):
     assert np.allclose(episodes.rewards.reshape(12, 21), rewards, atol=1e-4)
 
 
+def test_robots_differ_in_looks_alone():
+    red, cyan = (list(play_push(2, length=5, robot=robot)) for robot in ("red", "cyan"))
+    for a, b in zip(red, cyan, strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(a[1:], b[1:], strict=True))
+        changed = (a[0] != b[0]).any(-1).mean()
+        assert 0 < changed < np.pi * (PushWorld.grip_radius + 1 / 64) ** 2
+    with pytest.raises(ValueError, match="robot is 'green'; expected one of red, cyan"):
+        PushWorld(robot="green")
+
+
+def test_a_limit_leaves_the_first_episodes(push):
+    few = Episodes(push, "train", 2)
+    assert list(few.names) == list(Episodes(push, "train").names[:2]) and few.n_episodes == 2
+    with pytest.raises(ValueError, match="99 episodes wanted; .* has 9 for train"):
+        Episodes(push, "train", 99)
+
+
 def test_a_batch_takes_actions_and_rewards_of_the_frames_it_shows(tmp_path):
     batch = write_numbered(tmp_path / "e", [40, 50]).batch(0, 16, 5, stride=3)
     frames, episodes = numbers(batch)
