@@ -8,6 +8,7 @@ Functions only. Nothing here imports another file of ours."""
 
 import ctypes
 import difflib
+import hashlib
 import json
 import math
 import os
@@ -177,6 +178,28 @@ def uses_bf16(device, dtype):
 def autocast_for(device, dtype):
     """Mixed precision context, as `uses_bf16` says."""
     return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(device, dtype))
+
+
+VGG = "vgg16-397923af.pth"  # torchvision's name, which ends in the file's SHA-256
+
+
+def perceptual_loss(device):
+    """LPIPS with VGG-16, frozen, of frames in [-1, 1] (Zhang et al. 2018).
+
+    raises  FileNotFoundError where its weights can neither be found nor downloaded; ValueError if they are
+            others"""
+    place = Path(torch.hub.get_dir()) / "checkpoints" / VGG
+    try:
+        import lpips
+
+        network = lpips.LPIPS(net="vgg", verbose=False).requires_grad_(False).eval().to(device)
+    except OSError as error:
+        fix = f"put torchvision's {VGG} at {place}, or do without: --lpips false"
+        raise FileNotFoundError(f"no VGG-16 weights for LPIPS: download failed ({error}); {fix}") from None
+    found = hashlib.sha256(place.read_bytes()).hexdigest()  # torch checks only what it downloads itself
+    if not found.startswith(Path(VGG).stem.split("-")[1]):
+        raise ValueError(f"{place} is not torchvision's file (SHA-256 {found[:8]}...); delete it")
+    return network
 
 
 def lr_at(step, lr, warmup, max_steps, schedule):

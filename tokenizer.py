@@ -303,12 +303,14 @@ class Decoder(nn.Module):
         self.conv_norm_out, self.conv_out = nn.GroupNorm(groups, C, 1e-6), conv3(C, 3 * self.patch**2)
 
     def features(self, z, context=None, levels=None):
-        """latents (M, D, h, w), what to `look_up` of a context -> feature maps, by default of all levels."""
+        """latents (M, D, h, w), what to `look_up` of a context -> feature maps, by default of all levels.
+
+        Without a context, a conditional decoder does without its cross-attention (Figure 10)."""
         h, features = self.mid_block(self.conv_in(z)), []
         for i, block in enumerate([nn.Identity(), *self.up_blocks][:levels]):
             h = block(h)
             if str(i) in self.cross:
-                h = self.cross[str(i)](h, *context[str(i)])
+                h = self.cross[str(i)](h, *context[str(i)]) if context else F.silu(h)
             features.append(h)
         return features
 
@@ -422,6 +424,35 @@ def resize_context(weights, old, new):
     return resized
 
 
+def adversarial_weight(perceptual, gen, last):
+    """Balance of two gradients at a decoder's last layer (Esser et al. 2021, eq. 7)."""
+    g_p, g_g = (torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (perceptual, gen))
+    return (g_p / g_g.clamp(min=1e-8)).clamp(max=1e4).detach()
+
+
+def objective(recon, frames, t, vq, lpips, discriminator, l2, last):
+    """Frames and what was decoded of them (B, T, 3, H, W), VQ losses -> loss and metrics: `Tokenizer.loss`.
+
+    Frames of the context, the first t, weigh as much as all others. last  weights of the last layer"""
+    split = [part.flatten(0, 1) for x in (recon, frames) for part in (x[:, :t], x[:, t:])]
+    pairs = list(zip(split[:2], split[2:], strict=True))  # (decoded, true) of the context, of the future
+    errors = [F.l1_loss(x, y) + (l2 * F.mse_loss(x, y) if l2 else 0) for x, y in pairs]
+    parts = dict(recon_context=errors[0], recon=errors[1], **vq)
+    if lpips is not None:
+        with torch.autocast(frames.device.type, enabled=False):
+            distances = [lpips(2 * x - 1, 2 * y - 1).mean() for x, y in pairs]
+        parts.update(lpips_context=distances[0], lpips=distances[1])
+    loss = sum(parts.values())
+    if discriminator is not None:
+        gen = -discriminator(recon.flatten(0, 1)).mean()
+        loss = loss + 0.8 * adversarial_weight(parts.get("lpips", parts["recon"]), gen, last) * gen
+        parts["gen"] = gen
+    metrics = {k: v.detach() for k, v in parts.items()}
+    error = (recon[:, t:].detach().clamp(0, 1) - frames[:, t:]).square().mean((2, 3, 4))
+    metrics["psnr"] = -10 * torch.log10(error + 1e-8).mean()
+    return loss, metrics
+
+
 class Tokenizer(nn.Module):
     """The conditional VQGAN. Settings: see SMALL above.
 
@@ -513,7 +544,7 @@ class Tokenizer(nn.Module):
         return look_up(self.cond_decoder, [x.unflatten(0, context.shape[:2]) for x in features])
 
     def decode_future(self, dynamics, context):
-        """Dynamics codes (B, f, n), a `decode_context` -> frames (B, f, 3, H, W), not clamped.
+        """Dynamics codes (B, f, n), a `decode_context` or None -> frames (B, f, 3, H, W), not clamped.
 
         Every frame is decoded by itself: a new one does not decode the ones before it again."""
         return self.frames_future(self.dynamics_quantize.embedding(dynamics), context)
@@ -554,34 +585,13 @@ class Tokenizer(nn.Module):
         zeros = (self.unchanged(frames), still) if still and self.training else ()
         disguised = recolour(frames) if disguise and self.training else None
         recon, (c_ids, c_vq), (d_ids, d_vq) = self.reconstruct(frames, zeros, disguised)
-        recon = recon.float()
-        split = [part.flatten(0, 1) for x in (recon, frames) for part in (x[:, :t], x[:, t:])]
-        pairs = list(zip(split[:2], split[2:], strict=True))  # (decoded, true) of the context, of the future
-        errors = [F.l1_loss(x, y) + (l2 * F.mse_loss(x, y) if l2 else 0) for x, y in pairs]
-        parts = dict(recon_context=errors[0], recon=errors[1], vq_context=c_vq, vq=d_vq)
-        if lpips is not None:
-            with torch.autocast(frames.device.type, enabled=False):
-                distances = [lpips(2 * x - 1, 2 * y - 1).mean() for x, y in pairs]
-            parts.update(lpips_context=distances[0], lpips=distances[1])
-        loss = sum(parts.values())
-        if discriminator is not None:
-            gen = -discriminator(recon.flatten(0, 1)).mean()
-            loss = loss + 0.8 * self.adversarial_weight(parts.get("lpips", parts["recon"]), gen) * gen
-            parts["gen"] = gen
-        metrics = {k: v.detach() for k, v in parts.items()}
-        error = (recon[:, t:].detach().clamp(0, 1) - frames[:, t:]).square().mean((2, 3, 4))
-        metrics["psnr"] = -10 * torch.log10(error + 1e-8).mean()
+        judges, last = (lpips, discriminator), self.cond_decoder.conv_out.weight
+        loss, metrics = objective(recon.float(), frames, t, dict(vq_context=c_vq, vq=d_vq), *judges, l2, last)
         metrics["ppl_context"], metrics["used_context"] = self.quantize.metrics(c_ids)
         metrics["ppl_dynamics"], metrics["used_dynamics"] = self.dynamics_quantize.metrics(d_ids)
         return loss, metrics
 
     forward = loss  # what DistributedDataParallel calls
-
-    def adversarial_weight(self, perceptual, gen):
-        """Balance of two gradients at the future decoder's last layer (Esser et al. 2021, eq. 7)."""
-        weight = self.cond_decoder.conv_out.weight
-        g_p, g_g = (torch.autograd.grad(x, weight, retain_graph=True)[0].norm() for x in (perceptual, gen))
-        return (g_p / g_g.clamp(min=1e-8)).clamp(max=1e4).detach()
 
     def checkpoint(self):
         """Plain data that `from_checkpoint` builds the same model from."""
@@ -589,8 +599,9 @@ class Tokenizer(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, state, **changes):
-        """Rebuild from `checkpoint()`; context_frames, of the `changes`, may differ from the weights'."""
-        model = cls(**{**state["config"], **changes})
+        """Rebuild from `checkpoint()`, a per-frame one too; context_frames, of the `changes`, may differ."""
+        config = {**state["config"], **changes}
+        model = PerFrameTokenizer(**config) if "grid" in config else cls(**config)
         frames = state["config"]["context_frames"], model.config["context_frames"]
         model.load_state_dict(resize_context(state["weights"], *frames))
         return model
@@ -626,7 +637,7 @@ class PerFrameTokenizer(nn.Module):
         latents, D = layout_of(cfg).tokens_context ** 0.5, cfg["code_dim"]
         if latents % grid:
             raise ValueError(f"grid is {grid}; expected a divisor of {latents:.0f}, the side of the latents")
-        self.config, self.side = cfg, int(latents) // grid
+        self.config, self.side = dict(cfg, grid=grid), int(latents) // grid
         self.layout = TokenLayout(cfg["context_frames"], grid**2, grid**2, *[cfg["context_codes"]] * 2)
         self.encoder, self.decoder = Encoder(cfg, False), Decoder(cfg, False)
         self.quant_linear = nn.Linear(D * self.side**2, D)
@@ -634,14 +645,41 @@ class PerFrameTokenizer(nn.Module):
         self.quantize = VectorQuantizer(cfg["context_codes"], D, cfg["commitment"], cfg["revive_after"])
         self.apply(init_weights)
 
-    check = Tokenizer.check
+    check, checkpoint = Tokenizer.check, Tokenizer.checkpoint
+
+    @property
+    def dynamics_quantize(self):
+        """The one codebook serves all frames."""
+        return self.quantize
+
+    def latents(self, frames):
+        """Frames (B, T, 3, H, W) -> latents (B T, n, D)."""
+        z, _ = self.encoder(frames.flatten(0, 1))
+        return self.quant_linear(patchify(z, self.side))
+
+    def reconstruct(self, frames):
+        """Frames through the bottleneck -> frames (B, T, 3, H, W), [ids, loss]."""
+        self.check(frames, self.config["context_frames"] + 1)
+        zq, *codes = self.quantize(self.latents(frames))
+        z = unpatchify(self.post_quant_linear(zq), self.side)
+        return self.decoder(z)[0].unflatten(0, frames.shape[:2]), codes
+
+    def loss(self, frames, lpips=None, discriminator=None, l2=0.0, still=0.0, disguise=False):
+        """As `Tokenizer.loss`; there are no dynamics codes to teach with `still` and `disguise`."""
+        recon, (ids, vq) = self.reconstruct(frames)
+        judges, last = (lpips, discriminator), self.decoder.conv_out.weight
+        t = self.config["context_frames"]
+        loss, metrics = objective(recon.float(), frames, t, dict(vq=vq), *judges, l2, last)
+        metrics["ppl"], metrics["used"] = self.quantize.metrics(ids)
+        return loss, metrics
+
+    forward = loss
 
     def encode(self, frames):
         """Frames (B, T >= t, 3, H, W) -> token ids (B, L), laid out as TokenLayout says."""
         t = self.config["context_frames"]
         self.check(frames, t)
-        z, _ = self.encoder(frames.flatten(0, 1))
-        ids = self.quantize.ids(self.quant_linear(patchify(z, self.side))).unflatten(0, frames.shape[:2])
+        ids = self.quantize.ids(self.latents(frames)).unflatten(0, frames.shape[:2])
         return self.layout.pack(ids[:, :t], ids[:, t:])
 
     def decode(self, tokens):
@@ -655,6 +693,18 @@ class PerFrameTokenizer(nn.Module):
         """Codes (B, f, n) -> frames (B, f, 3, H, W), not clamped."""
         z = unpatchify(self.post_quant_linear(self.quantize.embedding(codes.flatten(0, 1))), self.side)
         return self.decoder(z)[0].unflatten(0, codes.shape[:2])
+
+
+def build(kind, settings):
+    """A new tokenizer of these settings (SMALL): "compressive", or with so many tokens a frame as "4x4" says.
+
+    raises  ValueError at another kind"""
+    if kind == "compressive":
+        return Tokenizer(**settings)
+    grid, *others = kind.split("x")
+    if others != [grid] or not grid.isdecimal():
+        raise ValueError(f"kind is {kind!r}; expected compressive, or a square such as 16x16 or 4x4")
+    return PerFrameTokenizer(int(grid), **settings)
 
 
 class Discriminator(nn.Module):

@@ -55,6 +55,7 @@ MODEL = {
 CONFIG = dict(
     preset="small",
     data="data/push",
+    episodes=0,  # train on the first so many alone; 0: all
     tokenizer="",  # checkpoint of the tokenizer; by default the one inside --init_from, else out/tokenizer.pt
     out="out/gpt.pt",
     init_from="",  # a checkpoint to fine-tune; it sets the sizes of the model, segment_length may change
@@ -217,7 +218,7 @@ def main(cfg):
     require_positive(cfg, "batch_size", "accumulate", "max_steps", "log_every", "eval_every", "eval_segments")
     rank, world, device = setup_ddp()
     stop, out = stop_signal(), Path(cfg.out)
-    train, val = Episodes(cfg.data, "train"), Episodes(cfg.data, "val")
+    train, val = Episodes(cfg.data, "train", cfg.episodes), Episodes(cfg.data, "val")
     torch.manual_seed(cfg.seed)  # the same weights on all processes
     tokenizer, model, resumed = build(cfg, train)
     tokenizer.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)

@@ -36,6 +36,7 @@ from common import (
     load_checkpoint,
     log,
     lr_at,
+    perceptual_loss,
     require_positive,
     run,
     save_checkpoint,
@@ -44,14 +45,16 @@ from common import (
     stop_signal,
 )
 from data import Episodes, prefetch, save_contact_sheet
-from tokenizer import Discriminator, Tokenizer
+from tokenizer import Decoder, Discriminator, Encoder, Tokenizer, VectorQuantizer
 
 CONFIG = dict(
     preset="small",
     data="data/push",
+    episodes=0,  # train on the first so many alone; 0: all
     out="out/tokenizer.pt",
     init_from="",  # a checkpoint to fine-tune; it sets the sizes of the model, context_frames may change
     resume=False,  # continue OUT exactly where it stopped
+    kind="compressive",  # or one that spends as many tokens on every frame, such as "16x16"
     horizon=16,  # frames of the window that a segment is drawn from
     future_frames=6,
     stride=1,  # source frames per step of the context
@@ -83,18 +86,6 @@ TINY = dict(lpips=False, l2=10.0, decouple_start=2000, lr=2e-3, schedule="cosine
 TINY.update(batch_size=8, future_frames=3, warmup=100, eval_every=500)
 LARGE = dict(batch_size=2, accumulate=4, discriminator_start=125_000)
 PRESETS = dict(tiny=tokenizer.TINY | TINY, small=tokenizer.SMALL, large=tokenizer.LARGE | LARGE)
-
-
-def perceptual_loss(device):
-    """LPIPS with VGG-16, frozen.   raises  FileNotFoundError with the place where its weights go"""
-    try:
-        import lpips
-
-        return lpips.LPIPS(net="vgg", verbose=False).requires_grad_(False).eval().to(device)
-    except OSError as error:
-        place = Path(torch.hub.get_dir()) / "checkpoints/vgg16-397923af.pth"
-        fix = f"put the file of torchvision's VGG-16 at {place}, or train without it: --lpips false"
-        raise FileNotFoundError(f"no VGG-16 weights for LPIPS: download failed ({error}); {fix}") from None
 
 
 def update_judge(judge, optimizer, model, frames, grad_clip, autocast):
@@ -135,7 +126,7 @@ def build(cfg):
     """The tokenizer to train and, with --resume, the state to go on from."""
     path = cfg.out if cfg.resume else cfg.init_from
     if not path:
-        return Tokenizer(**{k: getattr(cfg, k) for k in tokenizer.SMALL}), None
+        return tokenizer.build(cfg.kind, {k: getattr(cfg, k) for k in tokenizer.SMALL}), None
     if cfg.resume:
         state = load_checkpoint(path, needs=("tokenizer", "step", "optimizer", "rng"))
         return Tokenizer.from_checkpoint(state["tokenizer"]), state
@@ -151,7 +142,7 @@ def main(cfg):
     require_positive(cfg, "batch_size", "accumulate", "max_steps", "log_every", "eval_every", "eval_segments")
     rank, world, device = setup_ddp()
     stop, out = stop_signal(), Path(cfg.out)
-    train, val = Episodes(cfg.data, "train"), Episodes(cfg.data, "val")
+    train, val = Episodes(cfg.data, "train", cfg.episodes), Episodes(cfg.data, "val")
     lpips = perceptual_loss(device) if cfg.lpips else None
     torch.manual_seed(cfg.seed)  # the same weights on all processes
     model, resumed = build(cfg)
@@ -159,7 +150,8 @@ def main(cfg):
     t, R = model.config["context_frames"], model.config["resolution"]
     if train.frame_shape != (R, R, 3):
         raise ValueError(f"{cfg.data} has frames {train.frame_shape}, expected {R} x {R}; import --size {R}")
-    for quantizer in (model.quantize, model.dynamics_quantize):  # frozen: out of the clipped norm, too
+    quantizers = [m for m in model.children() if isinstance(m, VectorQuantizer)]
+    for quantizer in quantizers:  # frozen: out of the clipped norm, too
         quantizer.requires_grad_(not cfg.freeze_codebooks)
         if cfg.freeze_codebooks:
             quantizer.revive_after = 0
@@ -183,8 +175,9 @@ def main(cfg):
     if world > 1:
         ddp = DistributedDataParallel(model, [device.index] if device.type == "cuda" else None)
     if cfg.compile and device.type == "cuda":
-        for network in (model.encoder, model.decoder, model.cond_encoder, model.cond_decoder):
-            network.compile()
+        for network in model.children():
+            if isinstance(network, Encoder | Decoder):
+                network.compile()
     autocast = autocast_for(device, cfg.dtype)
     if step >= cfg.max_steps:
         raise ValueError(f"{out} is at step {step} already; raise --max_steps to go on")

@@ -15,7 +15,8 @@ import train_tokenizer
 from common import configure, load_checkpoint
 from data import Episodes, EpisodeWriter
 from gpt import GPT
-from tokenizer import Tokenizer
+from sample import WorldModel
+from tokenizer import PerFrameTokenizer, Tokenizer
 
 # Runs a script as its file would, but sends a signal to itself in the middle of the loop, before one update.
 SIGNAL_AT_A_STEP = """
@@ -59,6 +60,18 @@ def assert_same(a, b, where="state"):
 
 
 # ---- two steps ----
+
+
+def test_a_per_frame_tokenizer_is_trained_by_its_kind_and_carries_a_world_model(push, tmp_path):
+    train(train_tokenizer, **TOKENIZER_RUN, kind="2x2", data=push, out=tmp_path / "t.pt")
+    assert isinstance(Tokenizer.load(tmp_path / "t.pt"), PerFrameTokenizer)
+    assert lines(tmp_path / "t.pt")[-1]["val_psnr"] > 0
+    train(train_gpt, **GPT_RUN, data=push, tokenizer=tmp_path / "t.pt", out=tmp_path / "g.pt")
+    model = WorldModel.load(tmp_path / "g.pt", "cpu")
+    model.reset(torch.rand(2, 2, 3, 32, 32))
+    assert model.rollout(torch.zeros(2, 5, 2), 5)[0].shape == (2, 5, 3, 32, 32)
+    with pytest.raises(ValueError, match="kind is '2x3'; expected compressive, or a square such as 16x16"):
+        train(train_tokenizer, **TOKENIZER_RUN, kind="2x3", data=push, out=tmp_path / "t.pt")
 
 
 def test_two_steps_of_the_tokenizer_write_a_checkpoint_numbers_and_a_picture(trained):
