@@ -1,12 +1,13 @@
 # make demo    the model of make train imagines and is measured, then both models are trained before your eyes
 # make test    the test suite
 # make train   train assets/push-tiny.pt (three and a half hours on two cores)
+# make analyses  the protocol and the paper's analyses on PushWorld, with their pictures (two hours)
 PYTHON ?= python3
 RUN = .venv/bin/python
 TWICE = .venv/bin/torchrun --nproc_per_node=2
 TRAIN_GPT ?=  # bf16 is faster on CPUs that have it: make train TRAIN_GPT="--dtype bf16"
 
-.PHONY: demo test train clean
+.PHONY: demo test train analyses clean
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -47,6 +48,13 @@ train: .venv/ready-test data/push/meta.json
 	$(RUN) sample.py --ckpt out/push/gpt.pt --data push --export assets/push-tiny.pt
 	$(RUN) evaluate.py --episodes 256 --curves out/push/tokenizer.jsonl,out/push/short.jsonl,out/push/gpt.jsonl \
 	    --out results/push-tiny.json
+
+data/push-cyan/meta.json: | .venv/ready
+	$(RUN) data.py push --robot cyan --seed 1 --out data/push-cyan --episodes 1100
+
+analyses: .venv/ready-test data/push/meta.json data/push-cyan/meta.json
+	$(RUN) evaluate.py --samples 20 --repeats 3 --batch_size 80 --out results/push-prediction.json
+	set -e; for name in decouple tokenizers transfer adapt scaling goal; do $(RUN) evaluate.py $$name; done
 
 clean:
 	rm -rf .venv out/demo out/samples

@@ -1,15 +1,22 @@
-"""evaluate.py: how good is what a world model imagines (paper section 4.1, appendix A.3).
+"""evaluate.py: how good is what a world model imagines (paper sections 4.1, 4.4; appendices A.3, B.4).
 
-    segments --WorldModel--> imagined frames --> PSNR, SSIM   beside three rows of reference:
-                        |                                     repeat_last      the last context frame
-                        +--> rewards --> correlation          wrong_actions    another episode's actions
-                                                              reconstruction   the tokenizer alone
+    N test videos --WorldModel--> K futures of each --> MSE, PSNR, SSIM, LPIPS: for each the best of K
+                                                    --> FVD: over all of them
+    beside rows of reference   repeat_last      the last context frame
+                               wrong_actions    another video's actions
+                               reconstruction   the tokenizer alone: the ceiling of any prediction
 
-Metrics are means over the predicted frames alone (the authors' also count the reconstructed context).
+Metrics are means over the predicted frames; --frames all counts the reconstructed context too, as the paper
+does. FVD always sees whole videos. What is broken off goes on when the same command is given again.
+
+B videos at once, K futures of each, t context frames, T frames, h predicted ones.
 
 Run: python evaluate.py                                       the released checkpoint, 64 fresh episodes
+     python evaluate.py --samples 20                          the best of 20 futures of each
      python evaluate.py --ckpt out/gpt.pt --data data/mine    validation segments of your own episodes
-     python evaluate.py speed                                 how fast, and against what (appendix B.4)"""
+     torchrun --nproc_per_node=4 evaluate.py --preset bair --ckpt out/gpt.pt --data data/bair
+     python evaluate.py speed                                 how fast, and against what (appendix B.4)
+     python evaluate.py tokenizers|decouple|transfer|adapt|scaling|goal    analyses (section 4.4)"""
 
 import functools
 import json
@@ -17,6 +24,7 @@ import multiprocessing
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -27,31 +35,58 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 
 import gpt
 import official
 import tokenizer
-from common import autocast_for, configure, keep_memory, require_positive, run, uses_bf16
+from common import (
+    autocast_for,
+    configure,
+    keep_memory,
+    load_checkpoint,
+    perceptual_loss,
+    require_positive,
+    run,
+    save_checkpoint,
+    setup_ddp,
+    uses_bf16,
+)
+from data import Episodes, save_contact_sheet
 from gpt import GPT
 from sample import WorldModel, segments_for
-from tokenizer import PerFrameTokenizer, Tokenizer, layout_of
+from tokenizer import Tokenizer, layout_of
 
 CONFIG = dict(
+    preset="push",
     ckpt="assets/push-tiny.pt",
     tokenizer="",  # another tokenizer's checkpoint
     data="",  # a folder of episodes (its validation split) or "push"; by default the model's own
     out="out/metrics.json",
-    episodes=64,
+    episodes=64,  # test videos
+    samples=1,  # futures of each
     horizon=14,  # predicted frames
-    batch_size=16,
+    context_frames=0,  # use fewer than the model was trained with; 0 leaves it
+    frames="future",  # that count, "all" or the "last" alone
+    repeats=1,  # draw all futures so many times: standard errors are over these
+    lpips=True,
+    fvd="",  # the I3D detector as TorchScript: StyleGAN-V's i3d_torchscript.pt
+    batch_size=16,  # futures at once
     temperature=1.0,
     top_k=-1,  # 0: all codes; -1: as the model was made for
     device="",
     dtype="auto",  # of the transformer: bf16, float32, or by "auto" the former on GPUs, the latter on CPUs
     seed=0,
     curves=(),  # .jsonl files of the trainers to keep beside the numbers, with a picture
+)
+PAPER = dict(episodes=256, samples=100, batch_size=80)
+PRESETS = dict(
+    push={},
+    bair=dict(PAPER, context_frames=1, horizon=15),
+    robonet=dict(PAPER, context_frames=2, horizon=10),
+    oxe=dict(PAPER, context_frames=2, horizon=14),
 )
 SPEED = dict(
     preset="small",
@@ -72,9 +107,52 @@ SPEED = dict(
 PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12}
 
 
+def lab(name, *groups, **own):
+    """Settings of an analysis, and where its checkpoints, its numbers and its picture go."""
+    merged = {k: v for group in groups for k, v in group.items()}
+    places = dict(folder=f"out/{name}", out=f"results/{name}.json", picture=f"assets/{name}.png")
+    return {**merged, **places, **own}
+
+
+TRAINING = dict(  # what is in the folder already is not trained again
+    preset="tiny",
+    data="data/push",  # a folder of episodes
+    ckpt="assets/push-tiny.pt",
+    processes=1,  # with batch_size segments each
+    batch_size=8,
+    seed=0,
+)
+VIDEOS = dict(videos=64, horizon=14, device="", dtype="auto")  # validation segments; predicted frames
+WORLDS = dict(samples=1, frames="future", lpips=True, fvd="")  # as in CONFIG
+TUNING = dict(data="data/push-cyan", tune_lr=3e-4, tokenizer_steps=500, steps=500)  # updates of each model
+TOKENIZERS = lab("tokenizers", TRAINING, VIDEOS, kinds=("compressive", "16x16", "4x4"), patch=2, steps=1000,
+                 lpips=True, repeats=1)
+DECOUPLE = dict(VIDEOS, ckpt=TRAINING["ckpt"], data="push", batch_size=8, seed=0, out="results/decouple.json",
+                picture="assets/decouple.png")
+TRANSFER = lab("transfer", TRAINING, VIDEOS, WORLDS, TUNING)
+ADAPT = lab("adapt", TRAINING, VIDEOS, WORLDS, TUNING, shots=(10, 100, 1000))  # episodes
+SCALING = lab("scaling", TRAINING, sizes=("2x96", "4x192"), steps=1500, eval_every=100)  # layers x width
+GOAL = lab("goal", TRAINING, VIDEOS, WORLDS, frames="last", tune_lr=3e-4, steps=1000)
+
+
+def check(x, y):
+    """Raise ValueError unless x and y are float32, as metrics need it, and of one shape."""
+    if x.shape != y.shape or {x.dtype, y.dtype} != {torch.float32}:
+        got = f"{x.dtype} {tuple(x.shape)} and {y.dtype} {tuple(y.shape)}"
+        raise ValueError(f"frames are {got}; expected float32 frames of one shape, in [0, 1]")
+
+
+def mse(x, y):
+    """Mean squared error of each frame: x, y (..., 3, H, W) float32 in [0, 1] -> (...) in [0, 1]."""
+    check(x, y)
+    return (x - y).square().mean((-3, -2, -1))
+
+
 def psnr(x, y):
-    """Peak signal-to-noise ratio in dB of each frame: x, y (..., 3, H, W) float32 in [0, 1] -> (...)."""
-    return -10 * torch.log10((x - y).square().mean((-3, -2, -1)) + 1e-8)
+    """Peak signal-to-noise ratio of each frame: x, y (..., 3, H, W) float32 in [0, 1] -> (...), 0 to 80 dB.
+
+    Source: as piqa, which the paper took it from"""
+    return -10 * torch.log10(mse(x, y) + 1e-8)
 
 
 def ssim(x, y, window=11, sigma=1.5):
@@ -82,6 +160,7 @@ def ssim(x, y, window=11, sigma=1.5):
 
     Gaussian window without padding, per channel, then the mean.   Source: Wang et al. 2004; equals piqa's and
     scikit-image's with gaussian_weights"""
+    check(x, y)
     shape, g = x.shape[:-3], torch.arange(window, dtype=x.dtype, device=x.device) - window // 2
     g = torch.exp(-(g**2) / (2 * sigma**2))
     g = (g / g.sum()).view(1, 1, -1)
@@ -94,41 +173,116 @@ def ssim(x, y, window=11, sigma=1.5):
     return s.mean((-3, -2, -1)).view(*shape, 3).mean(-1)
 
 
-@torch.no_grad()
-def evaluate(model, batch, horizon, batch_size):
-    """Imagine one future of every segment, under its own actions and under another's.
+def perceptual_distance(x, y, lpips):
+    """LPIPS of each frame: x, y (..., 3, H, W) float32 in [0, 1] -> (...), 0 for equal ones, seldom above 1.
 
-    batch    frames (M, t + horizon, 3, H, W), actions, rewards as data.py gives them
-    returns  {"psnr": {"model": ..., "repeat_last", "wrong_actions", "reconstruction"}, "ssim": the same,
-             "reward_correlation": over all predicted frames, None without a reward head}"""
-    t, frames = model.context_frames, batch["frames"]
-    if frames.shape[1] != t + horizon:
-        raise ValueError(f"{frames.shape[1]} frames; expected {t} context + {horizon} predicted")
-    actions = batch["actions"][:, t - 1 :] if model.action_dim else None
-    sums, predicted = {}, []
-    for start in tqdm(range(0, len(frames), batch_size), "evaluate"):
-        part = slice(start, start + batch_size)
-        clip = frames[part].to(model.device)
-        context, truth = clip[:, :t], clip[:, t:]
-        imagined = {"repeat_last": context[:, -1:].expand_as(truth)}
-        tokens = model.tokenizer.encode(clip)
-        imagined["reconstruction"] = model.tokenizer.decode(tokens)[:, t:].clamp(0, 1)
-        model.reset(context)
-        imagined["model"], rewards, _ = model.rollout(None if actions is None else actions[part], horizon)
-        if rewards is not None:
-            predicted.append(rewards.cpu())
-        if actions is not None:
-            model.reset(context)
-            imagined["wrong_actions"] = model.rollout(actions.roll(1, 0)[part], horizon)[0]
-        for name, future in imagined.items():
-            for metric, value in (("psnr", psnr(future, truth)), ("ssim", ssim(future, truth))):
-                sums[metric, name] = sums.get((metric, name), 0) + value.mean(1).sum().item()
-    means = {m: {n: sums[m, n] / len(frames) for _, n in sums if (m, n) in sums} for m in ("psnr", "ssim")}
-    correlation = None
-    if predicted:
-        pair = torch.stack([torch.cat(predicted).flatten(), batch["rewards"][:, t:].flatten()])
-        correlation = torch.corrcoef(pair)[0, 1].item() if pair[1].std() else None
-    return {**means, "reward_correlation": correlation}
+    lpips  as of `perceptual_loss`.   Source: Zhang et al. 2018"""
+    return lpips(2 * x.flatten(0, -4) - 1, 2 * y.flatten(0, -4) - 1).view(x.shape[:-3])
+
+
+def load_detector(path, device):
+    """StyleGAN-V's I3D network.   raises  FileNotFoundError, ValueError if the file is no TorchScript"""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no detector at {path}; expected StyleGAN-V's i3d_torchscript.pt")
+    try:
+        return torch.jit.load(path, map_location=device).eval()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is no TorchScript ({reason}); expected i3d_torchscript.pt") from None
+
+
+def video_features(videos, detector):
+    """Videos (M, T >= 9, 3, H, W) in [0, 1] -> what the detector sees in them, (M, 400)."""
+    if videos.shape[1] < 9:
+        raise ValueError(f"FVD of videos of {videos.shape[1]} frames; the detector needs at least 9")
+    bytes_range = 255 * videos.transpose(1, 2)  # (M, 3, T, H, W)
+    return detector(bytes_range, rescale=True, resize=True, return_features=True).float().cpu()
+
+
+class Moments:
+    """Mean and covariance, in float64, of rows (M, D) that come in parts; biased, as in the paper."""
+
+    def __init__(self):
+        self.n, self.total, self.outer = 0, 0.0, 0.0
+
+    def update(self, rows):
+        rows = rows.double()
+        self.n += len(rows)
+        self.total = self.total + rows.sum(0)
+        self.outer = self.outer + rows.T @ rows
+
+    def mean_and_covariance(self):
+        mean = self.total / self.n
+        return mean, self.outer / self.n - mean.outer(mean)
+
+
+def frechet_distance(a, b):
+    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of two Moments, 0 and up; of videos' features: FVD.
+
+    Source: Unterthiner et al. 2018. The root's trace is that of (S1^(1/2) S2 S1^(1/2))^(1/2), symmetric."""
+    (m1, S1), (m2, S2) = a.mean_and_covariance(), b.mean_and_covariance()
+    values, vectors = torch.linalg.eigh(S1)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    trace = torch.linalg.eigvalsh(root @ S2 @ root).clamp(min=0).sqrt().sum()
+    return ((m1 - m2).square().sum() + S1.trace() + S2.trace() - 2 * trace).item()
+
+
+BEST = dict(mse=torch.amin, psnr=torch.amax, ssim=torch.amax, lpips=torch.amin)
+
+
+def frame_metrics(videos, truth, lpips=None):
+    """Videos (B, K, h, 3, H, W) against truth (B, h, 3, H, W) -> {metric: (B, K)}, means over frames."""
+    truth = truth[:, None].expand_as(videos)
+    values = dict(mse=mse(videos, truth), psnr=psnr(videos, truth), ssim=ssim(videos, truth))
+    if lpips is not None:
+        values["lpips"] = perceptual_distance(videos, truth, lpips)
+    return {name: value.mean(-1).cpu() for name, value in values.items()}
+
+
+@torch.no_grad()
+def predict(model, clips, actions, others, K, batch_size):
+    """Whole videos {row: (B, K or 1, T, 3, H, W)} for clips (B, T, 3, H, W), and rewards (B, h) or None.
+
+    actions, others  (B, h, A) that lead to the predicted frames, and those of other videos; or None"""
+    t, h = model.context_frames, clips.shape[1] - model.context_frames
+    whole = model.tokenizer.decode(model.tokenizer.encode(clips)).clamp(0, 1)
+    futures = []
+    for chunk in torch.arange(K).tensor_split(-(-K // batch_size)):
+        n = len(chunk)
+        model.reset(clips[:, :t], n)
+        future, rewards, _ = model.rollout(None if actions is None else actions.repeat_interleave(n, 0), h)
+        futures.append(future.unflatten(0, (-1, n)))
+    rewards = None if rewards is None else rewards[::n].cpu()
+    rows = dict(model=torch.cat(futures, 1))
+    if others is not None:
+        model.reset(clips[:, :t])
+        rows["wrong_actions"] = model.rollout(others, h)[0][:, None]
+    rows["repeat_last"] = clips[:, None, t - 1 : t].expand(-1, -1, h, -1, -1, -1)
+    context = whole[:, None, :t]
+    rows = {k: torch.cat([context.expand(-1, v.shape[1], *context.shape[2:]), v], 2) for k, v in rows.items()}
+    return dict(rows, reconstruction=whole[:, None]), rewards
+
+
+def measure(model, data, part, cfg, networks):
+    """`predict` for a slice of segments (data.py), judged: what `summarize` takes.
+
+    metrics {row: {metric: (B, K or 1)}}, features of whole videos {row: (M, 400)}, rewards (B, h)"""
+    t, actions, others = model.context_frames, None, None
+    clips = data["frames"][part].to(model.device)
+    if model.action_dim:
+        actions = data["actions"][:, t - 1 : clips.shape[1] - 1]
+        actions, others = actions[part], actions.roll(1, 0)[part]
+    rows, rewards = predict(model, clips, actions, others, cfg.samples, cfg.batch_size)
+    starts = dict(all=0, future=t, last=-1)
+    if cfg.frames not in starts:
+        raise ValueError(f"frames is {cfg.frames!r}; expected {', '.join(starts)}")
+    first, lpips, features = starts[cfg.frames], networks.get("lpips"), {}
+    truth = clips[:, first:]
+    metrics = {k: frame_metrics(v[:, :, first:], truth, lpips) for k, v in rows.items()}
+    if detector := networks.get("fvd"):
+        whole = {**rows, "truth": clips[:, None]}
+        features = {k: video_features(v.flatten(0, 1), detector) for k, v in whole.items()}
+    return dict(metrics=metrics, features=features, rewards=rewards, true_rewards=data["rewards"][part, t:])
 
 
 def cpu_name():
@@ -173,47 +327,165 @@ def read_curve(path):
     return curve
 
 
-def plot(curves, path):
-    """Draw PSNR over steps, a panel per file, if matplotlib is there; else say what is missing."""
+def draw_curves(path, panels, log_x=False):
+    """Line plots side by side, if matplotlib is there; else a line that says so.
+
+    panels  (title, what x is, what y is, {name: [(x, y), ...]})"""
     try:
         import matplotlib.pyplot as plt
     except ImportError:
-        print("no picture of the learning curves: pip install matplotlib")
+        print(f"no {path}: pip install matplotlib (the .json file has the numbers)")
         return
-    figure, panels = plt.subplots(1, len(curves), figsize=(4.5 * len(curves), 3), squeeze=False)
-    for panel, (name, curve) in zip(panels[0], curves.items(), strict=True):
-        panel.plot(*zip(*curve["val_psnr"], strict=True))
-        panel.set(title=Path(name).stem, xlabel="step", ylabel="validation PSNR (dB)")
-        panel.grid(alpha=0.3)
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3), squeeze=False)
+    for axis, (title, x, y, lines) in zip(axes[0], panels, strict=True):
+        for name, points in lines.items():
+            axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 10 else "")
+        axis.set(title=title, xlabel=x, ylabel=y, xscale="log" if log_x else "linear")
+        axis.grid(alpha=0.3)
+        if len(lines) > 1:
+            axis.legend()
     figure.tight_layout()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
+    print(f"drawn to {path}")
+
+
+def summarize(parts, K):
+    """`measure` of all batches -> {metric: {row: mean over videos}}, correlation of rewards or None.
+
+    best: of K futures, for each metric another one;  single: what one gives on average"""
+    table, predicted = {}, [part["rewards"] for part in parts]
+    for row in parts[0]["metrics"]:
+        for metric in parts[0]["metrics"][row]:
+            values = torch.cat([part["metrics"][row][metric] for part in parts])  # (N, K or 1)
+            column = table.setdefault(metric, {})
+            if row == "model" and K > 1:
+                column["best"] = BEST[metric](values, 1).mean().item()
+            column["single" if row == "model" and K > 1 else row] = values.mean().item()
+    moments = {}
+    for part in parts:
+        for row, features in part["features"].items():
+            moments.setdefault(row, Moments()).update(features)
+    if truth := moments.pop("truth", None):
+        table["fvd"] = {row: frechet_distance(truth, moment) for row, moment in moments.items()}
+    correlation = None
+    if predicted[0] is not None:
+        true = torch.cat([part["true_rewards"] for part in parts]).flatten()
+        pair = torch.stack([torch.cat(predicted).flatten(), true])
+        correlation = torch.corrcoef(pair)[0, 1].item() if pair[1].std() else None
+    return table, correlation
+
+
+def combine(results):
+    """Several results of `summarize` -> means and, of two or more, standard errors of these; correlation."""
+    tables, correlations = zip(*results, strict=True)
+    over = lambda f: {m: {r: f([x[m][r] for x in tables]) for r in row} for m, row in tables[0].items()}  # noqa: E731
+    errors = over(lambda v: statistics.stdev(v) / len(v) ** 0.5) if len(tables) > 1 else None
+    return over(statistics.mean), errors, correlations[0] and statistics.mean(correlations)
+
+
+def report(out, columns, errors=None, missing=None, **others):
+    """Print a table, {column: {row: number}}, and write it to OUT with all others, and as Markdown beside it.
+
+    errors  standard errors, as columns;  missing  {metric: why it is not there}"""
+    rows = list(dict.fromkeys(row for column in columns.values() for row in column))
+    units = dict(psnr="PSNR (dB)", mse="MSE", ssim="SSIM", lpips="LPIPS", fvd="FVD")
+    cells = [["", *(units.get(name, name) for name in columns)]]
+    for row in rows:
+        cells.append([row])
+        for name, column in columns.items():
+            text = f"{column[row]:.4g}" if row in column else ""
+            cells[-1].append(f"{text} ± {errors[name][row]:.2g}" if text and errors else text)
+    width = [2 + max(map(len, column)) for column in zip(*cells, strict=True)]
+    for first, *numbers in cells:
+        print("".join([first.ljust(width[0]), *map(str.rjust, numbers, width[1:])]))
+    for name, remedy in (missing or {}).items():
+        print(f"{name.upper()}: {remedy}")
+    others.update(dict(stderr=errors) if errors else {}, missing=missing or {})
+    write_result(out, {**columns, **others})
+    lines = ["| " + " | ".join(line) + " |" for line in cells]
+    Path(out).with_suffix(".md").write_text("\n".join([lines[0], "|---" * len(width) + "|", *lines[1:], ""]))
+
+
+def find_networks(device, lpips, fvd=None):
+    """The networks that judge, and for each that is missing what there is to do. fvd None: not asked for."""
+    networks, missing = {}, {}
+    if lpips:
+        try:
+            networks["lpips"] = perceptual_loss(device)
+        except FileNotFoundError as error:
+            missing["lpips"] = str(error)
+    else:
+        missing["lpips"] = "left out by --lpips false"
+    if fvd:
+        networks["fvd"] = load_detector(fvd, device)
+    elif fvd is not None:
+        missing["fvd"] = "no detector: pass StyleGAN-V's i3d_torchscript.pt as --fvd FILE"
+    return networks, missing
+
+
+def start_parts(cfg, model, rank):
+    """The folder where batches are kept until all are measured. A broken-off run's are taken over.
+
+    raises  ValueError if they were measured otherwise"""
+    folder = Path(cfg.out).with_suffix(".parts")
+    weights = sum(p.double().sum().item() for net in (model.gpt, model.tokenizer) for p in net.parameters())
+    kept = {k: v for k, v in vars(cfg).items() if k not in ("out", "device", "curves", "given")}
+    settings = json.dumps(dict(kept, weights=weights), indent=1)
+    if rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (file := folder / "settings.json").is_file() and file.read_text() != settings:
+            raise ValueError(f"{folder} is of a run with other settings; delete it, or choose another --out")
+        file.write_text(settings)
+    return folder
 
 
 def main(cfg):
-    require_positive(cfg, "episodes", "horizon", "batch_size")
-    started = time.time()
-    settings = dict(temperature=cfg.temperature, top_k=cfg.top_k, seed=cfg.seed, dtype=cfg.dtype)
-    model = WorldModel.load(cfg.ckpt, cfg.device, cfg.tokenizer, **settings)
-    batch = segments_for(model, cfg.data, cfg.episodes, cfg.horizon, cfg.seed)
-    numbers = evaluate(model, batch, cfg.horizon, cfg.batch_size)
-    shape = f"{model.context_frames} context and {cfg.horizon} predicted frames"
-    print(f"\n{cfg.episodes} episodes, {shape}, one sample each")
-    print(f"{'':16}{'PSNR (dB)':>10}{'SSIM':>8}")
-    for row in numbers["psnr"]:
-        print(f"{row:16}{numbers['psnr'][row]:10.2f}{numbers['ssim'][row]:8.3f}")
-    if numbers["reward_correlation"] is not None:
-        print(f"reward correlation {numbers['reward_correlation']:.3f}")
+    require_positive(cfg, "episodes", "samples", "horizon", "repeats", "batch_size")
+    rank, world, device = setup_ddp()
+    device = torch.device(cfg.device) if cfg.device else device
+    draw = dict(temperature=cfg.temperature, top_k=cfg.top_k, dtype=cfg.dtype)
+    model = WorldModel.load(cfg.ckpt, str(device), cfg.tokenizer, cfg.context_frames, **draw)
+    networks, missing = find_networks(device, cfg.lpips, cfg.fvd)
+    data = segments_for(model, cfg.data, cfg.episodes, cfg.horizon, cfg.seed)
+    folder, at_once = start_parts(cfg, model, rank), max(1, cfg.batch_size // cfg.samples)
+    jobs = [(i, start) for i in range(cfg.repeats) for start in range(0, cfg.episodes, at_once)]
+    place = {job: folder / f"{job[0]}-{job[1]}.pt" for job in jobs}
+    todo = [job for job in jobs[rank::world] if not place[job].is_file()]
+    for i, start in tqdm(todo, "evaluate", disable=rank > 0):
+        began, part = time.time(), slice(start, start + at_once)
+        model.generator.manual_seed((cfg.seed * 1000 + i) * 100_000 + start)  # whichever process draws it
+        result = measure(model, data, part, cfg, networks)
+        save_checkpoint(place[i, start], **result, seconds=time.time() - began)
+    if dist.is_initialized():
+        dist.barrier()
+    if rank:
+        return
+    draws = [[load_checkpoint(place[job]) for job in jobs if job[0] == i] for i in range(cfg.repeats)]
+    columns, errors, correlation = combine([summarize(parts, cfg.samples) for parts in draws])
+    others = {k: getattr(cfg, k) for k in ("episodes", "samples", "repeats", "frames")}
+    others.update(seconds=sum(part["seconds"] for parts in draws for part in parts))
+    others.update(reward_correlation=correlation, curves={path: read_curve(path) for path in cfg.curves})
+    t, h = model.context_frames, cfg.horizon
+    print(f"\n{cfg.episodes} videos, {t} context and {h} predicted frames, {cfg.samples} futures of each")
+    report(cfg.out, columns, errors, missing, **others)
+    if correlation is not None:
+        print(f"reward correlation {correlation:.3f}")
     if cfg.curves:
-        numbers["curves"] = {path: read_curve(path) for path in cfg.curves}
-    write_result(cfg.out, dict(episodes=cfg.episodes, seconds=time.time() - started, **numbers))
-    if cfg.curves:
-        plot(numbers["curves"], Path(cfg.out).with_suffix(".png"))
+        panels = [(Path(path).stem, "step", "validation PSNR (dB)", {"": curve["val_psnr"]})
+                  for path, curve in others["curves"].items()]
+        draw_curves(Path(cfg.out).with_suffix(".png"), panels)
+    shutil.rmtree(folder)
 
 
 # ---- speed ----
 
 
 TOKENIZER_OF = dict(tiny=tokenizer.TINY, small=tokenizer.SMALL, medium=tokenizer.SMALL)
+
+
+def device_of(cfg):
+    return torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def seconds_in_turn(repeats, *fns):
@@ -390,6 +662,18 @@ def peak_memory(device):
     return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024 / 1e9 if status.is_file() else None
 
 
+def flops_of_segment(model):
+    """Of an update of the transformer, for one segment."""
+    layout, D = model.layout, model.config["n_embd"]
+    L = layout.length(model.config["segment_length"])
+    n = L - layout.prompt
+    weights = L * sum(p.numel() for p in model.blocks.parameters()) + n * layout.vocab_size * D
+    last = model.blocks[-1]  # of which only queries, keys and values are computed for the context
+    weights -= (L - n - 1) * sum(p.weight.numel() for p in (last.out, last.gate_up, last.down))
+    attention = model.config["n_layer"] * L * L * D  # queries x keys, weights x values; causal: half of them
+    return 6 * (weights + attention)  # a multiplication and an addition, twice that on the way back
+
+
 def train_steps(settings, layout, batch, ways, device, dtype, repeats):
     """Seconds of an update of the transformer in each of `ways` (with all logits?), peak memory in GB."""
     device = torch.device(device)
@@ -417,13 +701,8 @@ def train_steps(settings, layout, batch, ways, device, dtype, repeats):
         optimizer.step()
 
     seconds = seconds_in_turn(repeats, *(functools.partial(update, way) for way in ways))
-    L, D, n = tokens.shape[1], model.config["n_embd"], layout.length(T) - layout.prompt
-    weights = L * sum(p.numel() for p in model.blocks.parameters()) + n * layout.vocab_size * D
-    last = model.blocks[-1]  # of which only queries, keys and values are computed for the context
-    weights -= (L - n - 1) * sum(p.weight.numel() for p in (last.out, last.gate_up, last.down))
-    attention = model.config["n_layer"] * L * L * D  # queries x keys, weights x values; causal: half of them
-    flops = 6 * batch * (weights + attention)  # a multiplication and an addition, twice that on the way back
-    rates = dict(tokens_per_s=batch * L / seconds[0], flops_per_s=flops / seconds[0])
+    flops = batch * flops_of_segment(model)
+    rates = dict(tokens_per_s=tokens.numel() / seconds[0], flops_per_s=flops / seconds[0])
     return dict(seconds=seconds, GB=peak_memory(device), **rates)
 
 
@@ -445,18 +724,13 @@ def speed_train(cfg, device):
     return {f"train_{cfg.preset}": row}
 
 
-def tokenizer_of(preset, kind):
-    """The compressive tokenizer, or one that spends so many tokens on every frame: "4x4"."""
-    if kind == "compressive":
-        return Tokenizer(**TOKENIZER_OF[preset])
-    return PerFrameTokenizer(int(kind.split("x")[0]), **TOKENIZER_OF[preset])
+def clip_seconds(sizes, settings, kind, device, dtype, repeats):
+    """Seconds to tokenize a clip, to generate its future's tokens, to turn all into frames; peak memory.
 
-
-def clip_seconds(preset, kind, device, dtype, repeats):
-    """Seconds to tokenize a clip, to generate its future's tokens, to turn all into frames; peak memory."""
-    device, vqgan = torch.device(device), tokenizer_of(preset, kind)
+    sizes, settings  of a tokenizer of that kind, of a transformer"""
+    device, vqgan = torch.device(device), tokenizer.build(kind, sizes)
     vqgan.to(device, memory_format=torch.channels_last).eval()
-    model = GPT(vqgan.layout, **gpt.PRESETS[preset]).to(device).eval()
+    model = GPT(vqgan.layout, **settings).to(device).eval()
     model = model.bfloat16() if uses_bf16(device, dtype) else model
     T, R = model.config["segment_length"], vqgan.config["resolution"]
     clip = torch.rand(1, T, 3, R, R, device=device)
@@ -480,20 +754,26 @@ def clip_seconds(preset, kind, device, dtype, repeats):
     return dict(row, GB=peak_memory(device))
 
 
-def speed_tokenizers(cfg, device):
-    """The paper's Tables 7 and 8: updates of the transformer, and apart from them a clip's way."""
-    latents, rows = int(layout_of(TOKENIZER_OF[cfg.preset]).tokens_context ** 0.5), {}
-    model = dict(gpt.PRESETS[cfg.preset])
+def tokenizer_costs(sizes, settings, kind, clips, device, dtype, repeats):
+    """A row of the paper's Tables 7 and 8: updates of the transformer, and apart from them a clip's way."""
     if device.type == "cpu":
-        model["att_dropout"] = 0.0  # torch has no attention there that drops weights and saves memory
-    for kind in ("4x4", f"{latents}x{latents}", "compressive"):
-        repeats = 1 if device.type == "cpu" else cfg.repeats
-        settings = str(device), cfg.dtype, repeats
-        row, layout = alone(clip_seconds, cfg.preset, kind, *settings), tokenizer_of(cfg.preset, kind).layout
-        if update := alone(train_steps, model, layout, cfg.clips, (False,), *settings):
-            row.update(train_updates_per_s=1 / update["seconds"][0], train_GB=update["GB"])
-        rows[kind] = dict(row, clips=cfg.clips, runs=repeats)
-    return dict(tokenizers=rows)
+        settings = dict(settings, att_dropout=0.0)  # no attention there drops weights and saves memory
+    where = str(device), dtype, repeats
+    row, layout = alone(clip_seconds, sizes, settings, kind, *where), tokenizer.build(kind, sizes).layout
+    if update := alone(train_steps, settings, layout, clips, (False,), *where):
+        row.update(train_updates_per_s=1 / update["seconds"][0], train_GB=update["GB"])
+    return row
+
+
+def speed_tokenizers(cfg, device):
+    """The paper's Tables 7 and 8."""
+    sizes, repeats = TOKENIZER_OF[cfg.preset], 1 if device.type == "cpu" else cfg.repeats
+    latents = int(layout_of(sizes).tokens_context ** 0.5)
+    settings = sizes, gpt.PRESETS[cfg.preset]
+    where = cfg.clips, device, cfg.dtype, repeats
+    kinds = "4x4", f"{latents}x{latents}", "compressive"
+    told = dict(clips=cfg.clips, runs=repeats)
+    return dict(tokenizers={kind: tokenizer_costs(*settings, kind, *where) | told for kind in kinds})
 
 
 PARTS = dict(
@@ -514,7 +794,7 @@ def speed(cfg):
     require_positive(cfg, "horizon", "branches", "branch_horizon", "repeats")
     if wrong := set(cfg.parts) - set(PARTS):
         raise ValueError(f"--parts {','.join(wrong)}: expected some of {','.join(PARTS)}")
-    device = torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_of(cfg)
     gpu = device.type == "cuda"
     machine = (torch.cuda.get_device_name() if gpu else cpu_name()).lower()
     out = cfg.out or f"results/speed-{re.sub('[^a-z0-9]+', '-', machine)}.json"
@@ -529,10 +809,211 @@ def speed(cfg):
         write_result(out, numbers)
 
 
-COMMANDS = {"speed": (speed, SPEED)}
+# ---- analyses (section 4.4): each trains what it compares, prints a table and draws a picture ----
+
+
+def train(script, out, cfg, steps, **settings):
+    """Run a training script, as a reader would; or what is left to do, if it was broken off.
+
+    raises  ValueError if OUT was trained with other settings, ChildProcessError if training fails"""
+    settings.update({k: getattr(cfg, k) for k in ("preset", "data", "batch_size", "seed")}, max_steps=steps)
+    if Path(out).is_file():
+        state = load_checkpoint(out, needs=("step", "train_config"))
+        if wrong := [k for k, v in settings.items() if state["train_config"].get(k) != v]:
+            raise ValueError(f"{out} was trained with other {', '.join(wrong)}; delete it to train it anew")
+        if state["step"] >= steps:
+            return
+        settings = dict(resume=True)
+    flags = [*(f"--{k}={v}" for k, v in settings.items()), f"--out={out}"]
+    many = ["-m", "torch.distributed.run", f"--nproc_per_node={cfg.processes}"] if cfg.processes > 1 else []
+    print("$ python", *many, script, *flags, flush=True)
+    if subprocess.run([sys.executable, *many, Path(__file__).with_name(script), *flags]).returncode:
+        raise ChildProcessError(f"{script} has failed; its own message is above")
+
+
+def train_both(cfg, name, tune, **settings):
+    """A tokenizer and, on it, a transformer, from scratch or fine-tuned from cfg.ckpt -> their paths."""
+    first, second = f"{cfg.folder}/{name}-tokenizer.pt", f"{cfg.folder}/{name}.pt"
+    settings.update(dict(init_from=cfg.ckpt, lr=cfg.tune_lr) if tune else {})
+    freeze = dict(freeze_codebooks=True) if tune else {}  # the transformer has learned what codes mean
+    train("train_tokenizer.py", first, cfg, cfg.tokenizer_steps, **freeze, **settings)
+    train("train_gpt.py", second, cfg, cfg.steps, tokenizer=first, **settings)
+    return first, second
+
+
+def world_of(cfg, ckpt, tokenizer=""):
+    return WorldModel.load(ckpt, cfg.device, tokenizer, seed=cfg.seed, dtype=cfg.dtype)
+
+
+def videos_for(cfg, model):
+    """Validation segments, which end with the same frames for goal-conditioned models and others."""
+    return segments_for(model, cfg.data, cfg.videos, cfg.horizon + model.goal_conditioned, cfg.seed)
+
+
+def compare(cfg, models):
+    """{name: WorldModel} -> {metric: {name: mean}}, {name: all that `summarize` says}, missing networks."""
+    networks, missing = find_networks(device_of(cfg), cfg.lpips, cfg.fvd)
+    columns, tables = {}, {}
+    for name, model in models.items():
+        data = videos_for(cfg, model)
+        starts, n = tqdm(range(0, cfg.videos, cfg.batch_size), name), cfg.batch_size
+        parts = [measure(model, data, slice(i, i + n), cfg, networks) for i in starts]
+        tables[name], _ = summarize(parts, cfg.samples)
+        for metric, rows in tables[name].items():
+            columns.setdefault(metric, {})[name] = rows.get("single", rows.get("model"))
+    return columns, tables, missing
+
+
+def save_sheet(cfg, clips, count=8):
+    """Contact sheet to cfg.picture, a row for each of `clips`, lists of videos (T, 3, H, W), video by video.
+
+    Of each it shows `count` frames, the first and the last among them."""
+    rows = [video.cpu() for same in zip(*clips, strict=True) for video in same]
+    kept = [torch.linspace(0, len(row) - 1, count).round().long() for row in rows]
+    save_contact_sheet(cfg.picture, [row[i] for row, i in zip(rows, kept, strict=True)])
+    print(f"drawn to {cfg.picture}")
+
+
+def draw_futures(cfg, models, n=2):
+    """`save_sheet` of n videos: the truth above what each of the models imagines."""
+    imagined = []
+    for model in models.values():
+        data = {k: v[:n] for k, v in videos_for(cfg, model).items()}
+        actions = data["actions"][:, model.context_frames - 1 : -1] if model.action_dim else None
+        rows, _ = predict(model, data["frames"].to(model.device), actions, None, 1, n)
+        imagined.append(rows["model"][:, 0, model.goal_conditioned :])
+    save_sheet(cfg, [data["frames"][:, model.goal_conditioned :], *imagined])
+
+
+def tokenizers(cfg):
+    """Tokenizers trained alike: the compressive one, and some that take every frame by itself (Figure 9c)."""
+    device = device_of(cfg)
+    (networks, missing), data = find_networks(device, cfg.lpips), Episodes(cfg.data, "val")
+    t = tokenizer.PRESETS[cfg.preset]["context_frames"]
+    clips = data.segments(cfg.videos, t + cfg.horizon, seed=cfg.seed)["frames"]
+    settings = dict(gpt.PRESETS[cfg.preset], segment_length=t + cfg.horizon)
+    columns, shown = {}, [clips[:2]]
+    for kind in cfg.kinds:
+        out = f"{cfg.folder}/{kind}.pt"
+        plain = dict(decouple_start=-1)  # the paper's objective for each of them
+        train("train_tokenizer.py", out, cfg, cfg.steps, kind=kind, patch=cfg.patch, **plain)
+        vqgan = Tokenizer.load(out).to(device).eval()
+        with torch.no_grad(), autocast_for(device, cfg.dtype):
+            parts = [vqgan.decode(vqgan.encode(part.to(device))) for part in clips.split(cfg.batch_size)]
+        decoded = torch.cat(parts).float().clamp(0, 1)
+        shown.append(decoded[:2])
+        quality = frame_metrics(decoded[:, None, t:], clips[:, t:].to(device), networks.get("lpips"))
+        row = {metric: value.mean().item() for metric, value in quality.items()}
+        sizes = {k: v for k, v in vqgan.config.items() if k != "grid"}
+        row.update(tokenizer_costs(sizes, settings, kind, 1, device, cfg.dtype, cfg.repeats))
+        for name, value in row.items():
+            columns.setdefault(name, {})[kind] = value
+    print(f"\n{cfg.horizon} future frames of {cfg.videos} clips from their tokens; seconds and GB for one")
+    report(cfg.out, columns, missing=missing, steps=cfg.steps)
+    save_sheet(cfg, shown)
+
+
+def decouple(cfg):
+    """Frames from their tokens without cross-attention to the context: what the tokens tell (Figure 10)."""
+    model = world_of(cfg, cfg.ckpt)
+    vqgan, clips, decoded = model.tokenizer, videos_for(cfg, model)["frames"], {}
+    for chunk in clips.split(cfg.batch_size):
+        with torch.no_grad():
+            context, dynamics = vqgan.layout.unpack(vqgan.encode(chunk.to(model.device)))
+            ways = {"cross-attention": vqgan.decode_context(context), "dropped": None}
+            for name, way in ways.items():
+                decoded.setdefault(name, []).append(vqgan.decode_future(dynamics, way).clamp(0, 1).cpu())
+    decoded, truth = {k: torch.cat(v) for k, v in decoded.items()}, clips[:, model.context_frames :]
+    columns = {name: {k: metric(x, truth).mean().item() for k, x in decoded.items()}
+               for name, metric in (("psnr", psnr), ("ssim", ssim))}
+    changes = lambda x: (x[:, 1:] - x[:, :-1]).abs().mean(2).flatten()  # noqa: E731
+    pairs = {k: torch.stack([changes(truth), changes(x)]) for k, x in decoded.items()}
+    columns["motion"] = {k: torch.corrcoef(pair)[0, 1].item() for k, pair in pairs.items()}
+    print("motion: correlation of decoded with true changes from frame to frame, over all pixels")
+    report(cfg.out, columns)
+    save_sheet(cfg, [x[:2] for x in (truth, *decoded.values())])
+
+
+def transfer(cfg):
+    """Another robot: the model as it was; with an adapted tokenizer; fine-tuned as a whole (Figure 8)."""
+    adapted, tuned = train_both(cfg, "tuned", True)
+    places = {"as it was": [cfg.ckpt], "adapted tokenizer": [cfg.ckpt, adapted], "fine-tuned": [tuned]}
+    columns, tables, missing = compare(cfg, models := {k: world_of(cfg, *v) for k, v in places.items()})
+    for metric, column in columns.items():
+        column["repeat_last"] = tables["as it was"][metric]["repeat_last"]
+        for name in ("as it was", "adapted tokenizer"):
+            column[f"reconstruction, {name}"] = tables[name][metric]["reconstruction"]
+    report(cfg.out, columns, missing=missing, steps=(cfg.tokenizer_steps, cfg.steps))
+    draw_futures(cfg, models)
+
+
+def adapt(cfg):
+    """Fine-tuning on few episodes of another robot, and training from scratch on as many (Figure 9a)."""
+    models = {}
+    for start in ("scratch", "checkpoint"):
+        for n in map(int, cfg.shots):
+            _, path = train_both(cfg, f"{start}-{n}", start == "checkpoint", episodes=n)
+            models[f"{start}, {n} episodes"] = world_of(cfg, path)
+    columns, _, missing = compare(cfg, models)
+    report(cfg.out, columns, missing=missing, steps=(cfg.tokenizer_steps, cfg.steps))
+    y, lines = "fvd" if "fvd" in columns else "psnr", {}
+    for name, value in columns[y].items():
+        start, n, _ = name.replace(",", "").split()
+        lines.setdefault(f"from {start}", []).append((int(n), value))
+    draw_curves(cfg.picture, [("", "episodes of the other robot", y.upper(), lines)], log_x=True)
+
+
+def scaling(cfg):
+    """Validation loss of transformers of several sizes, against updates and FLOPs (Figure 9b)."""
+    by_step, by_flops, columns, whole = {}, {}, {}, gpt.PRESETS[cfg.preset]
+    for name in cfg.sizes:
+        layers, D = map(int, name.split("x"))
+        sizes = dict(n_layer=layers, n_embd=D)
+        sizes.update((k, max(1, D * whole[k] // whole["n_embd"])) for k in ("n_head", "n_mlp"))
+        out, every = f"{cfg.folder}/{name}.pt", dict(eval_every=cfg.eval_every)
+        train("train_gpt.py", out, cfg, cfg.steps, tokenizer=cfg.ckpt, **every, **sizes)
+        model, curve = GPT.load(out), read_curve(Path(out).with_suffix(".jsonl"))["val_ce"]
+        flops = flops_of_segment(model) * cfg.batch_size * cfg.processes
+        by_step[name], by_flops[name] = curve, [(step * flops, loss) for step, loss in curve]
+        row = dict(parameters=sum(p.numel() for p in model.parameters()), FLOPs=by_flops[name][-1][0])
+        for key, value in dict(row, loss=curve[-1][1]).items():
+            columns.setdefault(key, {})[name] = value
+    report(cfg.out, columns, curves=by_step)
+    y = "validation loss (nats)"
+    draw_curves(cfg.picture, [("", "update", y, by_step), ("", "FLOPs", y, by_flops)], log_x=True)
+
+
+def goal(cfg):
+    """Futures of a model that is shown how they end, and of one that is not; without actions (Figure 4)."""
+    models, t = {}, Tokenizer.load(cfg.ckpt).layout.context_frames
+    for name, shown in (("action-free", False), ("goal-conditioned", True)):
+        out, length = f"{cfg.folder}/{name}.pt", t + cfg.horizon + shown
+        settings = dict(actions=False, rewards=False, goal_conditioned=shown, segment_length=length)
+        train("train_gpt.py", out, cfg, cfg.steps, init_from=cfg.ckpt, lr=cfg.tune_lr, **settings)
+        models[name] = world_of(cfg, out)
+    columns, tables, missing = compare(cfg, models)
+    for metric, column in columns.items():
+        for row in ("repeat_last", "reconstruction"):
+            column[row] = tables["action-free"][metric][row]
+    print("\nThe last of the imagined frames against the goal")
+    report(cfg.out, columns, missing=missing, steps=cfg.steps)
+    draw_futures(cfg, models)
+
+
+COMMANDS = {
+    "speed": (speed, SPEED),
+    "tokenizers": (tokenizers, TOKENIZERS),
+    "decouple": (decouple, DECOUPLE),
+    "transfer": (transfer, TRANSFER),
+    "adapt": (adapt, ADAPT),
+    "scaling": (scaling, SCALING),
+    "goal": (goal, GOAL),
+}
 
 
 if __name__ == "__main__":
-    name = sys.argv[1] if sys.argv[1:2] and sys.argv[1] in COMMANDS else None
-    function, config = COMMANDS.get(name, (main, CONFIG))
-    run(function, configure(config, __doc__, sys.argv[2:] if name else None))
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        function, config = COMMANDS[sys.argv[1]]
+        run(function, configure(config, __doc__, sys.argv[2:]))
+    else:
+        run(main, configure(CONFIG, __doc__, presets=PRESETS))

@@ -1,20 +1,16 @@
 """sample.py and evaluate.py: the world model as an environment, its pictures, its numbers."""
 
-import json
-import sys
 
 import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
-from conftest import GPT_RUN, GPT_TUNE, ROOT, flags, train
+from conftest import GPT_RUN, GPT_TUNE, flags, train
 
-import evaluate
 import sample
 import train_gpt
 from common import configure, load_checkpoint
 from data import push_segments
-from evaluate import psnr, ssim
 from sample import WorldModel
 
 
@@ -235,137 +231,3 @@ def test_an_exported_checkpoint_is_small_and_imagines_and_fine_tunes(push, train
     assert model.step(torch.zeros(2, 2))[0].dtype == torch.float32
     train(train_gpt, **GPT_TUNE, data=push, init_from=tmp_path / "small.pt", out=tmp_path / "tuned.pt")
     assert load_checkpoint(tmp_path / "tuned.pt")["gpt"]["weights"]["embed.weight"].dtype == torch.float32
-
-
-# ---- evaluate.py ----
-
-
-def test_psnr_is_the_hand_computed_number_and_80_for_equal_frames():
-    x = torch.rand(2, 4, 3, 16, 16)
-    assert psnr(x, x).shape == (2, 4) and torch.allclose(psnr(x, x), torch.tensor(80.0))
-    assert psnr(torch.zeros(3, 8, 8), torch.full((3, 8, 8), 0.1)).item() == pytest.approx(20, abs=1e-3)
-
-
-def test_ssim_is_the_hand_computed_number_and_1_for_equal_frames():
-    x = torch.rand(2, 4, 3, 16, 16)
-    assert ssim(x, x).shape == (2, 4) and torch.allclose(ssim(x, x), torch.tensor(1.0))
-    flat = ssim(torch.full((3, 16, 16), 0.2), torch.full((3, 16, 16), 0.6)).item()
-    assert flat == pytest.approx((2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4), abs=1e-4)  # no variance
-    assert ssim(x, 1 - x).max() < 0
-
-
-def test_ssim_equals_scikit_image():
-    metrics = pytest.importorskip("skimage.metrics", reason="pip install scikit-image")
-    x = torch.rand(3, 32, 32)
-    y = (x + 0.2 * torch.randn_like(x)).clamp(0, 1)
-    how = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis=0)
-    expected = metrics.structural_similarity(x.numpy(), y.numpy(), **how)
-    assert ssim(x, y).item() == pytest.approx(expected, abs=1e-5)
-
-
-ROWS = {"model", "repeat_last", "wrong_actions", "reconstruction"}
-
-
-def test_evaluation_writes_its_numbers(trained, tmp_path, capsys):
-    out = tmp_path / "new" / "m.json"
-    call(evaluate, ckpt=trained.gpt, out=out, episodes=3, horizon=5, batch_size=2)
-    numbers = json.loads(out.read_text())
-    assert {"episodes", "seconds", "psnr", "ssim", "reward_correlation"} <= set(numbers)
-    assert set(numbers["psnr"]) == set(numbers["ssim"]) == ROWS and numbers["episodes"] == 3
-    assert "repeat_last" in capsys.readouterr().out
-
-
-def test_evaluation_of_a_folder_with_an_action_free_model_leaves_rows_out(push, trained, tmp_path):
-    call(evaluate, ckpt=trained.free, data=push, out=tmp_path / "m.json", episodes=2, horizon=2)
-    numbers = json.loads((tmp_path / "m.json").read_text())
-    assert set(numbers["psnr"]) == ROWS - {"wrong_actions"} and numbers["reward_correlation"] is None
-
-
-def test_evaluation_does_not_depend_on_the_batch_size_and_compares_the_right_frames(trained, segments):
-    batch = {key: value[:, :6] for key, value in segments.items()}
-    numbers = [evaluate.evaluate(load(trained.gpt, temperature=0.0), batch, 4, size) for size in (1, 2)]
-    for metric in ("psnr", "ssim"):
-        assert numbers[0][metric] == pytest.approx(numbers[1][metric], abs=1e-3)
-    last, truth = batch["frames"][:, 1:2], batch["frames"][:, 2:]
-    expected = -10 * ((last - truth).square().mean((2, 3, 4)) + 1e-8).log10().mean()
-    assert numbers[0]["psnr"]["repeat_last"] == pytest.approx(expected.item(), abs=1e-3)
-    with pytest.raises(ValueError, match="6 frames; expected 2 context \\+ 5 predicted"):
-        evaluate.evaluate(load(trained.gpt), batch, 5, 2)
-
-
-def test_speed_is_measured_and_written_down(tmp_path, capsys):
-    out = tmp_path / "speed.json"
-    settings = dict(preset="tiny", device="cpu", horizon=2, branches=3, batches=1, rollouts=1, train_batch=1)
-    evaluate.speed(configure(evaluate.SPEED, "", flags(**settings, repeats=1, out=out)))
-    numbers = json.loads(out.read_text())
-    assert numbers["imagine"]["b1"]["vs_naive"] > 0 and numbers["branches_3"]["vs_naive"] > 0
-    assert numbers["branches_3"]["kv_share"] < 1 and numbers["interactive_tiny"]["frames_per_s"] > 0
-    assert set(numbers["tokenizers"]) == {"4x4", "8x8", "compressive"}
-    assert {"vs_full_logits", "GB"} <= set(numbers["train_tiny"]) and {"commit", "machine"} <= set(numbers)
-    assert "branches_3.kv_share" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="--parts typing: expected some of imagine,"):
-        evaluate.speed(configure(evaluate.SPEED, "", ["--parts", "typing"]))
-
-
-def test_the_cache_takes_the_share_of_memory_that_is_told(trained, segments):
-    model = load(trained.gpt)
-    elements = []
-    for B, n_b in ((1, 5), (5, 1)):
-        model.reset(segments["frames"][:1, :2].repeat(B, 1, 1, 1, 1), n_b)
-        own, shared = model.cache.own.numel(), model.cache.shared.numel()
-        elements.append(own + (shared if n_b > 1 else 0))  # a single future's shared is part of its own
-    layout, T = model.gpt.layout, model.gpt.config["segment_length"]
-    assert elements[0] / elements[1] == pytest.approx(evaluate.kv_share(layout, T, 5), abs=0.01)
-
-
-def test_evaluation_imagines_with_the_actions_that_lead_to_each_frame_and_with_anothers(
-    trained, segments, monkeypatch
-):
-    rollout, given = WorldModel.rollout, []
-
-    def watch(self, actions, horizon):
-        given.append(actions[:, :horizon])
-        return rollout(self, actions, horizon)
-
-    monkeypatch.setattr(WorldModel, "rollout", watch)
-    evaluate.evaluate(load(trained.gpt), {k: v[:, :6] for k, v in segments.items()}, 4, 2)
-    own = segments["actions"][:, 1:5]  # frame 2 follows from action 1
-    assert torch.equal(given[0], own) and torch.equal(given[1], own.flip(0))
-
-
-def test_learning_curves_are_kept_beside_the_numbers(trained, tmp_path, monkeypatch, capsys):
-    curve = trained.gpt.with_suffix(".jsonl")
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
-    call(evaluate, ckpt=trained.gpt, out=tmp_path / "m.json", episodes=2, horizon=2, curves=str(curve))
-    kept = json.loads((tmp_path / "m.json").read_text())["curves"][str(curve)]
-    assert [step for step, _ in kept["val_psnr"]] == [2]
-    assert "pip install matplotlib" in capsys.readouterr().out
-    with pytest.raises(FileNotFoundError, match="no learning curve at .*none.jsonl"):
-        evaluate.read_curve(tmp_path / "none.jsonl")
-
-
-def test_results_say_their_origin_also_where_git_is_missing(monkeypatch):
-    assert {"command", "commit", "machine"} <= set(evaluate.provenance())
-    monkeypatch.setenv("PATH", "")
-    assert evaluate.provenance.__wrapped__()["commit"] == "unknown"
-
-
-# ---- the released checkpoint ----
-
-
-@pytest.fixture(scope="module")
-def released():
-    """PSNR and reward correlation of the released checkpoint on 32 fresh episodes."""
-    path = ROOT / "assets" / "push-tiny.pt"
-    if not path.is_file():
-        pytest.skip(f"the released checkpoint is not at {path}")
-    assert path.stat().st_size < 10_000_000
-    model = load(path)
-    batch = push_segments(32, model.context_frames + 14, 123, model.tokenizer.config["resolution"])
-    return evaluate.evaluate(model, batch, 14, 16)
-
-
-def test_the_released_checkpoint_knows_more_than_the_last_frame_heeds_actions_and_foresees_rewards(released):
-    psnr = released["psnr"]
-    assert psnr["model"] >= psnr["repeat_last"] + 3 and psnr["model"] >= psnr["wrong_actions"] + 1.5
-    assert released["reward_correlation"] > 0.7  # 0.80 over 256 episodes, but few episodes scatter by 0.05

@@ -1,0 +1,414 @@
+"""evaluate.py: metrics against hand-computed numbers and others' code, the protocol, speed."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import (
+    GPT_RUN,
+    GPT_TUNE,
+    ROOT,
+    TOKENIZER_RUN,
+    TOKENIZER_TUNE,
+    flags,
+    python,
+    train,
+)
+
+import common
+import evaluate
+import train_gpt
+import train_tokenizer
+from common import configure
+from data import push_segments
+from evaluate import Moments, frechet_distance, mse, psnr, ssim
+from sample import WorldModel
+
+
+def measure(path, out, **settings):
+    """The numbers of evaluate.py on a checkpoint."""
+    settings = {"device": "cpu", "lpips": False, "ckpt": path, "out": out, **settings}
+    evaluate.main(configure(evaluate.CONFIG, "", flags(**settings), evaluate.PRESETS))
+    return json.loads(out.read_text())
+
+
+# ---- metrics ----
+
+
+def test_mse_and_psnr_are_the_hand_computed_numbers_and_80_db_for_equal_frames():
+    x = torch.rand(2, 4, 3, 16, 16)
+    assert psnr(x, x).shape == mse(x, x).shape == (2, 4) and torch.allclose(psnr(x, x), torch.tensor(80.0))
+    black, grey = torch.zeros(3, 8, 8), torch.full((3, 8, 8), 0.1)
+    assert mse(black, grey).item() == pytest.approx(0.01)
+    assert psnr(black, grey).item() == pytest.approx(20, abs=1e-3)
+
+
+def test_ssim_is_the_hand_computed_number_and_1_for_equal_frames():
+    x = torch.rand(2, 4, 3, 16, 16)
+    assert ssim(x, x).shape == (2, 4) and torch.allclose(ssim(x, x), torch.tensor(1.0))
+    flat = ssim(torch.full((3, 16, 16), 0.2), torch.full((3, 16, 16), 0.6)).item()
+    assert flat == pytest.approx((2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4), abs=1e-4)  # no variance
+    assert ssim(x, 1 - x).max() < 0
+
+
+@pytest.mark.parametrize("kind", ["noise", "equal", "constant", "bytes"])
+def test_psnr_and_ssim_equal_scikit_image(kind):
+    metrics = pytest.importorskip("skimage.metrics", reason="pip install scikit-image")
+    x = torch.rand(3, 32, 32)
+    y = (x + 0.2 * torch.randn_like(x)).clamp(0, 1)
+    x, y = dict(equal=(x, x), constant=(torch.full_like(x, 0.3), torch.full_like(x, 0.4))).get(kind, (x, y))
+    theirs, data_range = (x.numpy(), y.numpy()), 1
+    if kind == "bytes":
+        theirs, data_range = tuple((255 * v).round().byte().numpy() for v in (x, y)), 255
+        x, y = (torch.from_numpy(v) / 255 for v in theirs)
+    how = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=0)
+    expected = metrics.structural_similarity(*theirs, data_range=data_range, **how)
+    assert ssim(x, y).item() == pytest.approx(expected, abs=1e-5)
+    if kind != "equal":  # where theirs is infinite
+        expected = metrics.peak_signal_noise_ratio(*theirs, data_range=data_range)
+        assert psnr(x, y).item() == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("metric", [mse, psnr, ssim])
+def test_metrics_refuse_bytes_half_precision_and_other_shapes(metric):
+    x = torch.rand(2, 3, 16, 16)
+    for wrong in ((255 * x).byte(), x.bfloat16(), x[:1]):
+        with pytest.raises(ValueError, match="expected float32 frames of one shape, in"):
+            metric(x, wrong)
+
+
+def test_lpips_is_asked_in_its_own_range_and_told_per_frame():
+    x, y = torch.rand(2, 3, 3, 8, 8), torch.rand(2, 3, 3, 8, 8)
+    distance = evaluate.perceptual_distance(x, y, lambda a, b: (a - b).abs().amax((1, 2, 3), keepdim=True))
+    assert torch.allclose(distance, 2 * (x - y).abs().amax((2, 3, 4)))
+
+
+def test_weights_of_lpips_that_are_not_torchvisions_are_refused(tmp_path, monkeypatch):
+    lpips = pytest.importorskip("lpips", reason="pip install lpips")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    place = tmp_path / "checkpoints" / common.VGG
+    place.parent.mkdir()
+    place.write_bytes(b"of somebody else")
+    monkeypatch.setattr(lpips, "LPIPS", lambda **settings: torch.nn.Identity())
+    with pytest.raises(ValueError, match=f"{common.VGG} is not torchvision's file"):
+        common.perceptual_loss("cpu")
+
+
+# ---- FVD ----
+
+
+class Detector(torch.nn.Module):
+    """Called as StyleGAN-V's I3D: bytes' range in, features of the whole video out."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", torch.randn(192, 12) / 10)
+
+    def forward(self, x: torch.Tensor, rescale: bool, resize: bool, return_features: bool):
+        assert x.max() > 2 and rescale and resize and return_features
+        return F.adaptive_avg_pool3d(x / 255 * 2 - 1, (4, 4, 4)).flatten(1) @ self.weight
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    """The path of a stand-in for i3d_torchscript.pt."""
+    path = tmp_path_factory.mktemp("detector") / "i3d.pt"
+    torch.manual_seed(0)
+    torch.jit.script(Detector()).save(path)
+    return path
+
+
+def moments(features):
+    result = Moments()
+    result.update(features)
+    return result
+
+
+def test_fvd_of_a_set_to_itself_is_0_and_grows_with_noise(detector):
+    network = evaluate.load_detector(detector, "cpu")
+    videos = push_segments(24, 9, seed=1, size=32)["frames"]
+    truth, noise = moments(evaluate.video_features(videos, network)), torch.randn_like(videos)
+    noisy = [(videos + s * noise).clamp(0, 1) for s in (0, 0.1, 0.3, 1)]
+    distances = [frechet_distance(truth, moments(evaluate.video_features(v, network))) for v in noisy]
+    assert abs(distances[0]) < 1e-6 and distances == sorted(distances) and distances[1] > 1e-3
+
+
+def test_the_frechet_distance_is_that_of_the_formula_in_float64():
+    torch.manual_seed(0)
+    a, b = torch.randn(50, 400) @ torch.randn(400, 400) / 20, 1 + torch.randn(60, 400)
+    pair = a.double().numpy(), b.double().numpy()
+    (m1, S1), (m2, S2) = ((x.mean(0), np.cov(x.T, bias=True)) for x in pair)
+    root = np.sqrt(np.clip(np.linalg.eigvals(S1 @ S2).real, 0, None)).sum()
+    expected = ((m1 - m2) ** 2).sum() + np.trace(S1) + np.trace(S2) - 2 * root
+    assert frechet_distance(moments(a), moments(b)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_moments_of_parts_are_those_of_the_whole():
+    rows, parts = torch.randn(37, 5) + 3, Moments()
+    for part in rows.split(8):
+        parts.update(part)
+    mean, covariance = parts.mean_and_covariance()
+    assert torch.allclose(mean, rows.double().mean(0)) and parts.n == 37
+    assert torch.allclose(covariance, torch.cov(rows.double().T, correction=0))
+
+
+def test_detectors_and_videos_that_do_not_fit_are_refused(tmp_path, detector):
+    with pytest.raises(FileNotFoundError, match="no detector at .*none.pt; expected .*i3d_torchscript.pt"):
+        evaluate.load_detector(tmp_path / "none.pt", "cpu")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(ValueError, match="text.pt is no TorchScript"):
+        evaluate.load_detector(tmp_path / "text.pt", "cpu")
+    with pytest.raises(ValueError, match="videos of 8 frames; the detector needs at least 9"):
+        evaluate.video_features(torch.rand(1, 8, 3, 16, 16), evaluate.load_detector(detector, "cpu"))
+
+
+# ---- the protocol ----
+
+ROWS = {"model", "repeat_last", "wrong_actions", "reconstruction"}
+MANY = ROWS - {"model"} | {"best", "single"}
+
+
+def test_one_future_of_each_is_measured_and_what_is_missing_is_told(trained, tmp_path, monkeypatch, capsys):
+    def missing(device):
+        raise FileNotFoundError("put torchvision's vgg16-397923af.pth there")
+
+    monkeypatch.setattr(evaluate, "perceptual_loss", missing)
+    out = tmp_path / "new" / "m.json"
+    numbers = measure(trained.gpt, out, episodes=3, horizon=5, batch_size=2, lpips=True)
+    assert {"episodes", "seconds", "reward_correlation", "commit"} <= set(numbers) and "stderr" not in numbers
+    assert all(set(numbers[m]) == ROWS for m in ("mse", "psnr", "ssim")) and numbers["episodes"] == 3
+    assert set(numbers["missing"]) == {"lpips", "fvd"} and "lpips" not in numbers
+    printed = capsys.readouterr().out
+    assert "LPIPS: put torchvision's vgg16-397923af.pth there" in printed
+    assert "repeat_last" in printed and "FVD: no detector" in printed
+    assert "| repeat_last |" in out.with_suffix(".md").read_text() and not out.with_suffix(".parts").exists()
+
+
+def test_the_best_of_many_beats_one_and_fvd_takes_them_all(trained, tmp_path, monkeypatch, detector):
+    stand_in = lambda x, y: (x - y).abs().mean((1, 2, 3), keepdim=True)  # noqa: E731
+    monkeypatch.setattr(evaluate, "perceptual_loss", lambda device: stand_in)
+    settings = dict(episodes=4, samples=5, horizon=7, batch_size=3, repeats=2, lpips=True, fvd=detector)
+    numbers = measure(trained.gpt, tmp_path / "m.json", **settings)
+    for metric in ("mse", "lpips", "psnr", "ssim"):
+        better, worse = (numbers[metric][k] for k in ("best", "single"))
+        assert set(numbers[metric]) == MANY and (better > worse) == (metric in ("psnr", "ssim"))
+    assert set(numbers["fvd"]) == ROWS and min(numbers["fvd"].values()) > 0
+    assert numbers["stderr"]["psnr"]["single"] > 0 == numbers["stderr"]["psnr"]["reconstruction"]
+    assert numbers["missing"] == {}
+
+
+def test_an_action_free_model_on_a_folder_has_no_wrong_actions(push, trained, tmp_path):
+    numbers = measure(trained.free, tmp_path / "m.json", data=push, episodes=2, horizon=2)
+    assert set(numbers["psnr"]) == ROWS - {"wrong_actions"} and numbers["reward_correlation"] is None
+
+
+def test_the_right_frames_are_compared_whatever_the_batch_size(trained, tmp_path):
+    settings = dict(data="push", episodes=2, horizon=4, temperature=0.0)
+    one, two = (measure(trained.gpt, tmp_path / "m.json", batch_size=size, **settings) for size in (1, 2))
+    assert all(one[m] == pytest.approx(two[m], abs=1e-3) for m in ("psnr", "ssim"))
+    frames = push_segments(2, 6, 0, 32)["frames"]
+    repeated = frames[:, 1:2].expand(-1, 4, -1, -1, -1)
+    assert one["psnr"]["repeat_last"] == pytest.approx(psnr(repeated, frames[:, 2:]).mean().item(), abs=1e-3)
+    everything = measure(trained.gpt, tmp_path / "m.json", frames="all", **settings)
+    tokenizer = WorldModel.load(trained.gpt, "cpu").tokenizer
+    with torch.no_grad():
+        expected = psnr(tokenizer.decode(tokenizer.encode(frames)).clamp(0, 1), frames).mean().item()
+    assert everything["psnr"]["reconstruction"] == pytest.approx(expected, abs=1e-3)
+    with pytest.raises(ValueError, match="frames is 'some'; expected all, future, last"):
+        measure(trained.gpt, tmp_path / "m.json", frames="some")
+
+
+def test_frames_follow_from_the_actions_that_lead_to_them_and_from_anothers(trained, tmp_path, monkeypatch):
+    rollout, given = WorldModel.rollout, []
+
+    def watch(self, actions, horizon):
+        given.append(actions[:, :horizon])
+        return rollout(self, actions, horizon)
+
+    monkeypatch.setattr(WorldModel, "rollout", watch)
+    measure(trained.gpt, tmp_path / "m.json", data="push", episodes=2, horizon=4)
+    own = push_segments(2, 6, 0, 32)["actions"][:, 1:5]  # frame 2 follows from action 1
+    assert torch.equal(given[0], own) and torch.equal(given[1], own.flip(0))
+
+
+def same(a, b):
+    """The same numbers, but for time and origin."""
+    return all(a[k] == pytest.approx(b[k], abs=1e-9) for k in ("mse", "psnr", "ssim", "reward_correlation"))
+
+
+def test_a_run_that_is_broken_off_goes_on_and_two_processes_give_the_same(trained, tmp_path, monkeypatch):
+    settings = dict(episodes=3, samples=2, horizon=3, batch_size=2)
+    whole, out = measure(trained.gpt, tmp_path / "whole.json", **settings), tmp_path / "m.json"
+    work, calls = evaluate.measure, []
+
+    def stop_at_the_second(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return work(*args)
+
+    monkeypatch.setattr(evaluate, "measure", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        measure(trained.gpt, out, **settings)
+    with pytest.raises(ValueError, match="m.parts is of a run with other settings; delete it, or"):
+        measure(trained.gpt, out, **{**settings, "horizon": 2})
+    assert same(measure(trained.gpt, out, **settings), whole) and len(calls) == 2 + 2
+    monkeypatch.undo()
+    flat = flags(ckpt=trained.gpt, out=tmp_path / "two.json", lpips=False, **settings)
+    done = python("-m", "torch.distributed.run", "--nproc_per_node=2", "evaluate.py", *flat)
+    assert done.returncode == 0, done.stderr
+    assert same(json.loads((tmp_path / "two.json").read_text()), whole)
+
+
+def test_presets_are_the_papers():
+    bair = configure(evaluate.CONFIG, "", ["--preset", "bair"], evaluate.PRESETS)
+    assert (bair.context_frames, bair.horizon, bair.episodes, bair.samples) == (1, 15, 256, 100)
+    robonet = configure(evaluate.CONFIG, "", ["--preset", "robonet"], evaluate.PRESETS)
+    assert (robonet.context_frames, robonet.horizon) == (2, 10)
+
+
+# ---- speed ----
+
+
+def test_speed_is_measured_and_written_down(tmp_path, capsys):
+    out = tmp_path / "speed.json"
+    settings = dict(preset="tiny", device="cpu", horizon=2, branches=3, batches=1, rollouts=1, train_batch=1)
+    evaluate.speed(configure(evaluate.SPEED, "", flags(**settings, repeats=1, out=out)))
+    numbers = json.loads(out.read_text())
+    assert numbers["imagine"]["b1"]["vs_naive"] > 0 and numbers["branches_3"]["vs_naive"] > 0
+    assert numbers["branches_3"]["kv_share"] < 1 and numbers["interactive_tiny"]["frames_per_s"] > 0
+    assert set(numbers["tokenizers"]) == {"4x4", "8x8", "compressive"}
+    assert {"vs_full_logits", "GB"} <= set(numbers["train_tiny"]) and {"commit", "machine"} <= set(numbers)
+    assert "branches_3.kv_share" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--parts typing: expected some of imagine,"):
+        evaluate.speed(configure(evaluate.SPEED, "", ["--parts", "typing"]))
+
+
+def test_the_cache_takes_the_share_of_memory_that_is_told(trained):
+    model = WorldModel.load(trained.gpt, "cpu")
+    elements = []
+    for B, n_b in ((1, 5), (5, 1)):
+        model.reset(push_segments(1, 2, 7, 32)["frames"].repeat(B, 1, 1, 1, 1), n_b)
+        own, shared = model.cache.own.numel(), model.cache.shared.numel()
+        elements.append(own + (shared if n_b > 1 else 0))  # a single future's shared is part of its own
+    layout, T = model.gpt.layout, model.gpt.config["segment_length"]
+    assert elements[0] / elements[1] == pytest.approx(evaluate.kv_share(layout, T, 5), abs=0.01)
+
+
+# ---- analyses ----
+
+
+@pytest.fixture
+def analyse(monkeypatch, tmp_path, push, trained):
+    """Runs an analysis on small models that learn for two steps; returns its numbers."""
+
+    def train_small(script, out, cfg, steps, **settings):
+        run, tune = (TOKENIZER_RUN, TOKENIZER_TUNE) if "tokenizer" in script else (GPT_RUN, GPT_TUNE)
+        module = train_tokenizer if "tokenizer" in script else train_gpt
+        train(module, **{**(tune if "init_from" in settings else run), "data": push, "out": out, **settings})
+
+    def analyse(name, **settings):
+        function, config = evaluate.COMMANDS[name]
+        settings.update(data=push, out=tmp_path / "numbers.json", picture=tmp_path / "picture.png")
+        given = dict(ckpt=trained.gpt, folder=tmp_path, device="cpu", videos=3, horizon=4, lpips=False)
+        settings.update({k: v for k, v in given.items() if k in config})
+        function(configure(config, "", flags(**settings)))
+        assert (tmp_path / "picture.png").stat().st_size > 1000
+        assert "|---|" in (tmp_path / "numbers.md").read_text()
+        return json.loads((tmp_path / "numbers.json").read_text())
+
+    monkeypatch.setattr(evaluate, "train", train_small)
+    return analyse
+
+
+def test_tokenizers_are_compared(analyse):
+    numbers = analyse("tokenizers", kinds="compressive,2x2", patch=4)
+    assert numbers["tokens"] == {"compressive": 64 + 1 + 64 + 4 * 17, "2x2": 4 + 1 + 4 + 4 * 5}
+    assert all(set(numbers[m]) == {"compressive", "2x2"} for m in ("psnr", "generate", "GB", "train_GB"))
+
+
+def test_frames_are_decoded_without_their_context(analyse):
+    numbers = analyse("decouple", batch_size=2)
+    assert set(numbers["motion"]) == {"cross-attention", "dropped"}
+    assert numbers["psnr"]["cross-attention"] != numbers["psnr"]["dropped"]
+
+
+def test_another_robot_is_shown_to_three_models(analyse):
+    rows = {"as it was", "adapted tokenizer", "fine-tuned", "repeat_last"}
+    rows |= {"reconstruction, as it was", "reconstruction, adapted tokenizer"}
+    assert set(analyse("transfer")["psnr"]) == rows
+
+
+def test_few_episodes_are_learned_from_scratch_and_from_a_checkpoint(analyse):
+    rows = {f"{start}, {n} episodes" for start in ("scratch", "checkpoint") for n in (1, 2)}
+    assert set(analyse("adapt", shots="1,2", samples=2)["psnr"]) == rows
+
+
+def test_sizes_are_compared_by_updates_and_flops(analyse):
+    numbers = analyse("scaling", sizes="1x32,2x64", eval_every=1)
+    assert [step for step, _ in numbers["curves"]["2x64"]] == [1, 2]
+    assert all(numbers[k]["2x64"] > numbers[k]["1x32"] for k in ("parameters", "FLOPs"))
+
+
+def test_a_model_that_knows_the_goal_is_compared_where_it_should_arrive(analyse):
+    assert {"action-free", "goal-conditioned"} < set(analyse("goal")["psnr"])
+
+
+def test_what_was_trained_is_not_trained_again_and_what_was_broken_off_goes_on(push64, tmp_path, capfd):
+    given = dict(data=push64, batch_size=1, folder=tmp_path)
+    cfg = configure(evaluate.TOKENIZERS, "", flags(**given))
+    out, settings = tmp_path / "t.pt", dict(eval_segments=1, patch=8)
+    evaluate.train("train_tokenizer.py", out, cfg, 2, **settings)
+    first = out.stat().st_mtime_ns
+    evaluate.train("train_tokenizer.py", out, cfg, 2, **settings)
+    assert out.stat().st_mtime_ns == first and capfd.readouterr().out.count("$ python train_") == 1
+    with pytest.raises(ValueError, match="t.pt was trained with other patch; delete it to train it anew"):
+        evaluate.train("train_tokenizer.py", out, cfg, 2, **{**settings, "patch": 4})
+    with pytest.raises(ChildProcessError, match="train_gpt.py has failed; its own message is above"):
+        evaluate.train("train_gpt.py", tmp_path / "g.pt", cfg, 2, tokenizer="nowhere.pt")
+    state = common.load_checkpoint(out)
+    common.save_checkpoint(out, **{**state, "step": 1})
+    evaluate.train("train_tokenizer.py", out, cfg, 2, **settings)
+    assert "--resume=True" in capfd.readouterr().out and common.load_checkpoint(out)["step"] == 2
+
+
+# ---- results ----
+
+
+def test_learning_curves_are_kept_beside_the_numbers(trained, tmp_path, monkeypatch, capsys):
+    curve = trained.gpt.with_suffix(".jsonl")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
+    numbers = measure(trained.gpt, tmp_path / "m.json", episodes=2, horizon=2, curves=str(curve))
+    kept = numbers["curves"][str(curve)]
+    assert [step for step, _ in kept["val_psnr"]] == [2]
+    assert "pip install matplotlib" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="no learning curve at .*none.jsonl"):
+        evaluate.read_curve(tmp_path / "none.jsonl")
+
+
+def test_results_say_their_origin_also_where_git_is_missing(monkeypatch):
+    assert {"command", "commit", "machine"} <= set(evaluate.provenance())
+    monkeypatch.setenv("PATH", "")
+    assert evaluate.provenance.__wrapped__()["commit"] == "unknown"
+
+
+# ---- the released checkpoint ----
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """Numbers of the released checkpoint on 32 fresh episodes."""
+    path = ROOT / "assets" / "push-tiny.pt"
+    if not path.is_file():
+        pytest.skip(f"the released checkpoint is not at {path}")
+    assert path.stat().st_size < 10_000_000
+    return measure(path, tmp_path_factory.mktemp("released") / "m.json", episodes=32, seed=123)
+
+
+def test_the_released_checkpoint_knows_more_than_the_last_frame_heeds_actions_and_foresees_rewards(released):
+    psnr = released["psnr"]
+    assert psnr["model"] >= psnr["repeat_last"] + 3 and psnr["model"] >= psnr["wrong_actions"] + 1.5
+    assert released["reward_correlation"] > 0.7  # 0.80 over 256 episodes, but few episodes scatter by 0.05
