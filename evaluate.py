@@ -394,7 +394,8 @@ def report(out, columns, errors=None, missing=None, **others):
     for row in rows:
         cells.append([row])
         for name, column in columns.items():
-            text = f"{column[row]:.4g}" if row in column else ""
+            value = column.get(row, "")
+            text = f"{value:#.4g}" if isinstance(value, float) else str(value)
             cells[-1].append(f"{text} ± {errors[name][row]:.2g}" if text and errors else text)
     width = [2 + max(map(len, column)) for column in zip(*cells, strict=True)]
     for first, *numbers in cells:
