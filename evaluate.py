@@ -293,12 +293,16 @@ def cpu_name():
     return f"{os.cpu_count()} x {name}"
 
 
-@functools.cache  # results that are written make the checkout another
 def provenance():
     """What a result must say to be believed: the command, the commit and the machine."""
-    git = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
+
+    def git(*args):
+        command = ["git", "-C", Path(__file__).parent, *args]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    try:  # results and pictures may have changed
+        changed = git("status", "--short", "--untracked-files=no", ":!results", ":!assets")
+        commit = (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
     except OSError:  # no git here
         commit = "unknown"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"

@@ -392,7 +392,7 @@ def test_learning_curves_are_kept_beside_the_numbers(trained, tmp_path, monkeypa
 def test_results_say_their_origin_also_where_git_is_missing(monkeypatch):
     assert {"command", "commit", "machine"} <= set(evaluate.provenance())
     monkeypatch.setenv("PATH", "")
-    assert evaluate.provenance.__wrapped__()["commit"] == "unknown"
+    assert evaluate.provenance()["commit"] == "unknown"
 
 
 # ---- the released checkpoint ----
