@@ -166,8 +166,11 @@ def ssim(x, y, window=11, sigma=1.5):
     g = (g / g.sum()).view(1, 1, -1)
     x, y = x.reshape(-1, 1, *x.shape[-2:]), y.reshape(-1, 1, *y.shape[-2:])
     blur = lambda z: F.conv2d(F.conv2d(z, g[..., None]), g[:, None])  # noqa: E731
+    a, b = x.mean((-2, -1), keepdim=True), y.mean((-2, -1), keepdim=True)
+    x, y = x - a, y - b  # or float32 would lose the variance of smooth pictures
     mx, my = blur(x), blur(y)
     vx, vy, cov = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my
+    mx, my = mx + a, my + b
     c1, c2 = 0.01**2, 0.03**2
     s = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
     return s.mean((-3, -2, -1)).view(*shape, 3).mean(-1)
