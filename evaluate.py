@@ -132,7 +132,7 @@ DECOUPLE = dict(VIDEOS, ckpt=TRAINING["ckpt"], data="push", batch_size=8, seed=0
 TRANSFER = lab("transfer", TRAINING, VIDEOS, WORLDS, TUNING)
 ADAPT = lab("adapt", TRAINING, VIDEOS, WORLDS, TUNING, shots=(10, 100, 1000))  # episodes
 SCALING = lab("scaling", TRAINING, sizes=("2x96", "4x192"), steps=1500, eval_every=100)  # layers x width
-GOAL = lab("goal", TRAINING, VIDEOS, WORLDS, frames="last", tune_lr=3e-4, steps=1000)
+GOAL = lab("goal", TRAINING, VIDEOS, WORLDS, frames="last", tune_lr=1.5e-3, steps=3000)
 
 
 def check(x, y):
