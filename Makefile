@@ -54,7 +54,8 @@ data/push-cyan/meta.json: | .venv/ready
 
 analyses: .venv/ready-test data/push/meta.json data/push-cyan/meta.json
 	$(RUN) evaluate.py --samples 20 --repeats 3 --batch_size 80 --out results/push-prediction.json
-	set -e; for name in decouple tokenizers transfer adapt scaling goal; do $(RUN) evaluate.py $$name; done
+	set -e; for name in decouple tokenizers transfer adapt scaling goal; do \
+	    $(RUN) evaluate.py $$name --out results/$$name.json --picture assets/$$name.png; done
 
 clean:
 	rm -rf .venv out/demo out/samples

@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -192,7 +193,9 @@ def perceptual_loss(device):
     try:
         import lpips
 
-        network = lpips.LPIPS(net="vgg", verbose=False).requires_grad_(False).eval().to(device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchvision's, of the way that lpips asks for weights
+            network = lpips.LPIPS(net="vgg", verbose=False).requires_grad_(False).eval().to(device)
     except OSError as error:
         fix = f"put torchvision's {VGG} at {place}, or do without: --lpips false"
         raise FileNotFoundError(f"no VGG-16 weights for LPIPS: download failed ({error}); {fix}") from None

@@ -4,10 +4,11 @@
                                                     --> FVD: over all of them
     beside rows of reference   repeat_last      the last context frame
                                wrong_actions    another video's actions
-                               reconstruction   the tokenizer alone: the ceiling of any prediction
+                               reconstruction   the tokenizer alone: all tokens foreseen
 
-Metrics are means over the predicted frames; --frames all counts the reconstructed context too, as the paper
-does. FVD always sees whole videos. What is broken off goes on when the same command is given again.
+Metrics are means over the predicted frames; the paper's presets count the reconstructed context too, as the
+paper does, and tell of the predicted frames beside it. FVD sees whole videos, all K of each. What is broken
+off goes on when the same command is given again.
 
 B videos at once, K futures of each, t context frames, T frames, h predicted ones.
 
@@ -19,6 +20,7 @@ Run: python evaluate.py                                       the released check
      python evaluate.py tokenizers|decouple|transfer|adapt|scaling|goal    analyses (section 4.4)"""
 
 import functools
+import hashlib
 import json
 import multiprocessing
 import os
@@ -30,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -69,7 +72,8 @@ CONFIG = dict(
     samples=1,  # futures of each
     horizon=14,  # predicted frames
     context_frames=0,  # use fewer than the model was trained with; 0 leaves it
-    frames="future",  # that count, "all" or the "last" alone
+    frames=("future",),  # that count, "all" or the "last" alone; of several, each has its columns
+    from_start=False,  # videos begin with their episodes, as the paper's; else anywhere
     repeats=1,  # draw all futures so many times: standard errors are over these
     lpips=True,
     fvd="",  # the I3D detector as TorchScript: StyleGAN-V's i3d_torchscript.pt
@@ -81,7 +85,7 @@ CONFIG = dict(
     seed=0,
     curves=(),  # .jsonl files of the trainers to keep beside the numbers, with a picture
 )
-PAPER = dict(episodes=256, samples=100, batch_size=80)
+PAPER = dict(episodes=256, samples=100, batch_size=80, frames=("all", "future"), from_start=True)
 PRESETS = dict(
     push={},
     bair=dict(PAPER, context_frames=1, horizon=15),
@@ -110,7 +114,7 @@ PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e1
 def lab(name, *groups, **own):
     """Settings of an analysis, and where its checkpoints, its numbers and its picture go."""
     merged = {k: v for group in groups for k, v in group.items()}
-    places = dict(folder=f"out/{name}", out=f"results/{name}.json", picture=f"assets/{name}.png")
+    places = dict(folder=f"out/{name}", out=f"out/{name}/numbers.json", picture=f"out/{name}/picture.png")
     return {**merged, **places, **own}
 
 
@@ -123,27 +127,32 @@ TRAINING = dict(  # what is in the folder already is not trained again
     seed=0,
 )
 VIDEOS = dict(videos=64, horizon=14, device="", dtype="auto")  # validation segments; predicted frames
-WORLDS = dict(samples=1, frames="future", lpips=True, fvd="")  # as in CONFIG
+WORLDS = dict(samples=1, frames=("future",), lpips=True, fvd="")  # as in CONFIG
 TUNING = dict(data="data/push-cyan", tune_lr=3e-4, tokenizer_steps=500, steps=500)  # updates of each model
 TOKENIZERS = lab("tokenizers", TRAINING, VIDEOS, kinds=("compressive", "16x16", "4x4"), patch=2, steps=1000,
                  lpips=True, repeats=1)
-DECOUPLE = dict(VIDEOS, ckpt=TRAINING["ckpt"], data="push", batch_size=8, seed=0, out="results/decouple.json",
-                picture="assets/decouple.png")
+DECOUPLE = dict(VIDEOS, ckpt=TRAINING["ckpt"], data="push", batch_size=8, seed=0,
+                out="out/decouple/numbers.json", picture="out/decouple/picture.png")
 TRANSFER = lab("transfer", TRAINING, VIDEOS, WORLDS, TUNING)
 ADAPT = lab("adapt", TRAINING, VIDEOS, WORLDS, TUNING, shots=(10, 100, 1000))  # episodes
 SCALING = lab("scaling", TRAINING, sizes=("2x96", "4x192"), steps=1500, eval_every=100)  # layers x width
-GOAL = lab("goal", TRAINING, VIDEOS, WORLDS, frames="last", tune_lr=1.5e-3, steps=3000)
+GOAL = lab("goal", TRAINING, VIDEOS, WORLDS, frames=("last",), tune_lr=1.5e-3, steps=3000)
 
 
 def check(x, y):
-    """Raise ValueError unless x and y are float32, as metrics need it, and of one shape."""
-    if x.shape != y.shape or {x.dtype, y.dtype} != {torch.float32}:
+    """Raise ValueError unless x and y are float32 in [0, 1], as metrics need it, and of one shape."""
+    if x.shape != y.shape or x.ndim < 3 or x.shape[-3] != 3 or {x.dtype, y.dtype} != {torch.float32}:
         got = f"{x.dtype} {tuple(x.shape)} and {y.dtype} {tuple(y.shape)}"
-        raise ValueError(f"frames are {got}; expected float32 frames of one shape, in [0, 1]")
+        raise ValueError(f"frames are {got}; expected float32 frames of one shape (..., 3, H, W), in [0, 1]")
+    low, high = min(x.min(), y.min()).item(), max(x.max(), y.max()).item()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"frames are {low:.3g}..{high:.3g}; expected [0, 1]")
 
 
 def mse(x, y):
-    """Mean squared error of each frame: x, y (..., 3, H, W) float32 in [0, 1] -> (...) in [0, 1]."""
+    """Mean squared error of each frame: x, y (..., 3, H, W) float32 in [0, 1] -> (...) in [0, 1].
+
+    It, and all metrics, raise ValueError at other types, ranges and shapes.   Source: paper section 4.1"""
     check(x, y)
     return (x - y).square().mean((-3, -2, -1))
 
@@ -151,16 +160,18 @@ def mse(x, y):
 def psnr(x, y):
     """Peak signal-to-noise ratio of each frame: x, y (..., 3, H, W) float32 in [0, 1] -> (...), 0 to 80 dB.
 
-    Source: as piqa, which the paper took it from"""
+    Source: as piqa, which the paper took it from; 80 because of its 1e-8"""
     return -10 * torch.log10(mse(x, y) + 1e-8)
 
 
 def ssim(x, y, window=11, sigma=1.5):
-    """Structural similarity of each frame: x, y (..., 3, H, W) float32 in [0, 1] -> (...) in [-1, 1].
+    """Structural similarity of each frame: x, y (..., 3, H, W >= 11) float32 in [0, 1] -> (...) in [-1, 1].
 
     Gaussian window without padding, per channel, then the mean.   Source: Wang et al. 2004; equals piqa's and
     scikit-image's with gaussian_weights"""
     check(x, y)
+    if min(x.shape[-2:]) < window:
+        raise ValueError(f"frames of {tuple(x.shape[-2:])} pixels; SSIM needs {window} each way")
     shape, g = x.shape[:-3], torch.arange(window, dtype=x.dtype, device=x.device) - window // 2
     g = torch.exp(-(g**2) / (2 * sigma**2))
     g = (g / g.sum()).view(1, 1, -1)
@@ -180,22 +191,30 @@ def perceptual_distance(x, y, lpips):
     """LPIPS of each frame: x, y (..., 3, H, W) float32 in [0, 1] -> (...), 0 for equal ones, seldom above 1.
 
     lpips  as of `perceptual_loss`.   Source: Zhang et al. 2018"""
+    check(x, y)
     return lpips(2 * x.flatten(0, -4) - 1, 2 * y.flatten(0, -4) - 1).view(x.shape[:-3])
 
 
+DETECTOR = "i3d_torchscript.pt, which StyleGAN-V's src/metrics/frechet_video_distance.py names the place of"
+
+
 def load_detector(path, device):
-    """StyleGAN-V's I3D network.   raises  FileNotFoundError, ValueError if the file is no TorchScript"""
+    """StyleGAN-V's I3D network (DETECTOR).   raises  FileNotFoundError, ValueError if it is no TorchScript"""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no detector at {path}; expected StyleGAN-V's i3d_torchscript.pt")
+        raise FileNotFoundError(f"no detector at {path}; expected {DETECTOR}")
     try:
-        return torch.jit.load(path, map_location=device).eval()
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is no TorchScript ({reason}); expected i3d_torchscript.pt") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that TorchScript is old
+            return torch.jit.load(path, map_location=device).eval()
+    except RuntimeError:
+        raise ValueError(f"{path} is no TorchScript; expected {DETECTOR}") from None
 
 
 def video_features(videos, detector):
-    """Videos (M, T >= 9, 3, H, W) in [0, 1] -> what the detector sees in them, (M, 400)."""
+    """Videos (M, T >= 9, 3, H, W) float32 in [0, 1] -> what the detector sees in them, (M, 400).
+
+    raises  ValueError at shorter ones or another range.   Source: StyleGAN-V's FVD, which the paper uses"""
+    check(videos, videos)
     if videos.shape[1] < 9:
         raise ValueError(f"FVD of videos of {videos.shape[1]} frames; the detector needs at least 9")
     bytes_range = 255 * videos.transpose(1, 2)  # (M, 3, T, H, W)
@@ -222,11 +241,15 @@ class Moments:
 def frechet_distance(a, b):
     """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of two Moments, 0 and up; of videos' features: FVD.
 
-    Source: Unterthiner et al. 2018. The root's trace is that of (S1^(1/2) S2 S1^(1/2))^(1/2), symmetric."""
+    Source: Unterthiner et al. 2018. The trace of the root is the sum of the singular values of
+    S1^(1/2) S2^(1/2): exact where there are fewer videos than features, whose eigenvalues would be noise."""
     (m1, S1), (m2, S2) = a.mean_and_covariance(), b.mean_and_covariance()
-    values, vectors = torch.linalg.eigh(S1)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    trace = torch.linalg.eigvalsh(root @ S2 @ root).clamp(min=0).sqrt().sum()
+
+    def root(S):
+        values, vectors = torch.linalg.eigh(S)
+        return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+    trace = torch.linalg.svdvals(root(S1) @ root(S2)).sum()
     return ((m1 - m2).square().sum() + S1.trace() + S2.trace() - 2 * trace).item()
 
 
@@ -234,12 +257,12 @@ BEST = dict(mse=torch.amin, psnr=torch.amax, ssim=torch.amax, lpips=torch.amin)
 
 
 def frame_metrics(videos, truth, lpips=None):
-    """Videos (B, K, h, 3, H, W) against truth (B, h, 3, H, W) -> {metric: (B, K)}, means over frames."""
-    truth = truth[:, None].expand_as(videos)
-    values = dict(mse=mse(videos, truth), psnr=psnr(videos, truth), ssim=ssim(videos, truth))
+    """Videos (B, K, T, 3, H, W) against truth (B, T, 3, H, W) -> {metric: (B, K, T)}, one k at a time."""
+    metrics = dict(mse=mse, psnr=psnr, ssim=ssim)
     if lpips is not None:
-        values["lpips"] = perceptual_distance(videos, truth, lpips)
-    return {name: value.mean(-1).cpu() for name, value in values.items()}
+        metrics["lpips"] = functools.partial(perceptual_distance, lpips=lpips)
+    each = videos.unbind(1)
+    return {name: torch.stack([metric(x, truth) for x in each], 1).cpu() for name, metric in metrics.items()}
 
 
 @torch.no_grad()
@@ -248,14 +271,16 @@ def predict(model, clips, actions, others, K, batch_size):
 
     actions, others  (B, h, A) that lead to the predicted frames, and those of other videos; or None"""
     t, h = model.context_frames, clips.shape[1] - model.context_frames
-    whole = model.tokenizer.decode(model.tokenizer.encode(clips)).clamp(0, 1)
-    futures = []
-    for chunk in torch.arange(K).tensor_split(-(-K // batch_size)):
-        n = len(chunk)
+    with model.autocast:
+        whole = model.tokenizer.decode(model.tokenizer.encode(clips)).float().clamp(0, 1)
+    futures, rewards = [], None
+    for first in range(0, K, batch_size):
+        n = min(batch_size, K - first)
         model.reset(clips[:, :t], n)
-        future, rewards, _ = model.rollout(None if actions is None else actions.repeat_interleave(n, 0), h)
+        future, predicted, _ = model.rollout(None if actions is None else actions.repeat_interleave(n, 0), h)
         futures.append(future.unflatten(0, (-1, n)))
-    rewards = None if rewards is None else rewards[::n].cpu()
+        if predicted is not None and not first:
+            rewards = predicted[::n].cpu()  # of the first future of each
     rows = dict(model=torch.cat(futures, 1))
     if others is not None:
         model.reset(clips[:, :t])
@@ -267,21 +292,18 @@ def predict(model, clips, actions, others, K, batch_size):
 
 
 def measure(model, data, part, cfg, networks):
-    """`predict` for a slice of segments (data.py), judged: what `summarize` takes.
+    """`predict` for a slice of segments (data.py), judged: what `summarize` takes. A goal is not judged.
 
-    metrics {row: {metric: (B, K or 1)}}, features of whole videos {row: (M, 400)}, rewards (B, h)"""
+    metrics {row: {metric: (B, K or 1, T)}}, features of whole videos {row: (M, 400)}, rewards (B, h)"""
     t, actions, others = model.context_frames, None, None
     clips = data["frames"][part].to(model.device)
     if model.action_dim:
         actions = data["actions"][:, t - 1 : clips.shape[1] - 1]
-        actions, others = actions[part], actions.roll(1, 0)[part]
+        actions, others = actions[part], actions.roll(1, 0)[part] if len(actions) > 1 else None
     rows, rewards = predict(model, clips, actions, others, cfg.samples, cfg.batch_size)
-    starts = dict(all=0, future=t, last=-1)
-    if cfg.frames not in starts:
-        raise ValueError(f"frames is {cfg.frames!r}; expected {', '.join(starts)}")
-    first, lpips, features = starts[cfg.frames], networks.get("lpips"), {}
-    truth = clips[:, first:]
-    metrics = {k: frame_metrics(v[:, :, first:], truth, lpips) for k, v in rows.items()}
+    kept, features = int(model.goal_conditioned), {}
+    rows, clips = {k: v[:, :, kept:] for k, v in rows.items()}, clips[:, kept:]
+    metrics = {k: frame_metrics(v, clips, networks.get("lpips")) for k, v in rows.items()}
     if detector := networks.get("fvd"):
         whole = {**rows, "truth": clips[:, None]}
         features = {k: video_features(v.flatten(0, 1), detector) for k, v in whole.items()}
@@ -357,29 +379,42 @@ def draw_curves(path, panels, log_x=False):
     print(f"drawn to {path}")
 
 
-def summarize(parts, K):
+def require_frames(cfg, T):
+    """Raise ValueError unless frames are known ones, and videos of T frames long enough for what is asked."""
+    known = "all", "future", "last"
+    if not cfg.frames or set(cfg.frames) - set(known):
+        raise ValueError(f"frames is {','.join(cfg.frames)!r}; expected some of {', '.join(known)}")
+    if cfg.fvd and T < 9:
+        raise ValueError(f"FVD of videos of {T} frames; the detector needs at least 9")
+
+
+def summarize(parts, cfg):
     """`measure` of all batches -> {metric: {row: mean over videos}}, correlation of rewards or None.
 
-    best: of K futures, for each metric another one;  single: what one gives on average"""
-    table, predicted = {}, [part["rewards"] for part in parts]
-    for row in parts[0]["metrics"]:
-        for metric in parts[0]["metrics"][row]:
-            values = torch.cat([part["metrics"][row][metric] for part in parts])  # (N, K or 1)
-            column = table.setdefault(metric, {})
-            if row == "model" and K > 1:
-                column["best"] = BEST[metric](values, 1).mean().item()
-            column["single" if row == "model" and K > 1 else row] = values.mean().item()
+    best: of K futures, for each metric another one;  single: what one gives on average;  all: all of them"""
+    table, predicted, K = {}, [part["rewards"] for part in parts], cfg.samples
+    cells = [(frames, row, metric) for frames in cfg.frames for row, metrics in parts[0]["metrics"].items()
+             for metric in metrics]
+    for frames, row, metric in cells:
+        values = torch.cat([part["metrics"][row][metric] for part in parts])  # (N, K or 1, T)
+        T, h = values.shape[2], parts[0]["true_rewards"].shape[1]
+        values = values[:, :, dict(all=0, future=T - h, last=T - 1)[frames] :].mean(2)
+        column = table.setdefault(metric if frames == cfg.frames[0] else f"{metric}_{frames}", {})
+        if row == "model" and K > 1:
+            column["best"] = BEST[metric](values, 1).mean().item()
+        column["single" if row == "model" and K > 1 else row] = values.mean().item()
     moments = {}
     for part in parts:
         for row, features in part["features"].items():
             moments.setdefault(row, Moments()).update(features)
     if truth := moments.pop("truth", None):
-        table["fvd"] = {row: frechet_distance(truth, moment) for row, moment in moments.items()}
+        names = dict(model="all" if K > 1 else "model")
+        table["fvd"] = {names.get(row, row): frechet_distance(truth, m) for row, m in moments.items()}
     correlation = None
     if predicted[0] is not None:
         true = torch.cat([part["true_rewards"] for part in parts]).flatten()
         pair = torch.stack([torch.cat(predicted).flatten(), true])
-        correlation = torch.corrcoef(pair)[0, 1].item() if pair[1].std() else None
+        correlation = torch.corrcoef(pair)[0, 1].item() if pair.shape[1] > 1 and pair.std(1).all() else None
     return table, correlation
 
 
@@ -402,8 +437,9 @@ def report(out, columns, errors=None, missing=None, **others):
         cells.append([row])
         for name, column in columns.items():
             value = column.get(row, "")
-            text = f"{value:#.4g}" if isinstance(value, float) else str(value)
-            cells[-1].append(f"{text} ± {errors[name][row]:.2g}" if text and errors else text)
+            text = f"{value:#.4g}".rstrip(".") if isinstance(value, float) else str(value)
+            error = errors[name][row] if text and errors else 0
+            cells[-1].append(f"{text} ± {error:.2g}" if error else text)
     width = [2 + max(map(len, column)) for column in zip(*cells, strict=True)]
     for first, *numbers in cells:
         print("".join([first.ljust(width[0]), *map(str.rjust, numbers, width[1:])]))
@@ -428,60 +464,77 @@ def find_networks(device, lpips, fvd=None):
     if fvd:
         networks["fvd"] = load_detector(fvd, device)
     elif fvd is not None:
-        missing["fvd"] = "no detector: pass StyleGAN-V's i3d_torchscript.pt as --fvd FILE"
+        missing["fvd"] = f"no detector: pass --fvd FILE, {DETECTOR}"
     return networks, missing
 
 
-def start_parts(cfg, model, rank):
+def start_parts(cfg, model, data, networks, rank):
     """The folder where batches are kept until all are measured. A broken-off run's are taken over.
 
     raises  ValueError if they were measured otherwise"""
     folder = Path(cfg.out).with_suffix(".parts")
-    weights = sum(p.double().sum().item() for net in (model.gpt, model.tokenizer) for p in net.parameters())
-    kept = {k: v for k, v in vars(cfg).items() if k not in ("out", "device", "curves", "given")}
-    settings = json.dumps(dict(kept, weights=weights), indent=1)
+    settings = {k: v for k, v in vars(cfg).items() if k not in ("out", "device", "curves", "given")}
+    total = lambda tensors: sum(x.double().sum().item() for x in tensors)  # noqa: E731
+    settings.update(weights=total([*model.gpt.parameters(), *model.tokenizer.parameters()]))
+    code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    settings.update(code=hashlib.sha256(code).hexdigest(), videos=total(data.values()), judges=list(networks))
+    settings = json.loads(json.dumps(settings))
     if rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        if (file := folder / "settings.json").is_file() and file.read_text() != settings:
-            raise ValueError(f"{folder} is of a run with other settings; delete it, or choose another --out")
-        file.write_text(settings)
+        file = folder / "settings.json"
+        kept = json.loads(file.read_text()) if file.is_file() and any(folder.glob("*.pt")) else settings
+        if changed := [k for k in settings if kept.get(k) != settings[k]]:
+            told = f"{folder} is of a run with other {', '.join(changed)}"
+            raise ValueError(f"{told}; delete it, or choose another --out")
+        file.write_text(json.dumps(settings, indent=1))
+    if dist.is_initialized():
+        dist.barrier()  # nobody adds to the parts of another run
     return folder
 
 
 def main(cfg):
     require_positive(cfg, "episodes", "samples", "horizon", "repeats", "batch_size")
+    curves = {path: read_curve(path) for path in cfg.curves}
     rank, world, device = setup_ddp()
     device = torch.device(cfg.device) if cfg.device else device
     draw = dict(temperature=cfg.temperature, top_k=cfg.top_k, dtype=cfg.dtype)
     model = WorldModel.load(cfg.ckpt, str(device), cfg.tokenizer, cfg.context_frames, **draw)
+    require_frames(cfg, model.context_frames + cfg.horizon - model.goal_conditioned)
     networks, missing = find_networks(device, cfg.lpips, cfg.fvd)
-    data = segments_for(model, cfg.data, cfg.episodes, cfg.horizon, cfg.seed)
-    folder, at_once = start_parts(cfg, model, rank), max(1, cfg.batch_size // cfg.samples)
+    data = segments_for(model, cfg.data, cfg.episodes, cfg.horizon, None if cfg.from_start else cfg.seed)
+    if model.action_dim and cfg.episodes == 1:
+        missing["wrong_actions"] = "they are another video's; pass --episodes 2 or more"
+    folder, at_once = start_parts(cfg, model, data, networks, rank), max(1, cfg.batch_size // cfg.samples)
     jobs = [(i, start) for i in range(cfg.repeats) for start in range(0, cfg.episodes, at_once)]
     place = {job: folder / f"{job[0]}-{job[1]}.pt" for job in jobs}
-    todo = [job for job in jobs[rank::world] if not place[job].is_file()]
-    for i, start in tqdm(todo, "evaluate", disable=rank > 0):
-        began, part = time.time(), slice(start, start + at_once)
-        model.generator.manual_seed((cfg.seed * 1000 + i) * 100_000 + start)  # whichever process draws it
-        result = measure(model, data, part, cfg, networks)
-        save_checkpoint(place[i, start], **result, seconds=time.time() - began)
+    mine = jobs[rank::world]
+    todo = [job for job in mine if not place[job].is_file()]
+    bar = tqdm(todo, "evaluate", len(mine), initial=len(mine) - len(todo), disable=rank > 0)
+    try:
+        for i, start in bar:
+            began, part = time.time(), slice(start, start + at_once)
+            model.generator.manual_seed((cfg.seed * 1000 + i) * 100_000 + start)  # whichever process draws it
+            result = measure(model, data, part, cfg, networks)
+            save_checkpoint(place[i, start], **result, seconds=time.time() - began)
+    except KeyboardInterrupt:
+        raise SystemExit(f"\nwhat was measured is kept in {folder}: the same command goes on") from None
     if dist.is_initialized():
         dist.barrier()
     if rank:
         return
     draws = [[load_checkpoint(place[job]) for job in jobs if job[0] == i] for i in range(cfg.repeats)]
-    columns, errors, correlation = combine([summarize(parts, cfg.samples) for parts in draws])
+    columns, errors, correlation = combine([summarize(parts, cfg) for parts in draws])
     others = {k: getattr(cfg, k) for k in ("episodes", "samples", "repeats", "frames")}
     others.update(seconds=sum(part["seconds"] for parts in draws for part in parts))
-    others.update(reward_correlation=correlation, curves={path: read_curve(path) for path in cfg.curves})
+    others.update(reward_correlation=correlation, curves=curves)
     t, h = model.context_frames, cfg.horizon
-    print(f"\n{cfg.episodes} videos, {t} context and {h} predicted frames, {cfg.samples} futures of each")
+    print(f"\n{cfg.episodes} videos, {t} context and {h} predicted frames; futures of each: {cfg.samples}")
     report(cfg.out, columns, errors, missing, **others)
     if correlation is not None:
         print(f"reward correlation {correlation:.3f}")
-    if cfg.curves:
+    if curves:
         panels = [(Path(path).stem, "step", "validation PSNR (dB)", {"": curve["val_psnr"]})
-                  for path, curve in others["curves"].items()]
+                  for path, curve in curves.items()]
         draw_curves(Path(cfg.out).with_suffix(".png"), panels)
     shutil.rmtree(folder)
 
@@ -490,6 +543,12 @@ def main(cfg):
 
 
 TOKENIZER_OF = dict(tiny=tokenizer.TINY, small=tokenizer.SMALL, medium=tokenizer.SMALL)
+
+
+def require_preset(cfg):
+    """Raise ValueError unless the preset is one of the transformer's."""
+    if cfg.preset not in TOKENIZER_OF:
+        raise ValueError(f"preset is {cfg.preset!r}; expected one of {', '.join(TOKENIZER_OF)}")
 
 
 def device_of(cfg):
@@ -800,6 +859,7 @@ def flatten(tree, name=""):
 def speed(cfg):
     """Measure `parts`, and write each down as soon as it is known, beside those that the file holds."""
     require_positive(cfg, "horizon", "branches", "branch_horizon", "repeats")
+    require_preset(cfg)
     if wrong := set(cfg.parts) - set(PARTS):
         raise ValueError(f"--parts {','.join(wrong)}: expected some of {','.join(PARTS)}")
     device = device_of(cfg)
@@ -835,14 +895,23 @@ def train(script, out, cfg, steps, **settings):
     flags = [*(f"--{k}={v}" for k, v in settings.items()), f"--out={out}"]
     many = ["-m", "torch.distributed.run", f"--nproc_per_node={cfg.processes}"] if cfg.processes > 1 else []
     print("$ python", *many, script, *flags, flush=True)
-    if subprocess.run([sys.executable, *many, Path(__file__).with_name(script), *flags]).returncode:
-        raise ChildProcessError(f"{script} has failed; its own message is above")
+    child = subprocess.Popen([sys.executable, *many, Path(__file__).with_name(script), *flags])
+    try:
+        failed = child.wait()
+    except KeyboardInterrupt:  # it has been told, too: let it save
+        child.wait()
+        raise SystemExit(f"{out} is kept: the same command goes on") from None
+    if failed or load_checkpoint(out)["step"] < steps:
+        raise ChildProcessError(f"{script} has failed or was stopped; its own message is above")
 
 
 def train_both(cfg, name, tune, **settings):
     """A tokenizer and, on it, a transformer, from scratch or fine-tuned from cfg.ckpt -> their paths."""
     first, second = f"{cfg.folder}/{name}-tokenizer.pt", f"{cfg.folder}/{name}.pt"
     settings.update(dict(init_from=cfg.ckpt, lr=cfg.tune_lr) if tune else {})
+    if not Path(cfg.data).is_dir():
+        make = f"python data.py push --robot cyan --seed 1 --episodes 1100 --out {cfg.data}"
+        raise FileNotFoundError(f"no episodes of another robot at {cfg.data}; try: {make}")
     freeze = dict(freeze_codebooks=True) if tune else {}  # the transformer has learned what codes mean
     train("train_tokenizer.py", first, cfg, cfg.tokenizer_steps, **freeze, **settings)
     train("train_gpt.py", second, cfg, cfg.steps, tokenizer=first, **settings)
@@ -860,15 +929,17 @@ def videos_for(cfg, model):
 
 def compare(cfg, models):
     """{name: WorldModel} -> {metric: {name: mean}}, {name: all that `summarize` says}, missing networks."""
+    require_frames(cfg, cfg.horizon + 1)
     networks, missing = find_networks(device_of(cfg), cfg.lpips, cfg.fvd)
     columns, tables = {}, {}
     for name, model in models.items():
         data = videos_for(cfg, model)
-        starts, n = tqdm(range(0, cfg.videos, cfg.batch_size), name), cfg.batch_size
+        n = max(1, cfg.batch_size // cfg.samples)
+        starts = tqdm(range(0, cfg.videos, n), name)
         parts = [measure(model, data, slice(i, i + n), cfg, networks) for i in starts]
-        tables[name], _ = summarize(parts, cfg.samples)
+        tables[name], _ = summarize(parts, cfg)
         for metric, rows in tables[name].items():
-            columns.setdefault(metric, {})[name] = rows.get("single", rows.get("model"))
+            columns.setdefault(metric, {})[name] = rows.get("single", rows.get("all", rows.get("model")))
     return columns, tables, missing
 
 
@@ -887,14 +958,16 @@ def draw_futures(cfg, models, n=2):
     imagined = []
     for model in models.values():
         data = {k: v[:n] for k, v in videos_for(cfg, model).items()}
+        truth = data["frames"][:, model.goal_conditioned :]
         actions = data["actions"][:, model.context_frames - 1 : -1] if model.action_dim else None
         rows, _ = predict(model, data["frames"].to(model.device), actions, None, 1, n)
         imagined.append(rows["model"][:, 0, model.goal_conditioned :])
-    save_sheet(cfg, [data["frames"][:, model.goal_conditioned :], *imagined])
+    save_sheet(cfg, [truth, *imagined])
 
 
 def tokenizers(cfg):
     """Tokenizers trained alike: the compressive one, and some that take every frame by itself (Figure 9c)."""
+    require_preset(cfg)
     device = device_of(cfg)
     (networks, missing), data = find_networks(device, cfg.lpips), Episodes(cfg.data, "val")
     t = tokenizer.PRESETS[cfg.preset]["context_frames"]
@@ -911,7 +984,7 @@ def tokenizers(cfg):
         decoded = torch.cat(parts).float().clamp(0, 1)
         shown.append(decoded[:2])
         quality = frame_metrics(decoded[:, None, t:], clips[:, t:].to(device), networks.get("lpips"))
-        row = {metric: value.mean().item() for metric, value in quality.items()}
+        row = {metric: value.mean().item() for metric, value in quality.items()}  # over videos and frames
         sizes = {k: v for k, v in vqgan.config.items() if k != "grid"}
         row.update(tokenizer_costs(sizes, settings, kind, 1, device, cfg.dtype, cfg.repeats))
         for name, value in row.items():
@@ -926,11 +999,12 @@ def decouple(cfg):
     model = world_of(cfg, cfg.ckpt)
     vqgan, clips, decoded = model.tokenizer, videos_for(cfg, model)["frames"], {}
     for chunk in clips.split(cfg.batch_size):
-        with torch.no_grad():
+        with torch.no_grad(), model.autocast:
             context, dynamics = vqgan.layout.unpack(vqgan.encode(chunk.to(model.device)))
             ways = {"cross-attention": vqgan.decode_context(context), "dropped": None}
             for name, way in ways.items():
-                decoded.setdefault(name, []).append(vqgan.decode_future(dynamics, way).clamp(0, 1).cpu())
+                frames = vqgan.decode_future(dynamics, way).float().clamp(0, 1)
+                decoded.setdefault(name, []).append(frames.cpu())
     decoded, truth = {k: torch.cat(v) for k, v in decoded.items()}, clips[:, model.context_frames :]
     columns = {name: {k: metric(x, truth).mean().item() for k, x in decoded.items()}
                for name, metric in (("psnr", psnr), ("ssim", ssim))}
@@ -959,7 +1033,7 @@ def adapt(cfg):
     """Fine-tuning on few episodes of another robot, and training from scratch on as many (Figure 9a)."""
     models = {}
     for start in ("scratch", "checkpoint"):
-        for n in map(int, cfg.shots):
+        for n in cfg.shots:
             _, path = train_both(cfg, f"{start}-{n}", start == "checkpoint", episodes=n)
             models[f"{start}, {n} episodes"] = world_of(cfg, path)
     columns, _, missing = compare(cfg, models)
@@ -973,8 +1047,11 @@ def adapt(cfg):
 
 def scaling(cfg):
     """Validation loss of transformers of several sizes, against updates and FLOPs (Figure 9b)."""
+    require_preset(cfg)
     by_step, by_flops, columns, whole = {}, {}, {}, gpt.PRESETS[cfg.preset]
     for name in cfg.sizes:
+        if not re.fullmatch(r"\d+x\d+", name):
+            raise ValueError(f"size is {name!r}; expected layers x width, like 4x192")
         layers, D = map(int, name.split("x"))
         sizes = dict(n_layer=layers, n_embd=D)
         sizes.update((k, max(1, D * whole[k] // whole["n_embd"])) for k in ("n_head", "n_mlp"))
@@ -1022,6 +1099,8 @@ COMMANDS = {
 if __name__ == "__main__":
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
         function, config = COMMANDS[sys.argv[1]]
-        run(function, configure(config, __doc__, sys.argv[2:]))
+        run(function, configure(config, f"evaluate.py {sys.argv[1]}: {function.__doc__}", sys.argv[2:]))
+    elif sys.argv[1:2] and not sys.argv[1].startswith("-"):
+        raise SystemExit(f"{sys.argv[1]}: no such command; expected {', '.join(COMMANDS)}, or settings alone")
     else:
         run(main, configure(CONFIG, __doc__, presets=PRESETS))

@@ -231,15 +231,20 @@ class WorldModel:
 
 
 def segments_for(model, data, n, horizon, seed):
-    """n segments of t + horizon frames, strided as in training, of PushWorld or a folder's validation."""
+    """n segments of t + horizon frames, strided as in training, of PushWorld or a folder's validation.
+
+    seed  of random starts in their episodes; None: from frame 0, but for PushWorld's"""
     T, trained = model.context_frames + horizon - model.goal_conditioned, model.trained
     data = data or trained["data"]
     if not data:
         raise ValueError("the checkpoint does not say what it was trained on; pass --data or --episode")
     if data == "push":
-        batch = push_segments(n, T, seed, model.tokenizer.config["resolution"])
+        batch = push_segments(n, T, seed or 0, model.tokenizer.config["resolution"])
     else:
-        batch = Episodes(data, "val").segments(n, T, trained["stride"], seed, trained["action_agg"])
+        episodes = Episodes(data, "val")
+        if n > episodes.n_episodes:
+            print(f"{n} segments of {episodes.n_episodes} episodes: some show the same episode")
+        batch = episodes.segments(n, T, trained["stride"], seed, trained["action_agg"])
     return goal_first(batch) if model.goal_conditioned else batch
 
 

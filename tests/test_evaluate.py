@@ -23,12 +23,12 @@ import evaluate
 import train_gpt
 import train_tokenizer
 from common import configure
-from data import push_segments
+from data import Episodes, push_segments
 from evaluate import Moments, frechet_distance, mse, psnr, ssim
 from sample import WorldModel
 
 
-def measure(path, out, **settings):
+def run_evaluation(path, out, **settings):
     """The numbers of evaluate.py on a checkpoint."""
     settings = {"device": "cpu", "lpips": False, "ckpt": path, "out": out, **settings}
     evaluate.main(configure(evaluate.CONFIG, "", flags(**settings), evaluate.PRESETS))
@@ -76,8 +76,14 @@ def test_psnr_and_ssim_equal_scikit_image(kind):
 def test_metrics_refuse_bytes_half_precision_and_other_shapes(metric):
     x = torch.rand(2, 3, 16, 16)
     for wrong in ((255 * x).byte(), x.bfloat16(), x[:1]):
-        with pytest.raises(ValueError, match="expected float32 frames of one shape, in"):
+        with pytest.raises(ValueError, match="expected float32 frames of one shape"):
             metric(x, wrong)
+    with pytest.raises(ValueError, match=r"expected float32 frames of one shape \(..., 3, H, W\)"):
+        metric(x.movedim(1, -1), x.movedim(1, -1))
+    with pytest.raises(ValueError, match="frames are 0.*; expected .0, 1."):
+        metric(0 * x, 255 * x)
+    with pytest.raises(ValueError, match="SSIM needs 11"):
+        ssim(x[..., :8], x[..., :8])
 
 
 def test_lpips_is_asked_in_its_own_range_and_told_per_frame():
@@ -105,7 +111,7 @@ class Detector(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.register_buffer("weight", torch.randn(192, 12) / 10)
+        self.register_buffer("weight", torch.randn(192, 400) / 10)
 
     def forward(self, x: torch.Tensor, rescale: bool, resize: bool, return_features: bool):
         assert x.max() > 2 and rescale and resize and return_features
@@ -177,7 +183,7 @@ def test_one_future_of_each_is_measured_and_what_is_missing_is_told(trained, tmp
 
     monkeypatch.setattr(evaluate, "perceptual_loss", missing)
     out = tmp_path / "new" / "m.json"
-    numbers = measure(trained.gpt, out, episodes=3, horizon=5, batch_size=2, lpips=True)
+    numbers = run_evaluation(trained.gpt, out, episodes=3, horizon=5, batch_size=2, lpips=True)
     assert {"episodes", "seconds", "reward_correlation", "commit"} <= set(numbers) and "stderr" not in numbers
     assert all(set(numbers[m]) == ROWS for m in ("mse", "psnr", "ssim")) and numbers["episodes"] == 3
     assert set(numbers["missing"]) == {"lpips", "fvd"} and "lpips" not in numbers
@@ -191,34 +197,48 @@ def test_the_best_of_many_beats_one_and_fvd_takes_them_all(trained, tmp_path, mo
     stand_in = lambda x, y: (x - y).abs().mean((1, 2, 3), keepdim=True)  # noqa: E731
     monkeypatch.setattr(evaluate, "perceptual_loss", lambda device: stand_in)
     settings = dict(episodes=4, samples=5, horizon=7, batch_size=3, repeats=2, lpips=True, fvd=detector)
-    numbers = measure(trained.gpt, tmp_path / "m.json", **settings)
+    numbers = run_evaluation(trained.gpt, tmp_path / "m.json", **settings)
     for metric in ("mse", "lpips", "psnr", "ssim"):
         better, worse = (numbers[metric][k] for k in ("best", "single"))
         assert set(numbers[metric]) == MANY and (better > worse) == (metric in ("psnr", "ssim"))
-    assert set(numbers["fvd"]) == ROWS and min(numbers["fvd"].values()) > 0
+    assert set(numbers["fvd"]) == ROWS - {"model"} | {"all"} and min(numbers["fvd"].values()) > 0
     assert numbers["stderr"]["psnr"]["single"] > 0 == numbers["stderr"]["psnr"]["reconstruction"]
     assert numbers["missing"] == {}
 
 
+def test_videos_may_begin_with_their_episodes_and_one_has_no_wrong_actions(push, trained, tmp_path, capsys):
+    settings = dict(data=push, horizon=3, from_start=True)
+    numbers = run_evaluation(trained.gpt, tmp_path / "m.json", episodes=1, **settings)
+    frames = Episodes(push, "val").segments(1, 5)["frames"]
+    expected = psnr(frames[:, 1:2].expand(-1, 3, -1, -1, -1), frames[:, 2:]).mean().item()
+    assert numbers["psnr"]["repeat_last"] == pytest.approx(expected, abs=1e-3)
+    assert "wrong_actions" not in numbers["psnr"] and "2 or more" in numbers["missing"]["wrong_actions"]
+    run_evaluation(trained.gpt, tmp_path / "m.json", episodes=4, **settings)
+    assert "4 segments of 3 episodes" in capsys.readouterr().out
+
+
 def test_an_action_free_model_on_a_folder_has_no_wrong_actions(push, trained, tmp_path):
-    numbers = measure(trained.free, tmp_path / "m.json", data=push, episodes=2, horizon=2)
+    numbers = run_evaluation(trained.free, tmp_path / "m.json", data=push, episodes=2, horizon=2)
     assert set(numbers["psnr"]) == ROWS - {"wrong_actions"} and numbers["reward_correlation"] is None
 
 
 def test_the_right_frames_are_compared_whatever_the_batch_size(trained, tmp_path):
     settings = dict(data="push", episodes=2, horizon=4, temperature=0.0)
-    one, two = (measure(trained.gpt, tmp_path / "m.json", batch_size=size, **settings) for size in (1, 2))
+    out = tmp_path / "m.json"
+    one, two = (run_evaluation(trained.gpt, out, batch_size=size, **settings) for size in (1, 2))
     assert all(one[m] == pytest.approx(two[m], abs=1e-3) for m in ("psnr", "ssim"))
     frames = push_segments(2, 6, 0, 32)["frames"]
     repeated = frames[:, 1:2].expand(-1, 4, -1, -1, -1)
     assert one["psnr"]["repeat_last"] == pytest.approx(psnr(repeated, frames[:, 2:]).mean().item(), abs=1e-3)
-    everything = measure(trained.gpt, tmp_path / "m.json", frames="all", **settings)
+    everything = run_evaluation(trained.gpt, tmp_path / "m.json", frames="all", **settings)
     tokenizer = WorldModel.load(trained.gpt, "cpu").tokenizer
     with torch.no_grad():
         expected = psnr(tokenizer.decode(tokenizer.encode(frames)).clamp(0, 1), frames).mean().item()
     assert everything["psnr"]["reconstruction"] == pytest.approx(expected, abs=1e-3)
-    with pytest.raises(ValueError, match="frames is 'some'; expected all, future, last"):
-        measure(trained.gpt, tmp_path / "m.json", frames="some")
+    both = run_evaluation(trained.gpt, tmp_path / "m.json", frames="all,future", **settings)
+    assert both["psnr"] == everything["psnr"] and both["psnr_future"] == pytest.approx(two["psnr"])
+    with pytest.raises(ValueError, match="frames is 'some'; expected some of all, future, last"):
+        run_evaluation(trained.gpt, tmp_path / "m.json", frames="some")
 
 
 def test_frames_follow_from_the_actions_that_lead_to_them_and_from_anothers(trained, tmp_path, monkeypatch):
@@ -229,7 +249,7 @@ def test_frames_follow_from_the_actions_that_lead_to_them_and_from_anothers(trai
         return rollout(self, actions, horizon)
 
     monkeypatch.setattr(WorldModel, "rollout", watch)
-    measure(trained.gpt, tmp_path / "m.json", data="push", episodes=2, horizon=4)
+    run_evaluation(trained.gpt, tmp_path / "m.json", data="push", episodes=2, horizon=4)
     own = push_segments(2, 6, 0, 32)["actions"][:, 1:5]  # frame 2 follows from action 1
     assert torch.equal(given[0], own) and torch.equal(given[1], own.flip(0))
 
@@ -241,7 +261,7 @@ def same(a, b):
 
 def test_a_run_that_is_broken_off_goes_on_and_two_processes_give_the_same(trained, tmp_path, monkeypatch):
     settings = dict(episodes=3, samples=2, horizon=3, batch_size=2)
-    whole, out = measure(trained.gpt, tmp_path / "whole.json", **settings), tmp_path / "m.json"
+    whole, out = run_evaluation(trained.gpt, tmp_path / "whole.json", **settings), tmp_path / "m.json"
     work, calls = evaluate.measure, []
 
     def stop_at_the_second(*args):
@@ -251,11 +271,14 @@ def test_a_run_that_is_broken_off_goes_on_and_two_processes_give_the_same(traine
         return work(*args)
 
     monkeypatch.setattr(evaluate, "measure", stop_at_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        measure(trained.gpt, out, **settings)
-    with pytest.raises(ValueError, match="m.parts is of a run with other settings; delete it, or"):
-        measure(trained.gpt, out, **{**settings, "horizon": 2})
-    assert same(measure(trained.gpt, out, **settings), whole) and len(calls) == 2 + 2
+    with pytest.raises(SystemExit, match="m.parts: the same command goes on"):
+        run_evaluation(trained.gpt, out, **settings)
+    with pytest.raises(ValueError, match="m.parts is of a run with other horizon, videos; delete it, or"):
+        run_evaluation(trained.gpt, out, **{**settings, "horizon": 2})
+    monkeypatch.setattr(evaluate, "perceptual_loss", lambda device: torch.nn.Identity())
+    with pytest.raises(ValueError, match="other lpips, judges"):  # never left out of half of the videos
+        run_evaluation(trained.gpt, out, **settings, lpips=True)
+    assert same(run_evaluation(trained.gpt, out, **settings), whole) and len(calls) == 2 + 2
     monkeypatch.undo()
     flat = flags(ckpt=trained.gpt, out=tmp_path / "two.json", lpips=False, **settings)
     done = python("-m", "torch.distributed.run", "--nproc_per_node=2", "evaluate.py", *flat)
@@ -266,6 +289,7 @@ def test_a_run_that_is_broken_off_goes_on_and_two_processes_give_the_same(traine
 def test_presets_are_the_papers():
     bair = configure(evaluate.CONFIG, "", ["--preset", "bair"], evaluate.PRESETS)
     assert (bair.context_frames, bair.horizon, bair.episodes, bair.samples) == (1, 15, 256, 100)
+    assert bair.frames == ("all", "future") and bair.from_start  # the authors count all frames
     robonet = configure(evaluate.CONFIG, "", ["--preset", "robonet"], evaluate.PRESETS)
     assert (robonet.context_frames, robonet.horizon) == (2, 10)
 
@@ -283,6 +307,8 @@ def test_speed_is_measured_and_written_down(tmp_path, capsys):
     assert set(numbers["tokenizers"]) == {"4x4", "8x8", "compressive"}
     assert {"vs_full_logits", "GB"} <= set(numbers["train_tiny"]) and {"commit", "machine"} <= set(numbers)
     assert "branches_3.kv_share" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="preset is 'large'; expected one of tiny, small, medium"):
+        evaluate.speed(configure(evaluate.SPEED, "", ["--preset", "large"]))
     with pytest.raises(ValueError, match="--parts typing: expected some of imagine,"):
         evaluate.speed(configure(evaluate.SPEED, "", ["--parts", "typing"]))
 
@@ -367,7 +393,7 @@ def test_what_was_trained_is_not_trained_again_and_what_was_broken_off_goes_on(p
     assert out.stat().st_mtime_ns == first and capfd.readouterr().out.count("$ python train_") == 1
     with pytest.raises(ValueError, match="t.pt was trained with other patch; delete it to train it anew"):
         evaluate.train("train_tokenizer.py", out, cfg, 2, **{**settings, "patch": 4})
-    with pytest.raises(ChildProcessError, match="train_gpt.py has failed; its own message is above"):
+    with pytest.raises(ChildProcessError, match="train_gpt.py has failed or was stopped; its own"):
         evaluate.train("train_gpt.py", tmp_path / "g.pt", cfg, 2, tokenizer="nowhere.pt")
     state = common.load_checkpoint(out)
     common.save_checkpoint(out, **{**state, "step": 1})
@@ -381,7 +407,7 @@ def test_what_was_trained_is_not_trained_again_and_what_was_broken_off_goes_on(p
 def test_learning_curves_are_kept_beside_the_numbers(trained, tmp_path, monkeypatch, capsys):
     curve = trained.gpt.with_suffix(".jsonl")
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
-    numbers = measure(trained.gpt, tmp_path / "m.json", episodes=2, horizon=2, curves=str(curve))
+    numbers = run_evaluation(trained.gpt, tmp_path / "m.json", episodes=2, horizon=2, curves=str(curve))
     kept = numbers["curves"][str(curve)]
     assert [step for step, _ in kept["val_psnr"]] == [2]
     assert "pip install matplotlib" in capsys.readouterr().out
@@ -405,7 +431,7 @@ def released(tmp_path_factory):
     if not path.is_file():
         pytest.skip(f"the released checkpoint is not at {path}")
     assert path.stat().st_size < 10_000_000
-    return measure(path, tmp_path_factory.mktemp("released") / "m.json", episodes=32, seed=123)
+    return run_evaluation(path, tmp_path_factory.mktemp("released") / "m.json", episodes=32, seed=123)
 
 
 def test_the_released_checkpoint_knows_more_than_the_last_frame_heeds_actions_and_foresees_rewards(released):
