@@ -1,7 +1,7 @@
 # make demo    the model of make train imagines and is measured, then both models are trained before your eyes
 # make test    the test suite
 # make train   train assets/push-tiny.pt (three and a half hours on two cores)
-# make analyses  the protocol and the paper's analyses on PushWorld, with their pictures (two hours)
+# make analyses  the protocol and the paper's analyses on PushWorld, with their pictures (four hours)
 PYTHON ?= python3
 RUN = .venv/bin/python
 TWICE = .venv/bin/torchrun --nproc_per_node=2
