@@ -130,7 +130,7 @@ VIDEOS = dict(videos=64, horizon=14, device="", dtype="auto")  # validation segm
 WORLDS = dict(samples=1, frames=("future",), lpips=True, fvd="")  # as in CONFIG
 TUNING = dict(data="data/push-cyan", tune_lr=3e-4, tokenizer_steps=500, steps=500)  # updates of each model
 TOKENIZERS = lab("tokenizers", TRAINING, VIDEOS, kinds=("compressive", "16x16", "4x4"), patch=2, steps=1000,
-                 lpips=True, repeats=1)
+                 lpips=True, repeats=3)
 DECOUPLE = dict(VIDEOS, ckpt=TRAINING["ckpt"], data="push", batch_size=8, seed=0,
                 out="out/decouple/numbers.json", picture="out/decouple/picture.png")
 TRANSFER = lab("transfer", TRAINING, VIDEOS, WORLDS, TUNING)
