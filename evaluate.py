@@ -1060,7 +1060,7 @@ def scaling(cfg):
         model, curve = GPT.load(out), read_curve(Path(out).with_suffix(".jsonl"))["val_ce"]
         flops = flops_of_segment(model) * cfg.batch_size * cfg.processes
         by_step[name], by_flops[name] = curve, [(step * flops, loss) for step, loss in curve]
-        row = dict(parameters=sum(p.numel() for p in model.parameters()), FLOPs=by_flops[name][-1][0])
+        row = dict(parameters=sum(p.numel() for p in model.parameters()), FLOPs=float(by_flops[name][-1][0]))
         for key, value in dict(row, loss=curve[-1][1]).items():
             columns.setdefault(key, {})[name] = value
     report(cfg.out, columns, curves=by_step)
