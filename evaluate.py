@@ -195,7 +195,7 @@ def perceptual_distance(x, y, lpips):
     return lpips(2 * x.flatten(0, -4) - 1, 2 * y.flatten(0, -4) - 1).view(x.shape[:-3])
 
 
-DETECTOR = "i3d_torchscript.pt, which StyleGAN-V's src/metrics/frechet_video_distance.py names the place of"
+DETECTOR = "StyleGAN-V's https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1"
 
 
 def load_detector(path, device):
@@ -400,9 +400,9 @@ def summarize(parts, cfg):
         T, h = values.shape[2], parts[0]["true_rewards"].shape[1]
         values = values[:, :, dict(all=0, future=T - h, last=T - 1)[frames] :].mean(2)
         column = table.setdefault(metric if frames == cfg.frames[0] else f"{metric}_{frames}", {})
-        if row == "model" and K > 1:
+        if many := row == "model" and K > 1:
             column["best"] = BEST[metric](values, 1).mean().item()
-        column["single" if row == "model" and K > 1 else row] = values.mean().item()
+        column["single" if many else row] = values.mean().item()
     moments = {}
     for part in parts:
         for row, features in part["features"].items():
@@ -468,13 +468,18 @@ def find_networks(device, lpips, fvd=None):
     return networks, missing
 
 
+def batch_starts(n, cfg):
+    """Where batches of n videos begin, batch_size futures each or, at the least, all of one video."""
+    return range(0, n, max(1, cfg.batch_size // cfg.samples))
+
+
 def start_parts(cfg, model, data, networks, rank):
     """The folder where batches are kept until all are measured. A broken-off run's are taken over.
 
     raises  ValueError if they were measured otherwise"""
     folder = Path(cfg.out).with_suffix(".parts")
     settings = {k: v for k, v in vars(cfg).items() if k not in ("out", "device", "curves", "given")}
-    total = lambda tensors: sum(x.double().sum().item() for x in tensors)  # noqa: E731
+    total = lambda tensors: sum(x.sum(dtype=torch.float64).item() for x in tensors)  # noqa: E731
     settings.update(weights=total([*model.gpt.parameters(), *model.tokenizer.parameters()]))
     code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     settings.update(code=hashlib.sha256(code).hexdigest(), videos=total(data.values()), judges=list(networks))
@@ -504,15 +509,15 @@ def main(cfg):
     data = segments_for(model, cfg.data, cfg.episodes, cfg.horizon, None if cfg.from_start else cfg.seed)
     if model.action_dim and cfg.episodes == 1:
         missing["wrong_actions"] = "they are another video's; pass --episodes 2 or more"
-    folder, at_once = start_parts(cfg, model, data, networks, rank), max(1, cfg.batch_size // cfg.samples)
-    jobs = [(i, start) for i in range(cfg.repeats) for start in range(0, cfg.episodes, at_once)]
+    folder, starts = start_parts(cfg, model, data, networks, rank), batch_starts(cfg.episodes, cfg)
+    jobs = [(i, start) for i in range(cfg.repeats) for start in starts]
     place = {job: folder / f"{job[0]}-{job[1]}.pt" for job in jobs}
     mine = jobs[rank::world]
     todo = [job for job in mine if not place[job].is_file()]
     bar = tqdm(todo, "evaluate", len(mine), initial=len(mine) - len(todo), disable=rank > 0)
     try:
         for i, start in bar:
-            began, part = time.time(), slice(start, start + at_once)
+            began, part = time.time(), slice(start, start + starts.step)
             model.generator.manual_seed((cfg.seed * 1000 + i) * 100_000 + start)  # whichever process draws it
             result = measure(model, data, part, cfg, networks)
             save_checkpoint(place[i, start], **result, seconds=time.time() - began)
@@ -929,14 +934,13 @@ def videos_for(cfg, model):
 
 def compare(cfg, models):
     """{name: WorldModel} -> {metric: {name: mean}}, {name: all that `summarize` says}, missing networks."""
-    require_frames(cfg, cfg.horizon + 1)
     networks, missing = find_networks(device_of(cfg), cfg.lpips, cfg.fvd)
     columns, tables = {}, {}
     for name, model in models.items():
         data = videos_for(cfg, model)
-        n = max(1, cfg.batch_size // cfg.samples)
-        starts = tqdm(range(0, cfg.videos, n), name)
-        parts = [measure(model, data, slice(i, i + n), cfg, networks) for i in starts]
+        require_frames(cfg, data["frames"].shape[1] - model.goal_conditioned)
+        starts = batch_starts(cfg.videos, cfg)
+        parts = [measure(model, data, slice(i, i + starts.step), cfg, networks) for i in tqdm(starts, name)]
         tables[name], _ = summarize(parts, cfg)
         for metric, rows in tables[name].items():
             columns.setdefault(metric, {})[name] = rows.get("single", rows.get("all", rows.get("model")))
