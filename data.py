@@ -1,6 +1,7 @@
 """data.py: where frames come from: episodes on disk, a built-in world, importers; and pictures of frames.
 
-    PushWorld + expert --push--+                      +--> Episodes.batch(step)     frames (B,T,3,H,W)
+    PushWorld + expert --push--+
+    Meta-World + script -------+                      +--> Episodes.batch(step)     frames (B,T,3,H,W)
     folder of .npz ----npz-----+--> EpisodeWriter ----+       (training)            actions (B,T,A)
     mp4, webm, gif ----video---+    (a folder)        +--> Episodes.segments(n)     rewards (B,T)
                                                               (evaluation)
@@ -16,6 +17,7 @@ rewards.npy (S,); it is written as FOLDER.partial and renamed when whole. The of
 npz per episode; here a random segment costs one `pread`, far less (a memmap would read too much ahead).
 
 Run: python data.py push --out data/push --episodes 2000            (add --help for the settings of each)
+     python data.py metaworld --task plate-slide --out data/plate-slide     demonstrations by a script
      python data.py npz --src FOLDER --out data/bair --key aux1_image
      python data.py video --src FOLDER --out data/mine --size 64"""
 
@@ -45,6 +47,14 @@ PUSH_CONFIG = dict(
     action_noise=0.3,  # standard deviation of what is added to the expert's actions
     robot="red",  # or "cyan", whose looks the released checkpoint has never seen
     val_every=20,  # every 20th episode is for validation
+)
+METAWORLD_CONFIG = dict(
+    out="data/metaworld",
+    task="plate-slide",
+    episodes=5,  # in which the scripted player succeeds
+    seed=0,
+    noise=0.0,  # standard deviation of what is added to its actions
+    val_every=20,
 )
 NPZ_CONFIG = dict(
     src="",  # folder, searched with its subfolders
@@ -315,7 +325,11 @@ class PushWorld:
     Actions in [-1, 1] are the gripper's velocity (x, y). Blocks slide without turning, glide on a little, and
     stop at walls; a jammed block stops the gripper. World i's episode e depends on (seed, i, e) alone; it is
     done after `length` actions, whether it succeeds or not.
-    Reward: -|block 0 - target| - 0.25 |gripper - block 0|, + 1 while block 0 is on its target."""
+    Reward: -|block 0 - target| - 0.25 |gripper - block 0|, + 1 while block 0 is on its target.
+
+    robot  one of ROBOTS
+    scene  >= 0: colours, light and sizes of this number in all episodes, which begin within `spread` of the
+           same places;  -1: each episode has its own"""
 
     action_dim, action_repeat = 2, 1
     grip_radius, corner = 5.75 / 64, 3 / 64  # corner: rounding of the blocks
@@ -324,12 +338,13 @@ class PushWorld:
     friction = 0.7  # share of its motion that a block loses per step
     success_radius = 0.07
 
-    def __init__(self, n=1, size=64, seed=0, length=60, robot="red"):
+    def __init__(self, n=1, size=64, seed=0, length=60, robot="red", scene=-1, spread=0.04):
         if n < 1 or size < 32 or seed < 0 or length < 1:
             raise ValueError(f"n, size, seed, length are {n, size, seed, length}; the least is 1, 32, 0, 1")
         if robot not in ROBOTS:
             raise ValueError(f"robot is {robot!r}; expected one of {', '.join(ROBOTS)}")
         self.n, self.size, self.seed, self.length, self.robot = n, size, seed, length, ROBOTS[robot]
+        self.scene, self.spread = scene, spread
         self.episode, self.time = np.full(n, -1), np.zeros(n, int)
         self.grip, self.target, self.half = np.zeros((3, n, 2))  # half: half-side of each block
         self.blocks, self.glide = np.zeros((2, n, 2, 2))
@@ -344,17 +359,26 @@ class PushWorld:
         self.time[chosen], self.glide[chosen] = 0, 0
         for i in chosen:
             rng = np.random.default_rng([self.seed, i, self.episode[i]])
-            self._place(i, rng)
-            self._paint(i, rng)
+            of_scene = rng if self.scene < 0 else np.random.default_rng(self.scene)
+            self._place(i, rng, of_scene)
+            self._paint(i, of_scene)
         return self.render()
 
-    def _place(self, i, rng):
-        """Positions without overlap: room for the gripper all around block 0, and block 1 not in its way."""
-        self.half[i] = rng.uniform(5.5, 7, 2) / 64
+    def _place(self, i, rng, of_scene):
+        """Sizes, and positions without overlap: (gripper, block 0, block 1, target), each (x, y)."""
+        self.half[i] = of_scene.uniform(5.5, 7, 2) / 64
+        margin = np.array([0.13, 0.28, 0.13, 0.2])[:, None]
+        spots = self._first_good(i, lambda: of_scene.uniform(margin, 1 - margin, (128, 4, 2)))
+        if self.scene >= 0:
+            middle, d = spots, self.spread
+            spots = self._first_good(i, lambda: middle + rng.uniform(-d, d, (128, 4, 2)))
+        self.grip[i], self.blocks[i, 0], self.blocks[i, 1], self.target[i] = spots
+
+    def _first_good(self, i, draw):
+        """Of draw() -> (n, 4, 2) the first with room to go round block 0, and block 1 not in the way."""
         reach, ok = 1.2 * self.half[i, 0] + self.grip_radius + 0.02, np.zeros(1, bool)
-        margin = np.array([0.13, 0.28, 0.13, 0.2])[:, None]  # of gripper, block 0, block 1, target
         while not ok.any():
-            spots = rng.uniform(margin, 1 - margin, (128, 4, 2))
+            spots = draw()
             grip, block, other, target = np.moveaxis(spots, 1, 0)
             way = target - block
             distance = np.linalg.norm(way, axis=-1, keepdims=True)
@@ -362,10 +386,11 @@ class PushWorld:
             along = ((other - behind) * way).sum(-1, keepdims=True) / distance
             passed = behind + way / distance * np.clip(along, 0, distance + reach)
             ok = (distance[:, 0] > 0.35) & (np.abs(behind - 0.5).max(-1) < 0.5 - self.grip_radius)
+            ok &= np.abs(other - 0.5).max(-1) < 0.5 - self.half[i, 1]
             ok &= np.linalg.norm(other - passed, axis=-1) > 0.25
             ok &= np.linalg.norm(other - block, axis=-1) > 0.42  # the gripper fits between them
             ok &= np.linalg.norm(spots[:, 1:3] - grip[:, None], axis=-1).min(-1) > 0.25
-        self.grip[i], self.blocks[i, 0], self.blocks[i, 1], self.target[i] = spots[ok.argmax()]
+        return spots[ok.argmax()]
 
     def _paint(self, i, rng):
         """Colours and light: two hues far apart, dark ones on a light table or light ones on a dark one."""
@@ -403,6 +428,13 @@ class PushWorld:
         success = distance < self.success_radius
         reward = success - distance - 0.25 * np.linalg.norm(self.grip - self.blocks[:, 0], axis=-1)
         return self.render(), reward.astype(np.float32), success, self.time >= self.length
+
+    def expert(self):
+        """What the scripted player would do: actions (n, 2)."""
+        return expert(self)
+
+    def close(self):
+        """Nothing is held; other worlds hold a renderer."""
 
     def _separate(self):
         """Undo overlaps: gripper moves blocks, blocks each other, walls stop them; the gripper gives way."""
@@ -538,6 +570,134 @@ def push_segments(n, T, seed=0, size=64):
     return dict(frames=to_float(frames_u8), actions=actions, rewards=rewards)
 
 
+# ---- Meta-World ----
+
+
+class MetaWorld:
+    """A task of Meta-World as the paper plays it (section 4.3): a world with PushWorld's interface, n = 1.
+
+    Actions (1, 4) in [-1, 1], the hand's motion and grip, are held for two steps of the simulator. Reward:
+    their two rewards, 0 to 10 each, + 10 where either is a success; an episode is done after `length` actions
+    and goes on after a success. Where things lie in episode e depends on (seed, e) alone.
+    raises  ImportError without the packages, ValueError at another task
+    Source: Yu et al. 2019; the rewards are those of metaworld 3.0.0"""
+
+    n, action_dim, action_repeat, bonus = 1, 4, 2, 10.0
+
+    def __init__(self, task, size=64, seed=0, length=100):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # draws without a display
+        import torch._dynamo  # noqa: F401  triton's LLVM crashes if it is loaded after the renderer's
+
+        try:
+            import mujoco
+            from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as simulators
+            from metaworld.policies import ENV_POLICY_MAP
+        except (ImportError, AttributeError) as error:  # the latter is PyOpenGL's, where a library is missing
+            need = "pip install metaworld==3.0.0 mujoco==3.3.0 packaging; Debian: apt install libegl1 libgl1"
+            raise ImportError(f"Meta-World needs {need} ({error})") from None
+        if f"{task}-v3" not in ENV_POLICY_MAP:
+            names = ", ".join(name.removesuffix("-v3") for name in ENV_POLICY_MAP)
+            raise ValueError(f"task is {task!r}; expected push (PushWorld) or, of Meta-World, {names}")
+        self.size, self.seed, self.length, self.episode = size, seed, length, np.full(1, -1)
+        self.simulator = simulators[f"{task}-v3-goal-observable"](seed=seed)
+        self.simulator._freeze_rand_vec = False  # things lie elsewhere in every episode,
+        self.simulator.seeded_rand_vec = True  # as the simulator's own generator has it
+        self.simulator.model.vis.quality.shadowsize = 1024  # 4096 takes twice the time and shows the same
+        self.policy = ENV_POLICY_MAP[f"{task}-v3"]()
+        try:
+            self.renderer = mujoco.Renderer(self.simulator.model, size, size)
+        except mujoco.FatalError as error:
+            raise ValueError(f"MuJoCo cannot draw: set MUJOCO_GL=egl before Python ({error})") from None
+
+    def close(self):
+        self.renderer.close()
+
+    def render(self):
+        """What the camera sees: frames_u8 (1, H, W, 3)."""
+        self.renderer.update_scene(self.simulator.data, camera="corner")
+        return self.renderer.render()[None, ::-1].copy()  # it hangs upside down
+
+    def reset(self):
+        """Begin the next episode; returns frames_u8 (1, H, W, 3)."""
+        self.episode += 1
+        self.simulator.np_random = np.random.default_rng([self.seed, self.episode[0]])
+        self.simulator.reset()
+        self.state, *_ = self.simulator.step(np.zeros(4, np.float32))  # as the authors do
+        self.time = 0
+        return self.render()
+
+    def expert(self):
+        """What the scripted player would do: actions (1, 4)."""
+        return np.clip(self.policy.get_action(self.state), -1, 1)[None]
+
+    def step(self, actions):
+        """actions (1, 4), clipped -> frames_u8 (1,H,W,3), reward (1,), success (1,), done (1,)."""
+        reward, success = 0.0, False
+        actions = np.asarray(actions, float)
+        if actions.shape != (1, 4) or not np.isfinite(actions).all():
+            raise ValueError(f"actions are {actions.shape} or not finite; expected numbers (1, 4)")
+        for _ in range(self.action_repeat):
+            self.state, got, _, _, known = self.simulator.step(np.clip(actions[0], -1, 1).astype(np.float32))
+            reward, success = reward + got, success or known["success"] >= 1
+        self.time += 1
+        numbers = np.array([reward + self.bonus * success], np.float32), np.array([success])
+        return self.render(), *numbers, np.array([self.time >= self.length])
+
+
+def make_environment(task, n=1, seed=0, size=64, scene=-1, robot="red"):
+    """PushWorld, n worlds at once, if task is "push"; else that task of Meta-World, which has no scenes."""
+    if task == "push":
+        return PushWorld(n, size, seed, scene=scene, robot=robot)
+    if (scene, robot) != (-1, "red"):
+        raise ValueError(f"{task} has no scene or robot to choose; they are PushWorld's")
+    return MetaWorld(task, size, seed)
+
+
+def play(env, episodes, act):
+    """Play episodes; yields of each a dict: frames_u8 (T,H,W,3), actions (T-1,A), rewards (T,), success.
+
+    act  frames_u8 so far, a list of (n,H,W,3) -> actions (n,A) for the n worlds of env"""
+    for first in range(0, episodes, env.n):
+        frames, actions, rewards, won, done = [env.reset()], [], [np.zeros(env.n, np.float32)], False, False
+        while not np.all(done):
+            actions.append(np.clip(act(frames), -1, 1).astype(np.float32))
+            frame, reward, success, done = env.step(actions[-1])
+            frames.append(frame)
+            rewards.append(reward)
+            won = won | success
+        columns = np.stack(frames, 1), np.stack(actions, 1), np.stack(rewards, 1), won
+        for row in list(zip(*columns, strict=True))[: episodes - first]:
+            yield dict(zip(("frames_u8", "actions", "rewards", "success"), row, strict=True))
+
+
+def demonstrations(env, n, noise=0.0, seed=0):
+    """Yield n episodes (`play`) in which the scripted player succeeds, with noise of that deviation added.
+
+    raises  ValueError if it hardly ever does"""
+    rng, found = np.random.default_rng(seed), 0
+    act = lambda frames: env.expert() + noise * rng.normal(size=(env.n, env.action_dim))  # noqa: E731
+    for episode in play(env, 20 * n, act):
+        if episode["success"]:
+            yield episode
+            found += 1
+            if found == n:
+                return
+    raise ValueError(f"{found} successes in {20 * n} episodes of the scripted player; lower the noise")
+
+
+def collect_metaworld(out, task, episodes, seed, noise, val_every):
+    """Write demonstrations of a task."""
+    env = make_environment(task, seed=seed)
+    try:
+        with EpisodeWriter(out, f"Meta-World {task}, seed {seed}", val_every=val_every) as writer:
+            for i, e in enumerate(tqdm(demonstrations(env, episodes, noise, seed), task, episodes)):
+                actions = np.concatenate([e["actions"], np.zeros_like(e["actions"][:1])])
+                writer.add(e["frames_u8"], actions, e["rewards"], f"expert {i}")
+                tqdm.write(f"episode {i}: return {e['rewards'].sum():.0f}")
+    finally:
+        env.close()
+
+
 # ---- importers ----
 
 
@@ -576,6 +736,9 @@ def _read_file(path, key, size):
                     raise ValueError(f"no array {key!r}; --key takes one of {', '.join(arrays.files)}")
                 names = (key, "action", "reward")
                 frames, actions, rewards = (arrays[name] if name in arrays else None for name in names)
+            if frames.ndim == 4 and frames.shape[1] == 9:  # their Meta-World episodes: three frames stacked,
+                frames = frames[:, 6:].transpose(0, 2, 3, 1)  # newest last, beside the action that led there
+                actions = actions[1:]
         else:
             frames = [area_resize(f[None], size)[0] if size else f for f in _video_frames(path)]
             frames = np.stack(frames)
@@ -687,8 +850,21 @@ def save_contact_sheet(path, rows, scale=2):
     iio.imwrite(path, _enlarge(_join([_join(list(row), -1) for row in rows], -2), scale))
 
 
+def write_on(frames, texts):
+    """Frames (T,3,H,W) in [0, 1] with one line of text below each -> (T, 3, H + 12, W)."""
+    from PIL import Image, ImageDraw  # imageio brings it
+
+    strips = []
+    for text in texts:
+        strip = Image.new("RGB", (frames.shape[3], 12), "white")
+        ImageDraw.Draw(strip).text((2, 0), text, "black")
+        strips.append(np.asarray(strip))
+    return torch.cat([frames, to_float(np.stack(strips))], 2)
+
+
 COMMANDS = {
     "push": (collect_push, PUSH_CONFIG),
+    "metaworld": (collect_metaworld, METAWORLD_CONFIG),
     "npz": (import_npz, NPZ_CONFIG),
     "video": (import_video, VIDEO_CONFIG),
 }

@@ -13,6 +13,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same numbers on every machine
+os.environ.setdefault("MUJOCO_GL", "egl")  # before anybody imports mujoco
 
 import gpt  # noqa: E402
 import tokenizer  # noqa: E402
