@@ -96,6 +96,14 @@ def require_positive(cfg, *keys):
             raise ValueError(f"--{key} is {getattr(cfg, key)}; expected at least 1")
 
 
+def find_device(name):
+    """The torch.device of that name; of "" a GPU if there is one.   raises  ValueError without a GPU"""
+    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {device} but torch sees no GPU; pass --device cpu")
+    return device
+
+
 def keep_memory():
     """Let glibc keep the memory that it once got. By default it returns large blocks to the system, and to
     get them anew costs a page fault for every 4 KB: a tenth to a quarter of the time of `small` on CPUs."""
@@ -257,7 +265,7 @@ def start_log(out, step):
 def log(step, out, **numbers):
     """Print `step 1200 | loss 3.142 | ...` and append the numbers to the .jsonl file `out`; rank 0 alone."""
     units = {"ms": "{:.0f} ms", "tok/s": "{:.0f} tok/s", "frames/s": "{:.0f} frames/s", "lr": "lr {:.1e}"}
-    shown = [units.get(k, k + " {:.4g}").format(v) for k, v in numbers.items()]
+    shown = [units.get(k, k + " {:.4g}").format(v) for k, v in numbers.items() if not isinstance(v, list)]
     print(" | ".join([f"step {step}", *shown]), flush=True)
     with open(out, "a") as file:
         file.write(json.dumps({"step": step, **numbers}) + "\n")

@@ -36,6 +36,7 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -48,6 +49,7 @@ import tokenizer
 from common import (
     autocast_for,
     configure,
+    find_device,
     keep_memory,
     load_checkpoint,
     perceptual_loss,
@@ -96,7 +98,7 @@ SPEED = dict(
     preset="small",
     device="",  # by default a GPU if there is one
     dtype="auto",  # bf16, float32, or by "auto" the former on GPUs, the latter on CPUs
-    parts=("interactive", "train", "imagine", "branches", "rollouts", "tokenizers"),
+    parts=("interactive", "train", "imagine", "branches", "rollouts", "loop", "tokenizers"),
     horizon=14,  # imagined frames
     batches=(1, 16),  # scenes imagined at once, against the plain way and transformers
     rollouts=(),  # scenes imagined at once, alone; by default 1, 16, 64, 256 on GPUs, 1, 16 on CPUs
@@ -342,8 +344,8 @@ def write_result(path, numbers):
     print(f"written to {path}")
 
 
-def read_curve(path):
-    """Validation numbers of a trainer's .jsonl file: {name: [[step, value], ...]}."""
+def read_curve(path, kind="val_"):
+    """Numbers whose names begin with `kind` in a trainer's .jsonl file: {name: [[step, value], ...]}."""
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"no learning curve at {path}; pass the .jsonl files beside a trainer's checkpoint"
@@ -351,7 +353,7 @@ def read_curve(path):
     curve = {}
     for line in Path(path).read_text().splitlines():
         numbers = json.loads(line)
-        for name in (name for name in numbers if name.startswith("val_")):
+        for name in (k for k, v in numbers.items() if k.startswith(kind) and not isinstance(v, list)):
             curve.setdefault(name, []).append([numbers["step"], float(f"{numbers[name]:.4g}")])
     return curve
 
@@ -556,10 +558,6 @@ def require_preset(cfg):
         raise ValueError(f"preset is {cfg.preset!r}; expected one of {', '.join(TOKENIZER_OF)}")
 
 
-def device_of(cfg):
-    return torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
 def seconds_in_turn(repeats, *fns):
     """Medians over `repeats` calls of each function, one after the other, as machines are not always as fast;
     the first call does not count, unless a single one is wanted."""
@@ -715,6 +713,24 @@ def speed_rollouts(cfg, device):
     return dict(rollouts=rows)
 
 
+def speed_loop(cfg, device):
+    """Rollouts as mbpo.py makes them, its agent acting, against the plain way, to which actions are given."""
+    import mbpo  # which imports from here
+
+    ours = SimpleNamespace(**{**mbpo.CONFIG, **mbpo.PRESETS["push" if cfg.preset == "tiny" else "metaworld"]})
+    model = random_world(cfg.preset, device, cfg.dtype, action_dim=2, reward=True)
+    frames, actions = scenes(model, ours.starts, 1, ours.horizon)
+    agent = mbpo.DrQ(2, frames.shape[-1], ours).to(device)
+    stacks = frames[:, :1].repeat(1, ours.stack, 1, 1, 1)
+    fast, plain = seconds_in_turn(
+        runs_of(cfg, device, ours.starts),
+        lambda: mbpo.imagine(model, lambda seen: agent.act(seen, 0.1), stacks, ours.horizon),
+        lambda: model.rollout_naive(frames, actions, ours.horizon),
+    )
+    row = dict(seconds=fast, naive=plain, vs_naive=plain / fast)
+    return {f"loop_{cfg.preset}": dict(row, starts=ours.starts, frames=ours.horizon)}
+
+
 def alone(fn, *args):
     """fn(*args), a dict, in a process of its own, as is its peak memory; {} if there was too little."""
     torch.cuda.empty_cache()
@@ -850,7 +866,7 @@ def speed_tokenizers(cfg, device):
 
 PARTS = dict(
     imagine=speed_imagine, branches=speed_branches, interactive=speed_interactive, rollouts=speed_rollouts,
-    train=speed_train, tokenizers=speed_tokenizers,
+    loop=speed_loop, train=speed_train, tokenizers=speed_tokenizers,
 )  # fmt: skip
 
 
@@ -867,7 +883,7 @@ def speed(cfg):
     require_preset(cfg)
     if wrong := set(cfg.parts) - set(PARTS):
         raise ValueError(f"--parts {','.join(wrong)}: expected some of {','.join(PARTS)}")
-    device = device_of(cfg)
+    device = find_device(cfg.device)
     gpu = device.type == "cuda"
     machine = (torch.cuda.get_device_name() if gpu else cpu_name()).lower()
     out = cfg.out or f"results/speed-{re.sub('[^a-z0-9]+', '-', machine)}.json"
@@ -934,7 +950,7 @@ def videos_for(cfg, model):
 
 def compare(cfg, models):
     """{name: WorldModel} -> {metric: {name: mean}}, {name: all that `summarize` says}, missing networks."""
-    networks, missing = find_networks(device_of(cfg), cfg.lpips, cfg.fvd)
+    networks, missing = find_networks(find_device(cfg.device), cfg.lpips, cfg.fvd)
     columns, tables = {}, {}
     for name, model in models.items():
         data = videos_for(cfg, model)
@@ -972,7 +988,7 @@ def draw_futures(cfg, models, n=2):
 def tokenizers(cfg):
     """Tokenizers trained alike: the compressive one, and some that take every frame by itself (Figure 9c)."""
     require_preset(cfg)
-    device = device_of(cfg)
+    device = find_device(cfg.device)
     (networks, missing), data = find_networks(device, cfg.lpips), Episodes(cfg.data, "val")
     t = tokenizer.PRESETS[cfg.preset]["context_frames"]
     clips = data.segments(cfg.videos, t + cfg.horizon, seed=cfg.seed)["frames"]

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 import official
-from common import configure, load_checkpoint, require_positive, run, save_checkpoint, uses_bf16
+from common import configure, find_device, load_checkpoint, require_positive, run, save_checkpoint, uses_bf16
 from data import (
     Episodes,
     goal_first,
@@ -96,9 +96,7 @@ class WorldModel:
         are described in CONFIG.
 
         raises  FileNotFoundError or ValueError, saying which file and what is wrong with it"""
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device is {device} but torch sees no GPU; pass --device cpu")
+        device = find_device(device)
         folder = official.find(path)
         if folder:  # nothing there says what it was trained on
             trained = {**TRAINED, "data": "", "goal_conditioned": goal_conditioned}

@@ -14,6 +14,7 @@ import common
 import data
 import evaluate
 import gpt
+import mbpo
 import sample
 import tokenizer
 import train_gpt
@@ -107,12 +108,12 @@ def nodes_of(module, kind):
 
 
 def attributes_read(module):
-    """Names that the module reads as cfg.name."""
+    """Names that the module reads as cfg.name or self.cfg.name."""
     nodes = [n for n in nodes_of(module, ast.Attribute) if isinstance(n.ctx, ast.Load)]
-    return {n.attr for n in nodes if isinstance(n.value, ast.Name) and n.value.id == "cfg"}
+    return {n.attr for n in nodes if ast.unparse(n.value) in ("cfg", "self.cfg")}
 
 
-@pytest.mark.parametrize("script", [train_tokenizer, train_gpt, sample, evaluate])
+@pytest.mark.parametrize("script", [train_tokenizer, train_gpt, sample, evaluate, mbpo])
 def test_every_setting_of_a_script_is_read(script):
     passed_on = {train_tokenizer: tokenizer.SMALL, train_gpt: train_gpt.MODEL}.get(script, {})
     unread = set(script.CONFIG) - attributes_read(script) - set(passed_on) - {"preset"}  # read by configure
@@ -133,7 +134,7 @@ def test_every_setting_of_an_importer_is_a_parameter_of_its_function(command):
     assert set(config) == taken
 
 
-@pytest.mark.parametrize("script", [train_tokenizer, train_gpt])
+@pytest.mark.parametrize("script", [train_tokenizer, train_gpt, mbpo])
 def test_presets_change_only_settings_that_exist_and_keep_their_types(script):
     for preset in script.PRESETS.values():
         assert not set(preset) - set(script.CONFIG)

@@ -1,0 +1,372 @@
+"""mbpo.py and the environments: the agent, replay, imagination, the loop and its doors."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, flags, train
+
+import mbpo
+from common import configure, load_checkpoint
+from data import PushWorld, demonstrations, make_environment, play, to_float
+from mbpo import DrQ, Replay, imagine, owed, random_shift
+from sample import WorldModel
+
+SMALL = dict(
+    preset="push", size=32, agent_size=16, hidden=16, agent_batch=4, agent_updates=1, shift=1, seed_steps=60,
+    demos=1, init_updates=1, gpt_every=30, tokenizer_every=60, model_batch=2, segment=6, horizon=3, starts=2,
+    init_rollouts=1, rollout_every=60, eval_every=120, eval_episodes=2, val_segments=2, save_every=60,
+    device="cpu",
+)  # fmt: skip
+
+
+def settings(**changes):
+    return configure(mbpo.CONFIG, "", flags(**{**SMALL, **changes}), mbpo.PRESETS)
+
+
+def lines(path, key):
+    """The log's lines that have this key."""
+    return [line for line in map(json.loads, path.read_text().splitlines()) if key in line]
+
+
+# ---- the agent ----
+
+
+def test_random_shifts_are_whole_pixels_and_repeat_the_edge():
+    torch.manual_seed(0)
+    x = torch.rand(40, 2, 8, 8)
+    assert torch.equal(random_shift(x, 0), x)
+    padded = F.pad(x, [2] * 4, "replicate")
+    options = [padded[:, :, i : i + 8, j : j + 8] for i in range(5) for j in range(5)]
+    shifted = random_shift(x, 2)
+    fits = torch.stack([(shifted == option).flatten(1).all(1) for option in options])
+    assert fits.any(0).all() and len(fits.int().argmax(0).unique()) > 10  # each picture its own
+
+
+def test_noise_keeps_actions_in_range_and_their_gradient():
+    mean = torch.full((100, 2), 0.9, requires_grad=True)
+    action = mbpo.noisy(mean, 1.0, 0.3)
+    assert action.max() < 1 and (action - mean).abs().max() <= 0.3 + 1e-6
+    action.sum().backward()
+    assert (mean.grad == 1).all()
+
+
+def batch_of(n):
+    stacks, next_stacks = torch.rand(2, n, 3, 3, 16, 16)
+    actions, returns = torch.rand(n, 2) * 2 - 1, torch.rand(n)
+    return dict(stacks=stacks, next_stacks=next_stacks, actions=actions, returns=returns)
+
+
+def test_the_critic_approaches_return_and_discounted_value_and_its_target_follows():
+    cfg = settings(shift=0, discount=0.5, n_step=2)
+    agent, batch = DrQ(2, 16, cfg), batch_of(4)
+    z = agent.encoder(agent.see(batch["next_stacks"]))
+    value = agent.target(z, agent.actor(z)).amin(0)  # no noise: std is 0
+    q = agent.critic(agent.encoder(agent.see(batch["stacks"])), batch["actions"])
+    expected = (q - (batch["returns"] + 0.25 * value)).square().mean(1).sum().item()
+    before = [p.clone() for p in agent.target.parameters()]
+    metrics = agent.update(agent.optimizers(), batch, std=0.0)
+    assert metrics["critic_loss"].item() == pytest.approx(expected, rel=1e-4)
+    for old, slow, fast in zip(before, agent.target.parameters(), agent.critic.parameters(), strict=True):
+        assert torch.allclose(slow, old + cfg.tau * (fast - old), atol=1e-7)
+
+
+def test_every_part_learns_and_the_encoder_from_the_critic_alone():
+    agent = DrQ(2, 16, settings())
+    optimizers, before = agent.optimizers(), {k: p.clone() for k, p in agent.named_parameters()}
+    agent.update(optimizers, batch_of(4), 0.2)
+    assert all(not torch.equal(p, before[k]) for k, p in agent.named_parameters())
+    held = [{id(p) for group in o.param_groups for p in group["params"]} for o in optimizers]
+    assert {id(p) for p in agent.encoder.parameters()} <= held[0] and not held[0] & held[1]
+
+
+def test_the_agent_learns_which_action_a_picture_asks_for():
+    torch.manual_seed(0)
+    agent = DrQ(1, 16, settings(agent_lr=1e-3, discount=0.0))
+    optimizers = agent.optimizers()
+    for _ in range(250):  # what is right is on the light side
+        side = torch.randint(2, (32,)) * 2.0 - 1
+        stacks = (0.5 + 0.4 * side).view(-1, 1, 1, 1, 1).expand(-1, 3, 3, 16, 16)
+        actions = torch.rand(32, 1) * 2 - 1
+        returns = -(actions[:, 0] - 0.8 * side).abs()
+        batch = dict(stacks=stacks, next_stacks=stacks, actions=actions, returns=returns)
+        agent.update(optimizers, batch, 0.1)
+    dark, light = (agent.act(torch.full((1, 3, 3, 16, 16), x)).item() for x in (0.1, 0.9))
+    assert dark < -0.5 and light > 0.5
+
+
+def test_frames_of_other_sizes_or_types_are_refused():
+    with pytest.raises(ValueError, match="agent_size is 24; expected a divisor of 64"):
+        DrQ(2, 64, settings(agent_size=24))
+    agent = DrQ(2, 16, settings())
+    with pytest.raises(ValueError, match="frames are torch.uint8 .*; expected float"):
+        agent.act(torch.zeros(1, 3, 3, 16, 16, dtype=torch.uint8))
+
+
+# ---- replay ----
+
+
+def numbered(T, first=0):
+    """An episode whose frame i is all i, action i - 1 and reward i led there."""
+    frames_u8 = np.arange(T, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2).repeat(3, 3)
+    steps = np.arange(first + 1, T, dtype=np.float32)
+    return frames_u8, steps[:, None] - 1, steps
+
+
+def test_transitions_are_the_hand_computed_ones(tmp_path):
+    replay, cfg = Replay(tmp_path, (4, 4, 3), 1), settings(discount=0.5, n_step=2)
+    replay.add(*numbered(9))
+    drawn = replay.transitions(200, cfg, np.random.default_rng(0))
+    now, later = (drawn[f"{k}_u8"][:, :, 0, 0, 0].astype(int) for k in ("stacks", "next_stacks"))
+    i = now[:, -1]
+    assert set(i) == set(range(7)) and (later[:, -1] == i + 2).all()
+    assert (now == np.maximum(i[:, None] + [-2, -1, 0], 0)).all()  # before the first frame is the first
+    assert (drawn["actions"][:, 0] == i).all() and np.allclose(drawn["returns"], (i + 1) + 0.5 * (i + 2))
+
+
+def test_rollouts_begin_after_their_context_and_only_the_newest_are_drawn(tmp_path):
+    replay, cfg = Replay(tmp_path, (4, 4, 3), 1), settings(n_step=2)
+    for _ in range(3):
+        replay.add(*numbered(8, first=2))
+    drawn = replay.transitions(100, cfg, np.random.default_rng(0))
+    assert set(drawn["actions"][:, 0]) == {2, 3, 4, 5} and replay.lengths.tolist() == [8] * 3
+    episodes, _ = replay.draw(50, 2, np.random.default_rng(0), newest=1)
+    assert set(episodes) == {2}
+
+
+def test_segments_are_aligned_as_everywhere(tmp_path):
+    replay = Replay(tmp_path, (4, 4, 3), 1)
+    replay.add(*numbered(6))
+    batch = replay.segments(20, 4, np.random.default_rng(0))
+    number = (batch["frames"][:, :, 0, 0, 0] * 255).round()
+    assert torch.equal(batch["actions"][:, :-1, 0], number[:, :-1]) and not batch["actions"][:, -1].any()
+    assert torch.equal(batch["rewards"], number) and number[:, -1].max() == 5  # the last frame is reached
+    with pytest.raises(ValueError, match="no episode has more than 8 frames after its first"):
+        replay.segments(1, 9, np.random.default_rng(0))
+
+
+def test_what_a_kill_left_half_written_is_cut_off(tmp_path):
+    replay = Replay(tmp_path, (4, 4, 3), 1)
+    replay.add(*numbered(5))
+    replay.add(*numbered(7))
+    with open(tmp_path / "rows.bin", "ab") as file:
+        file.write(b"half an episode")
+    with open(tmp_path / "index.bin", "ab") as file:
+        file.write(b"123456")
+    again = Replay(tmp_path, (4, 4, 3), 1)
+    assert again.lengths.tolist() == [5, 7] and len(again) == 2
+    again.add(*numbered(6))
+    assert [again.read(e, 0, 3)["frame"][2, 0, 0, 0] for e in range(3)] == [2, 2, 2]
+    assert again.read(2, 4, 9)["reward"].tolist() == [4, 5, 5, 5, 5]
+
+
+# ---- imagination ----
+
+
+def test_the_policy_sees_imagined_frames_as_it_sees_real_ones(trained):
+    world, seen = WorldModel.load(trained.gpt, "cpu"), []
+    frames_u8 = np.stack([PushWorld(2, 32, seed).render() for seed in range(3)], 1)
+    stacks = to_float(frames_u8)
+
+    def act(frames):
+        seen.append(frames)
+        return torch.zeros(2, 2)
+
+    frames, actions, rewards = imagine(world, act, stacks, 4)
+    assert frames.shape == (2, 7, 3, 32, 32) and actions.shape == (2, 4, 2) and rewards.shape == (2, 4)
+    assert torch.equal(seen[0], stacks)  # the first stack is real,
+    assert all(torch.equal(seen[i], frames[:, i : i + 3]) for i in range(4))  # then it moves on
+    assert seen[3].dtype == stacks.dtype and seen[3].min() >= 0 and seen[3].max() <= 1
+    assert seen[3].max() > 0.3  # and nobody has divided by 255 once more
+
+
+def test_as_much_is_owed_as_the_paper_does_in_100_000_steps():
+    cfg = configure(mbpo.CONFIG, "", [], mbpo.PRESETS)
+    assert owed(cfg, 3998, 2) == dict(tokenizer=0, gpt=0, rollouts=0, agent=0)
+    assert owed(cfg, 4000, 2) == dict(tokenizer=1000, gpt=1000, rollouts=21, agent=2)
+    assert owed(cfg, 100_000, 2) == dict(tokenizer=3400, gpt=10_600, rollouts=501, agent=96_002)
+    cfg.imagine = False
+    assert owed(cfg, 100_000, 2) == dict(tokenizer=0, gpt=0, rollouts=0, agent=96_002)
+
+
+# ---- the loop ----
+
+
+def learn(out, **changes):
+    train(mbpo, **{**SMALL, "out": out, "steps": 180, **changes})
+    return load_checkpoint(out)
+
+
+@pytest.mark.parametrize("imagines", [True, False])
+def test_the_loop_learns_and_writes_everything_down(trained, tmp_path, imagines):
+    out = tmp_path / "a.pt"
+    state = learn(out, init_from=trained.gpt, imagine=imagines)
+    due = owed(settings(imagine=imagines), 180 - 1, 1)
+    assert all(state["done"][k] == due[k] for k in ("tokenizer", "gpt", "agent"))
+    real, imagined = (Replay(tmp_path / "a" / k, (32, 32, 3), 2) for k in ("real", "imagined"))
+    assert len(real) == 1 + 3 and len(imagined) == 2 * due["rollouts"]
+    episodes, judged = (lines(out.with_suffix(".jsonl"), key) for key in ("return", "eval_success"))
+    assert [line["step"] for line in episodes] == [60, 120, 180]
+    assert [line["step"] for line in judged] == [120, 180]
+    assert sum(v for k, v in episodes[-1].items() if k.startswith("time_")) <= 1
+    assert ("gpt" in state) == imagines and out.with_suffix(".gif").exists() == imagines
+    if imagines:
+        assert len(judged[-1]["eval_frame_mse"]) == len(judged[-1]["eval_reward_error"]) == 3
+
+
+def test_a_world_model_may_start_from_scratch_and_keep_or_forget_what_it_knows_of_actions(trained, tmp_path):
+    known = load_checkpoint(trained.gpt)["gpt"]["weights"]["reward.weight"]
+    cfg = settings(init_from=trained.gpt, keep_heads=True)
+    assert torch.equal(mbpo.load_models(cfg, 2, 32)[1].reward.weight, known)
+    cfg.keep_heads = False
+    assert not torch.equal(mbpo.load_models(cfg, 2, 32)[1].reward.weight, known)
+    _, scratch = mbpo.load_models(settings(init_from="", world="tiny", segment=7), 2, 64)
+    assert (scratch.config["segment_length"], scratch.config["action_dim"]) == (7, 2)
+    with pytest.raises(ValueError, match="world is 'huge'; expected one of tiny, small, medium"):
+        mbpo.load_models(settings(init_from="", world="huge"), 2, 64)
+    with pytest.raises(ValueError, match="is for 32 pixels; pass --size"):
+        mbpo.load_models(cfg, 2, 64)
+
+
+def test_a_run_goes_on_where_it_was_and_is_not_overwritten(trained, tmp_path):
+    out = tmp_path / "a.pt"
+    learn(out, init_from=trained.gpt, steps=120)
+    with pytest.raises(ValueError, match="a.pt exists; continue it with --resume true, or"):
+        learn(out, init_from=trained.gpt)
+    with pytest.raises(ValueError, match="a.pt was begun with another size, imagine; leave it out"):
+        train(mbpo, out=out, resume=True, size=64, imagine=False, agent_size=16)
+    train(mbpo, out=out, resume=True, steps=240)
+    assert [line["step"] for line in lines(out.with_suffix(".jsonl"), "return")] == [60, 120, 180, 240]
+    assert load_checkpoint(out)["done"]["agent"] == 240 - 60
+
+
+def test_demonstrations_may_come_from_a_folder_that_fits(push, push64, tmp_path):
+    learn(tmp_path / "a.pt", imagine=False, demo_data=push, steps=60)
+    assert load_checkpoint(tmp_path / "a.pt")["done"]["demos"] == 12
+    with pytest.raises(ValueError, match=r"has frames and actions .*64, 64, 3.*; expected .*32, 32, 3"):
+        learn(tmp_path / "b.pt", imagine=False, demo_data=push64)
+    learn(tmp_path / "b.pt", imagine=False, steps=60)  # nothing is in the way
+
+
+def test_a_killed_run_keeps_all_episodes_that_it_finished(trained, tmp_path):
+    out = tmp_path / "a.pt"
+    run = flags(**SMALL, init_from=trained.gpt, out=out, steps=3000)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen([sys.executable, "mbpo.py", *run], cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
+    began = time.time()
+    while not out.with_suffix(".jsonl").is_file() or len(lines(out.with_suffix(".jsonl"), "return")) < 3:
+        assert child.poll() is None and time.time() < began + 300
+        time.sleep(0.05)
+    time.sleep(random.random())
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    logged = len(lines(out.with_suffix(".jsonl"), "return"))
+    real = Replay(tmp_path / "a" / "real", (32, 32, 3), 2)
+    finished, rows = len(real) - 1, [real.read(e, 0, 61).tobytes() for e in range(len(real))]
+    assert logged <= finished <= logged + 1  # it may have been killed between the two
+    train(mbpo, out=out, resume=True, steps=60 * (finished + 2))
+    real = Replay(tmp_path / "a" / "real", (32, 32, 3), 2)
+    assert len(real) == 1 + finished + 2
+    assert [real.read(e, 0, 61).tobytes() for e in range(1 + finished)] == rows
+    counts = load_checkpoint(out)["done"]
+    assert counts["agent"] == 60 * (finished + 2) - 60  # what it owed has been made up for
+
+
+def test_runs_are_told_in_a_table_and_drawn(tmp_path, capsys):
+    for name, successes in {"imagined-0": (0.2, 0.6, 0.9), "imagined-1": (0.5, 0.4, 0.7)}.items():
+        text = [json.dumps(dict(step=100 * (i + 1), eval_success=s)) for i, s in enumerate(successes)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(text) + "\n")
+    mbpo.main(settings(report=tmp_path, out=tmp_path / "table"))
+    numbers = json.loads((tmp_path / "table.json").read_text())["imagined"]
+    assert numbers["success"]["0"] == [[100, 0.2], [200, 0.6], [300, 0.9]]
+    assert numbers["steps_to_50"] == {"0": 200, "1": 100} and numbers["steps_to_80"] == {"0": 300, "1": None}
+    assert numbers["final"]["mean"] == pytest.approx(0.8) and "never" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="nowhere has no evaluated run"):
+        mbpo.main(settings(report=tmp_path / "nowhere"))
+
+
+# ---- environments ----
+
+
+def test_a_scene_stays_but_for_small_moves():
+    world = PushWorld(2, 32, seed=3, scene=5, spread=0.02)
+    first, at = world.colours.copy(), world.blocks.copy()
+    world.reset()
+    assert np.array_equal(world.colours, first) and np.array_equal(first[0], first[1])
+    assert not np.allclose(world.blocks, at) and np.allclose(world.blocks, at, atol=0.04 + 1e-9)
+
+
+def test_episodes_are_played_and_demonstrations_are_successes():
+    env = make_environment("push", 3, seed=1, size=32)
+    played = list(play(env, 4, lambda frames: np.zeros((3, 2))))
+    assert len(played) == 4 and played[0]["frames_u8"].shape == (61, 32, 32, 3)
+    assert played[0]["actions"].shape == (60, 2) and played[0]["rewards"].shape == (61,)
+    shown = list(demonstrations(make_environment("push", 1, seed=1, size=32), 2))
+    assert len(shown) == 2 and all(e["success"] for e in shown)
+
+
+def test_meta_world_is_played_as_in_the_paper():
+    pytest.importorskip("metaworld", reason="pip install metaworld==3.0.0 mujoco==3.3.0 packaging")
+    env = make_environment("plate-slide", seed=3)
+    env.length = 30
+    try:
+        first = env.reset()
+        assert first.shape == (1, 64, 64, 3) and first.std() > 10
+        episodes = list(play(env, 2, lambda frames: env.expert()))
+        assert episodes[0]["success"] and episodes[0]["rewards"].max() > 20 >= 10 > episodes[0]["rewards"][1]
+        env.episode[:] = 0  # the second episode, which was the first of the two, again
+        again = next(play(env, 1, lambda frames: env.expert()))
+        assert np.array_equal(again["rewards"], episodes[0]["rewards"])
+        assert not np.array_equal(episodes[1]["frames_u8"][0], episodes[0]["frames_u8"][0])
+    finally:
+        env.close()
+    with pytest.raises(ValueError, match="task is 'fly'; expected push .PushWorld. or, of Meta-World, "):
+        make_environment("fly")
+
+
+# ---- Gymnasium ----
+
+
+@pytest.fixture
+def door(trained):
+    world = WorldModel.load(trained.gpt, "cpu")
+    return SimpleNamespace(world=world, starts=mbpo.starts_from(world, "push"))
+
+
+def test_the_worlds_are_a_gymnasium_vector(door):
+    gymnasium = pytest.importorskip("gymnasium", reason="pip install gymnasium")
+    envs = mbpo.WorldModelEnv(door.world, door.starts, n=3, horizon=4, stack=2)
+    assert isinstance(envs, gymnasium.vector.VectorEnv)
+    frames, _ = envs.reset(seed=1)
+    assert frames.shape == (3, 32, 32, 6) and frames in envs.observation_space
+    actions = np.zeros((3, 2), np.float32)
+    steps = [envs.step(actions) for _ in range(6)]
+    assert [step[3].all() for step in steps] == [False, False, False, True, False, False]
+    assert not any(step[2].any() for step in steps) and not steps[4][1].any()  # the fifth begins anew
+    assert np.array_equal(envs.reset(seed=1)[0], frames)
+    assert np.array_equal(envs.step(actions)[0], steps[0][0])
+    assert np.array_equal(steps[1][0][..., :3], steps[0][0][..., 3:])  # the oldest first
+    with pytest.raises(ValueError, match="stack is 3; expected 1 to the 2 context frames"):
+        mbpo.WorldModelEnv(door.world, door.starts, stack=3)
+
+
+def test_gymnasiums_checker_is_content(door):
+    checker = pytest.importorskip("gymnasium.utils.env_checker", reason="pip install gymnasium")
+    checker.check_env(mbpo.SingleWorldModelEnv(door.world, door.starts, horizon=4), skip_render_check=True)
+
+
+def test_an_agent_of_a_public_library_learns_in_the_world_model(door):
+    library = pytest.importorskip("stable_baselines3", reason="pip install stable-baselines3")
+    env = mbpo.SingleWorldModelEnv(door.world, door.starts, horizon=8)
+    agent = library.PPO("MlpPolicy", env, n_steps=64, batch_size=32, n_epochs=1, device="cpu")
+    agent.learn(200)
+    assert agent.num_timesteps >= 200 and env.action_space.contains(agent.predict(env.reset()[0])[0])
