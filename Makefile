@@ -2,12 +2,13 @@
 # make test    the test suite
 # make train   train assets/push-tiny.pt (three and a half hours on two cores)
 # make analyses  the protocol and the paper's analyses on PushWorld, with their pictures (four hours)
+# make mbpo      three runs with and three without imagination on PushWorld, and their curves (an hour)
 PYTHON ?= python3
 RUN = .venv/bin/python
 TWICE = .venv/bin/torchrun --nproc_per_node=2
 TRAIN_GPT ?=  # bf16 is faster on CPUs that have it: make train TRAIN_GPT="--dtype bf16"
 
-.PHONY: demo test train analyses clean
+.PHONY: demo test train analyses mbpo clean
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -56,6 +57,15 @@ analyses: .venv/ready-test data/push/meta.json data/push-cyan/meta.json
 	$(RUN) evaluate.py --samples 20 --repeats 3 --batch_size 80 --out results/push-prediction.json
 	set -e; for name in decouple tokenizers transfer adapt scaling goal; do \
 	    $(RUN) evaluate.py $$name --out results/$$name.json --picture assets/$$name.png; done
+
+# Two runs at a time, of one thread each; one that is there goes on, or is left alone if it is over. The model-free
+# ones get twice the real steps, so that there is something to see.
+mbpo: .venv/ready-test
+	printf '%s\n' mbpo-0 drq-0 drq-1 mbpo-1 mbpo-2 drq-2 | OMP_NUM_THREADS=1 xargs -P 2 -I NAME sh -c ' \
+	    name=NAME; resume=false; test -e out/mbpo/NAME.pt && resume=true; \
+	    case NAME in drq*) other="--imagine false --steps 7200";; esac; \
+	    $(RUN) mbpo.py --preset push --seed $${name#*-} --resume $$resume --out out/mbpo/NAME.pt $$other'
+	$(RUN) mbpo.py --report out/mbpo --out results/mbpo-push
 
 clean:
 	rm -rf .venv out/demo out/samples

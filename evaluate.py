@@ -714,21 +714,27 @@ def speed_rollouts(cfg, device):
 
 
 def speed_loop(cfg, device):
-    """Rollouts as mbpo.py makes them, its agent acting, against the plain way, to which actions are given."""
+    """Rollouts as mbpo.py makes them, its agent acting, against the plain way, to which actions are given.
+
+    On CPUs of a `tiny` model: no other can learn there."""
     import mbpo  # which imports from here
 
-    ours = SimpleNamespace(**{**mbpo.CONFIG, **mbpo.PRESETS["push" if cfg.preset == "tiny" else "metaworld"]})
-    model = random_world(cfg.preset, device, cfg.dtype, action_dim=2, reward=True)
-    frames, actions = scenes(model, ours.starts, 1, ours.horizon)
-    agent = mbpo.DrQ(2, frames.shape[-1], ours).to(device)
-    stacks = frames[:, :1].repeat(1, ours.stack, 1, 1, 1)
-    fast, plain = seconds_in_turn(
-        runs_of(cfg, device, ours.starts),
-        lambda: mbpo.imagine(model, lambda seen: agent.act(seen, 0.1), stacks, ours.horizon),
-        lambda: model.rollout_naive(frames, actions, ours.horizon),
-    )
-    row = dict(seconds=fast, naive=plain, vs_naive=plain / fast)
-    return {f"loop_{cfg.preset}": dict(row, starts=ours.starts, frames=ours.horizon)}
+    rows, size = {}, cfg.preset if device.type == "cuda" else "tiny"
+    for name, preset in mbpo.PRESETS.items():
+        ours = SimpleNamespace(**{**mbpo.CONFIG, **preset})
+        model = random_world(size, device, cfg.dtype, action_dim=2, reward=True)
+        frames, actions = scenes(model, ours.starts, 1, ours.horizon)
+        agent = mbpo.DrQ(2, frames.shape[-1], ours).to(device)
+        stacks = frames[:, :1].repeat(1, ours.stack, 1, 1, 1)
+        act = functools.partial(agent.act, std=0.1)
+        fast, plain = seconds_in_turn(
+            cfg.repeats,
+            functools.partial(mbpo.imagine, model, act, stacks, ours.horizon),
+            functools.partial(model.rollout_naive, frames, actions, ours.horizon),
+        )
+        row = dict(seconds=fast, naive=plain, vs_naive=plain / fast)
+        rows[f"loop_{name}_{size}"] = dict(row, starts=ours.starts, frames=ours.horizon)
+    return rows
 
 
 def alone(fn, *args):
