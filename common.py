@@ -98,7 +98,10 @@ def require_positive(cfg, *keys):
 
 def find_device(name):
     """The torch.device of that name; of "" a GPU if there is one.   raises  ValueError without a GPU"""
-    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise ValueError(f"device is {name!r}; expected cpu or cuda, or cuda:1 for the second GPU") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {device} but torch sees no GPU; pass --device cpu")
     return device

@@ -649,7 +649,7 @@ def make_environment(task, n=1, seed=0, size=64, scene=-1, robot="red"):
     if task == "push":
         return PushWorld(n, size, seed, scene=scene, robot=robot)
     if (scene, robot) != (-1, "red"):
-        raise ValueError(f"{task} has no scene or robot to choose; they are PushWorld's")
+        raise ValueError(f"task is {task!r}; only PushWorld's, push, has a scene and a robot to choose")
     return MetaWorld(task, size, seed)
 
 

@@ -351,8 +351,8 @@ def read_curve(path, kind="val_"):
             f"no learning curve at {path}; pass the .jsonl files beside a trainer's checkpoint"
         )
     curve = {}
-    for line in Path(path).read_text().splitlines():
-        numbers = json.loads(line)
+    whole = [line for line in Path(path).read_text().splitlines(True) if line.endswith("\n")]
+    for numbers in map(json.loads, whole):  # a kill may have torn the last one
         for name in (k for k, v in numbers.items() if k.startswith(kind) and not isinstance(v, list)):
             curve.setdefault(name, []).append([numbers["step"], float(f"{numbers[name]:.4g}")])
     return curve

@@ -152,6 +152,15 @@ FREE = (  # settings that --resume may change
     "resume", "out", "preset", "report", "steps", "device", "dtype", "eval_every", "eval_episodes",
     "val_segments", "save_every",
 )  # fmt: skip
+POSITIVE = (
+    "stack", "n_step", "agent_batch", "channels", "features", "hidden", "std_decisions", "model_batch",
+    "future_frames", "horizon", "starts", "eval_episodes", "val_segments",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "agent_lr", "model_lr", "seed", "seed_steps", "demos", "agent_updates", "shift", "init_updates",
+    "init_rollouts", "imagined_age",
+)  # fmt: skip
+FRACTIONS = "real_share", "discount", "tau"
 SIZES = dict(  # of world models from scratch
     tiny=(tokenizer.TINY, gpt.TINY), small=(tokenizer.SMALL, gpt.SMALL), medium=(tokenizer.SMALL, gpt.MEDIUM)
 )
@@ -283,9 +292,11 @@ class Replay:
     """Episodes in a file that only grows: as many as the disk holds, and no memory for any of them.
 
     An episode is there as soon as the index counts it; what a kill left beyond that is cut off on opening.
-    A row holds frame, action that led to it and reward received there.   has: lengths (episodes,), frames"""
+    A row holds frame, action that led to it and reward received there.
+    least   episodes that must be there;  has: lengths (episodes,), frames
+    raises  ValueError, before anything is cut off, if they are not"""
 
-    def __init__(self, folder, frame_shape, action_dim):
+    def __init__(self, folder, frame_shape, action_dim, least=0):
         self.row = np.dtype([("frame", "u1", frame_shape), ("action", "f4", action_dim), ("reward", "f4")])
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -296,8 +307,9 @@ class Replay:
         self.lengths, self.firsts = table.reshape(-1, 2).T
         self.ends = np.cumsum(self.lengths, dtype=np.int64)
         size = int(self.lengths.sum()) * self.row.itemsize
-        if (folder / "rows.bin").stat().st_size < size:
-            raise ValueError(f"{folder}/rows.bin is shorter than the index says; copy both again")
+        is_sound = len(self) >= least and (0 <= self.firsts).all() and (self.firsts < self.lengths).all()
+        if not is_sound or (folder / "rows.bin").stat().st_size < size:
+            raise ValueError(f"{folder} has lost episodes; copy its rows.bin and index.bin again")
         self.index.truncate(table.nbytes)
         self.rows.truncate(size)
 
@@ -577,8 +589,10 @@ class Loop:
             make_environment, cfg.task, size=cfg.size, scene=cfg.scene, robot=cfg.robot
         )
         self.env, self.judge_env = new_env(1, cfg.seed), new_env(cfg.eval_episodes, HELD_OUT + cfg.seed)
-        if not cfg.n_step <= cfg.horizon <= (most := self.env.length - 2):
-            raise ValueError(f"horizon is {cfg.horizon}; expected n_step ({cfg.n_step}) to {most}")
+        least, most = cfg.n_step, self.env.length - 2  # frames of an episode, but for a context
+        if cfg.imagine and not (least <= cfg.horizon <= most and cfg.segment <= most):
+            got = f"horizon and segment are {cfg.horizon}, {cfg.segment}"
+            raise ValueError(f"{got}; expected {least} (n_step) to {most}, and at most {most}")
         A = self.env.action_dim
         torch.manual_seed(cfg.seed)
         self.agent = DrQ(A, cfg.size, cfg).to(self.device)
@@ -589,7 +603,8 @@ class Loop:
         shown = [] if state else list(expert_episodes(cfg, new_env))
         for kind in () if state else ("real", "imagined"):  # of a run that ended before it was first saved
             shutil.rmtree(folder / kind, ignore_errors=True)
-        self.real, self.imagined = (Replay(folder / kind, *row) for kind in ("real", "imagined"))
+        counts = state["done"] if state else dict(real=0, imagined=0)
+        self.real, self.imagined = (Replay(folder / k, *row, counts[k]) for k in ("real", "imagined"))
         if state:
             self.agent.load_state_dict(state["agent"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -613,6 +628,7 @@ class Loop:
         if self.learner:
             state.update(tokenizer=self.learner.tokenizer.checkpoint(), gpt=self.learner.gpt.checkpoint())
             state["model_optimizers"] = [o.state_dict() for o in self.learner.optimizers]
+        self.done.update(real=len(self.real), imagined=len(self.imagined))
         rng = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
         state.update(done=self.done, rng=rng, train_config=vars(self.cfg))
         save_checkpoint(self.out, **state)
@@ -707,10 +723,13 @@ class Loop:
 def main(cfg):
     if cfg.report:
         return report(cfg.report, Path(cfg.out).with_suffix(""))
-    require_positive(cfg, *(k for k in vars(cfg) if k.endswith("_every")), "stack", "n_step", "agent_batch")
-    require_positive(cfg, "model_batch", "horizon", "starts", "eval_episodes", "val_segments")
-    if not 0 <= cfg.real_share <= 1:
-        raise ValueError(f"real_share is {cfg.real_share}; expected 0 to 1")
+    if Path(cfg.out).suffix != ".pt":
+        raise ValueError(f"out is {cfg.out}; expected NAME.pt, with NAME.jsonl and others beside it")
+    require_positive(cfg, *(k for k in vars(cfg) if k.endswith("_every")), *POSITIVE)
+    for key in (*NOT_NEGATIVE, *FRACTIONS):
+        if not 0 <= getattr(cfg, key) <= (1 if key in FRACTIONS else float("inf")):
+            most = "to 1" if key in FRACTIONS else "or more"
+            raise ValueError(f"--{key} is {getattr(cfg, key)}; expected 0 {most}")
     loop = Loop(cfg)
     start_log(loop.numbers, loop.step)
     size = sum(p.numel() for p in loop.agent.parameters())
@@ -749,6 +768,8 @@ class WorldModelEnv(VectorEnv):
     def __init__(self, world, starts, n=1, horizon=15, stack=1):
         if VectorEnv is object:
             raise ImportError("WorldModelEnv needs gymnasium: pip install gymnasium")
+        if n < 1 or horizon < 1:
+            raise ValueError(f"n and horizon are {n} and {horizon}; expected at least 1")
         if not world.action_dim or world.gpt.reward is None:
             raise ValueError("the model has no actions or no rewards; train one on data that has both")
         if not 1 <= stack <= world.context_frames:
@@ -780,7 +801,10 @@ class WorldModelEnv(VectorEnv):
         nothing, never = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, bool)
         if not self.left:
             return self.reset()[0], nothing, never, never.copy(), {}
-        _, reward = self.world.step(np.asarray(actions, np.float32))
+        actions = np.asarray(actions, np.float32)
+        if not np.isfinite(actions).all():
+            raise ValueError("actions are not finite; expected numbers in [-1, 1]")
+        _, reward = self.world.step(actions)
         self.left -= 1
         return self.see(), reward.cpu().numpy(), never, np.full(self.num_envs, not self.left), {}
 

@@ -257,6 +257,32 @@ def test_demonstrations_may_come_from_a_folder_that_fits(push, push64, tmp_path)
     learn(tmp_path / "b.pt", imagine=False, steps=60)  # nothing is in the way
 
 
+def test_a_damaged_replay_is_refused_and_left_alone(tmp_path):
+    out = tmp_path / "a.pt"
+    learn(out, imagine=False)
+    rows, index = (tmp_path / "a" / "real" / name for name in ("rows.bin", "index.bin"))
+    whole = index.read_bytes()
+    for damaged in (b"", whole[:20], bytes(len(whole)), np.full(len(whole) // 4, -1, np.int32).tobytes()):
+        index.write_bytes(damaged)
+        before = rows.read_bytes()
+        with pytest.raises(ValueError, match="real has lost episodes; copy its rows.bin and index.bin again"):
+            train(mbpo, out=out, resume=True)
+        assert rows.read_bytes() == before
+
+
+@pytest.mark.parametrize("wrong, told", {
+    "horizon=2": "horizon and segment are 2, 6; expected 3", "segment=80": "and at most 58",
+    "tau=2": "0 to 1", "agent_lr=-1": "agent_lr is -1.0; expected 0 or more", "hidden=0": "expected at least 1",
+    "device=gpuu": "device is 'gpuu'; expected cpu or cuda", "task=pull": "task is 'pull'; only PushWorld's",
+    "out=a.jsonl": "expected NAME.pt",
+}.items())  # fmt: skip
+def test_settings_out_of_range_are_refused_at_once(wrong, told, tmp_path):
+    key, value = wrong.split("=")
+    changes = {"out": tmp_path / "a.pt", key: value}
+    with pytest.raises(ValueError, match=told):
+        mbpo.main(settings(**changes))
+
+
 def test_a_killed_run_keeps_all_episodes_that_it_finished(trained, tmp_path):
     out = tmp_path / "a.pt"
     run = flags(**SMALL, init_from=trained.gpt, out=out, steps=3000)
