@@ -272,7 +272,7 @@ def test_a_damaged_replay_is_refused_and_left_alone(tmp_path):
 
 @pytest.mark.parametrize("wrong, told", {
     "horizon=2": "horizon and segment are 2, 6; expected 3", "segment=80": "and at most 58",
-    "tau=2": "0 to 1", "agent_lr=-1": "agent_lr is -1.0; expected 0 or more", "hidden=0": "expected at least 1",
+    "tau=2": "0 to 1", "agent_lr=-1": "agent_lr is -1.0; expected 0 or", "hidden=0": "expected at least 1",
     "device=gpuu": "device is 'gpuu'; expected cpu or cuda", "task=pull": "task is 'pull'; only PushWorld's",
     "out=a.jsonl": "expected NAME.pt",
 }.items())  # fmt: skip
