@@ -21,6 +21,7 @@ learn where nothing was pre-trained; evaluation episodes, which nothing learns f
 
 Run: python mbpo.py --preset push                             PushWorld, the released checkpoint, two cores
      python mbpo.py --task plate-slide --init_from out/gpt.pt Meta-World, as the paper
+     python mbpo.py --preset metaworld-tiny                   Meta-World on two cores, from scratch
      python mbpo.py --report out/mbpo --out results/mbpo      table and curves of the runs in a folder
 Continue a run with --resume true. Writes OUT (agent, world model, optimizers), the same name with .jsonl (the
 numbers), .png (learning curves), .gif (imagined beside real), and a folder of that name with both replays."""
@@ -147,7 +148,13 @@ PUSH = dict(
     gpt_every=5, horizon=5, starts=48, rollout_every=50, init_rollouts=10, eval_every=300, eval_episodes=50,
     save_every=1200,
 )  # fmt: skip
-PRESETS = dict(metaworld={}, push=PUSH)
+METAWORLD_TINY = dict(  # on two cores: three to five steps a second
+    world="tiny", steps=20_000, seed_steps=1000, agent_size=32, channels=16, hidden=256, agent_lr=3e-4,
+    agent_batch=128, std_decisions=3000, shift=2, model_batch=8, model_lr=3e-4, lpips=False, l2=10.0,
+    future_frames=3, init_updates=300, horizon=5, init_rollouts=10, eval_every=2000, eval_episodes=5,
+    save_every=2000,
+)  # fmt: skip
+PRESETS = {"metaworld": {}, "metaworld-tiny": METAWORLD_TINY, "push": PUSH}
 FREE = (  # settings that --resume may change
     "resume", "out", "preset", "report", "steps", "device", "dtype", "eval_every", "eval_episodes",
     "val_segments", "save_every",
