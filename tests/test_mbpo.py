@@ -341,8 +341,10 @@ def test_episodes_are_played_and_demonstrations_are_successes():
 
 
 def test_meta_world_is_played_as_in_the_paper():
-    pytest.importorskip("metaworld", reason="pip install metaworld==3.0.0 mujoco==3.3.0 packaging")
-    env = make_environment("plate-slide", seed=3)
+    try:
+        env = make_environment("plate-slide", seed=3)
+    except ImportError as error:  # a package, or EGL
+        pytest.skip(str(error))
     env.length = 30
     try:
         first = env.reset()
