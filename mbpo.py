@@ -26,13 +26,13 @@ Run: python mbpo.py --preset push                             PushWorld, the rel
 Continue a run with --resume true. Writes OUT (agent, world model, optimizers), the same name with .jsonl (the
 numbers), .png (learning curves), .gif (imagined beside real), and a folder of that name with both replays."""
 
+import contextlib
 import copy
 import functools
 import shutil
 import statistics
 import time
 from collections import defaultdict
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,7 @@ from data import (
     to_u8,
     write_on,
 )
-from evaluate import draw_curves, read_curve, write_result
+from evaluate import TOKENIZER_OF, draw_curves, read_curve, write_result
 from gpt import GPT
 from sample import TRAINED, WorldModel
 from tokenizer import Tokenizer
@@ -168,9 +168,6 @@ NOT_NEGATIVE = (
     "init_rollouts", "imagined_age",
 )  # fmt: skip
 FRACTIONS = "real_share", "discount", "tau"
-SIZES = dict(  # of world models from scratch
-    tiny=(tokenizer.TINY, gpt.TINY), small=(tokenizer.SMALL, gpt.SMALL), medium=(tokenizer.SMALL, gpt.MEDIUM)
-)
 
 
 # ---- the agent ----
@@ -399,11 +396,10 @@ def load_models(cfg, action_dim, size, state=None):
         return Tokenizer.from_checkpoint(state["tokenizer"]), GPT.from_checkpoint(state["gpt"])
     heads = dict(action_dim=action_dim, reward=True)
     if not cfg.init_from:
-        if cfg.world not in SIZES:
-            raise ValueError(f"world is {cfg.world!r}; expected one of {', '.join(SIZES)}")
-        sizes, settings = SIZES[cfg.world]
-        model = tokenizer.build("compressive", sizes)
-        return model, GPT(model.layout, **{**settings, **heads, "segment_length": cfg.segment})
+        if cfg.world not in TOKENIZER_OF:
+            raise ValueError(f"world is {cfg.world!r}; expected one of {', '.join(TOKENIZER_OF)}")
+        model = tokenizer.build("compressive", TOKENIZER_OF[cfg.world])
+        return model, GPT(model.layout, **{**gpt.PRESETS[cfg.world], **heads, "segment_length": cfg.segment})
     model = Tokenizer.load(cfg.init_from, revive_after=0)
     if model.config["resolution"] != size:
         raise ValueError(f"{cfg.init_from} is for {model.config['resolution']} pixels; pass --size")
@@ -531,7 +527,7 @@ class Stopwatch:
     def __init__(self):
         self.seconds, self.began = defaultdict(float), time.time()
 
-    @contextmanager
+    @contextlib.contextmanager
     def __call__(self, name):
         began = time.time()
         yield
@@ -546,12 +542,11 @@ class Stopwatch:
         return {f"time_{name}": seconds / self.total() for name, seconds in self.seconds.items()}
 
 
-def expert_episodes(cfg, new_env):
+def expert_episodes(cfg, new_env, action_dim):
     """Yield frames_u8, actions, rewards of cfg.demos episodes by a script, or of all in cfg.demo_data."""
-    env = new_env(1, HELD_OUT + cfg.seed + 1)
     if cfg.demo_data:
         data = Episodes(cfg.demo_data, "all")
-        got, wanted = (data.frame_shape, data.action_dim), ((cfg.size, cfg.size, 3), env.action_dim)
+        got, wanted = (data.frame_shape, data.action_dim), ((cfg.size, cfg.size, 3), action_dim)
         if got != wanted or not data.has_reward:
             raise ValueError(
                 f"{cfg.demo_data} has frames and actions {got}{'' if data.has_reward else ', no rewards'}; "
@@ -560,9 +555,9 @@ def expert_episodes(cfg, new_env):
         for i, (row, T) in enumerate(zip(data.rows, data.lengths, strict=True)):
             yield data.read(i), data.actions[row : row + T - 1], data.rewards[row + 1 : row + T]
     elif cfg.demos:
-        for e in demonstrations(env, cfg.demos):
-            yield e["frames_u8"], e["actions"], e["rewards"][1:]
-    env.close()
+        with contextlib.closing(new_env(1, HELD_OUT + cfg.seed + 1)) as env:
+            for e in demonstrations(env, cfg.demos):
+                yield e["frames_u8"], e["actions"], e["rewards"][1:]
 
 
 def owed(cfg, step, repeat):
@@ -607,7 +602,7 @@ class Loop:
         models = load_models(cfg, A, cfg.size, state) if cfg.imagine else None
         self.learner = Learner(cfg, models, self.device, state) if cfg.imagine else None
         row = (cfg.size, cfg.size, 3), A
-        shown = [] if state else list(expert_episodes(cfg, new_env))
+        shown = [] if state else list(expert_episodes(cfg, new_env, A))
         for kind in () if state else ("real", "imagined"):  # of a run that ended before it was first saved
             shutil.rmtree(folder / kind, ignore_errors=True)
         counts = state["done"] if state else dict(real=0, imagined=0)
