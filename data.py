@@ -18,9 +18,12 @@ npz per episode; here a random segment costs one `pread`, far less (a memmap wou
 
 Run: python data.py push --out data/push --episodes 2000            (add --help for the settings of each)
      python data.py metaworld --task plate-slide --out data/plate-slide     demonstrations by a script
+     python data.py script --tasks push_red --out data/push_red             VP2's robots, noise and all
      python data.py npz --src FOLDER --out data/bair --key aux1_image
      python data.py video --src FOLDER --out data/mine --size 64"""
 
+import contextlib
+import copy
 import json
 import os
 import shutil
@@ -54,6 +57,14 @@ METAWORLD_CONFIG = dict(
     episodes=5,  # in which the scripted player succeeds
     seed=0,
     noise=0.0,  # standard deviation of what is added to its actions
+    val_every=20,
+)
+SCRIPT_CONFIG = dict(
+    out="data/push_red",
+    tasks=("push_red",),  # of RoboDesk, robosuite_push, or of Meta-World
+    episodes=200,  # of each, successful or not
+    seed=0,
+    noise=0.2,  # standard deviation of what is added to the script's actions
     val_every=20,
 )
 NPZ_CONFIG = dict(
@@ -318,6 +329,12 @@ def contact(offset, core, radius):
     return radius - np.where(deepest <= 0, deepest, norm), normal
 
 
+def require_actions(actions, shape):
+    """Raise ValueError unless actions are finite numbers of this shape."""
+    if np.shape(actions) != shape or not np.isfinite(actions).all():
+        raise ValueError(f"actions are {np.shape(actions)} or not finite; expected numbers {shape}")
+
+
 class PushWorld:
     """n worlds at once: a gripper (disc) pushes two blocks on a table; block 0 belongs on the pad of its hue.
 
@@ -331,7 +348,7 @@ class PushWorld:
     scene  >= 0: colours, light and sizes of this number in all episodes, which begin within `spread` of the
            same places;  -1: each episode has its own"""
 
-    action_dim, action_repeat = 2, 1
+    action_dim, action_repeat, tolerance = 2, 1, 0.05 / 0.8  # VP2: 5 cm of a table of 80 cm
     grip_radius, corner = 5.75 / 64, 3 / 64  # corner: rounding of the blocks
     speed = 3.5 / 64  # per step at action 1
     substeps, relax = 3, 4  # a substep moves a fraction of a body's radius, so nothing tunnels
@@ -414,9 +431,7 @@ class PushWorld:
         """Move once. actions (n, 2), clipped to [-1, 1].
 
         returns  frames_u8 (n,H,W,3), reward (n,) float32, success and done (n,) bool;  raises ValueError"""
-        actions = np.asarray(actions, float)
-        if actions.shape != (self.n, 2) or not np.isfinite(actions).all():
-            raise ValueError(f"actions are {actions.shape} or not finite; expected numbers ({self.n}, 2)")
+        require_actions(actions, (self.n, 2))
         move, before = np.clip(actions, -1, 1) * self.speed / self.substeps, self.blocks.copy()
         for _ in range(self.substeps):
             self.grip = np.clip(self.grip + move, self.grip_radius, 1 - self.grip_radius)
@@ -435,6 +450,34 @@ class PushWorld:
 
     def close(self):
         """Nothing is held; other worlds hold a renderer."""
+
+    def state(self):
+        """All that there is, for `restore`."""
+        return {k: x.copy() for k, x in vars(self).items() if isinstance(x, np.ndarray)}
+
+    def restore(self, state):
+        """Go back to a state; returns frames_u8 (n,H,W,3)."""
+        vars(self).update({k: x.copy() for k, x in state.items()})
+        return self.render()
+
+    def places(self):
+        """Where the blocks are, for `distance`: (n, 2, 2)."""
+        return self.blocks.copy()
+
+    def distance(self, places):
+        """Of the block that is farthest from its place, in table sides (n,)."""
+        return np.linalg.norm(self.blocks - places, axis=-1).max(1)
+
+    def foresee(self, actions, places):
+        """What each of N action sequences (N, h, 2) would lead to, n being 1; the world stays as it is.
+
+        returns  frames_u8 (N,h,H,W,3), rewards (N,h), distances (N,h) from `places`"""
+        twin, seen = copy.copy(self), []
+        twin.n = len(actions)
+        vars(twin).update({k: x.repeat(twin.n, 0) for k, x in self.state().items()})
+        for action in actions.swapaxes(0, 1):
+            seen.append((*twin.step(action)[:2], twin.distance(places)))
+        return tuple(np.stack(column, 1) for column in zip(*seen, strict=True))
 
     def _separate(self):
         """Undo overlaps: gripper moves blocks, blocks each other, walls stop them; the gripper gives way."""
@@ -570,7 +613,41 @@ def push_segments(n, T, seed=0, size=64):
     return dict(frames=to_float(frames_u8), actions=actions, rewards=rewards)
 
 
-# ---- Meta-World ----
+# ---- robots in MuJoCo ----
+
+
+def before_mujoco():
+    """What has to happen before anybody imports mujoco."""
+    os.environ.setdefault("MUJOCO_GL", "egl")  # draws without a display
+    import torch._dynamo  # noqa: F401  triton's LLVM crashes if it is loaded after the renderer's
+
+
+def mujoco_renderer(model, height, width, fast=False):
+    """A renderer of a model's cameras; fast: no shadows, reflections or smooth edges, a tenth of the time."""
+    import mujoco
+
+    try:
+        if fast:
+            model.vis.quality.offsamples = 0
+        renderer = mujoco.Renderer(model, height, width)
+    except mujoco.FatalError as error:
+        raise ValueError(f"MuJoCo cannot draw: set MUJOCO_GL=egl before Python ({error})") from None
+    for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION) if fast else ():
+        renderer.scene.flags[flag] = False
+    return renderer
+
+
+def foresee_in_turn(env, actions, places):
+    """`PushWorld.foresee` in a simulator of one world, which is taken back after each sequence."""
+    state, seen = env.state(), []
+    for sequence in actions:
+        env.restore(state)
+        for action in sequence:
+            frame, reward, *_ = env.step(action[None])
+            seen.append((frame[0], reward[0], env.distance(places)[0]))
+    env.restore(state)
+    columns = (np.stack(column) for column in zip(*seen, strict=True))
+    return tuple(x.reshape(*actions.shape[:2], *x.shape[1:]) for x in columns)
 
 
 class MetaWorld:
@@ -585,11 +662,8 @@ class MetaWorld:
     n, action_dim, action_repeat, bonus = 1, 4, 2, 10.0
 
     def __init__(self, task, size=64, seed=0, length=100):
-        os.environ.setdefault("MUJOCO_GL", "egl")  # draws without a display
-        import torch._dynamo  # noqa: F401  triton's LLVM crashes if it is loaded after the renderer's
-
+        before_mujoco()
         try:
-            import mujoco
             from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as simulators
             from metaworld.policies import ENV_POLICY_MAP
         except (ImportError, AttributeError) as error:  # the latter is PyOpenGL's, where a library is missing
@@ -597,17 +671,15 @@ class MetaWorld:
             raise ImportError(f"Meta-World needs {need} ({error})") from None
         if f"{task}-v3" not in ENV_POLICY_MAP:
             names = ", ".join(name.removesuffix("-v3") for name in ENV_POLICY_MAP)
-            raise ValueError(f"task is {task!r}; expected push (PushWorld) or, of Meta-World, {names}")
+            raise ValueError(f"task is {task!r}; expected push (PushWorld), {', '.join(DESK)} (RoboDesk), "
+                             f"robosuite_push or, of Meta-World, {names}")
         self.size, self.seed, self.length, self.episode = size, seed, length, np.full(1, -1)
         self.simulator = simulators[f"{task}-v3-goal-observable"](seed=seed)
         self.simulator._freeze_rand_vec = False  # things lie elsewhere in every episode,
         self.simulator.seeded_rand_vec = True  # as the simulator's own generator has it
         self.simulator.model.vis.quality.shadowsize = 1024  # 4096 takes twice the time and shows the same
         self.policy = ENV_POLICY_MAP[f"{task}-v3"]()
-        try:
-            self.renderer = mujoco.Renderer(self.simulator.model, size, size)
-        except mujoco.FatalError as error:
-            raise ValueError(f"MuJoCo cannot draw: set MUJOCO_GL=egl before Python ({error})") from None
+        self.renderer = mujoco_renderer(self.simulator.model, size, size)
 
     def close(self):
         self.renderer.close()
@@ -633,9 +705,7 @@ class MetaWorld:
     def step(self, actions):
         """actions (1, 4), clipped -> frames_u8 (1,H,W,3), reward (1,), success (1,), done (1,)."""
         reward, success = 0.0, False
-        actions = np.asarray(actions, float)
-        if actions.shape != (1, 4) or not np.isfinite(actions).all():
-            raise ValueError(f"actions are {actions.shape} or not finite; expected numbers (1, 4)")
+        require_actions(actions, (1, 4))
         for _ in range(self.action_repeat):
             self.state, got, _, _, known = self.simulator.step(np.clip(actions[0], -1, 1).astype(np.float32))
             reward, success = reward + got, success or known["success"] >= 1
@@ -644,13 +714,280 @@ class MetaWorld:
         return self.render(), *numbers, np.array([self.time >= self.length])
 
 
+# The desk's tasks: what the script goes for, and where its finger goes, one offset (m) after another.
+DESK = {
+    **{f"push_{hue}": (f"{hue}_button", ((0, 0, 0.12), (0, 0, -0.03))) for hue in ("red", "green", "blue")},
+    "open_slide": ("slide_handle", ((-0.16, -0.1, 0.03), (-0.14, -0.02, 0), (0.5, 0, 0))),
+    "open_drawer": ("drawer_handle", ((0, -0.1, 0.28), (0, 0.04, 0.1), (0, 0.04, -0.01), (0, -0.6, -0.02))),
+    "flat_block_off_table": ("flat_block", ((-0.13, 0, 0.15), (-0.13, 0, 0.02), (0.5, 0, 0.02))),
+    "upright_block_off_table": ("upright_block", ((-0.14, 0, 0.08), (-0.14, 0, -0.06), (0.5, 0, -0.06))),
+}
+
+
+class RoboDesk:
+    """A task of RoboDesk as VP2 plays it: PushWorld's interface, n = 1, and a second of the robot per action.
+
+    Actions (1, 5) in [-1, 1]: motion of the finger tip (x, y, z; 0.08 m at 1), turn of the wrist, opening of
+    the fingers. Reward: RoboDesk's dense one, 0 to 1, + 1 while the task is done; an episode is done after
+    `length` actions. Where things lie in episode e depends on (seed, e) alone. `distance` is what is left to
+    do, in the task's own unit: below 0 it is done.
+    raises  ImportError without the package, ValueError at another task
+    Source: Kannan et al. 2021; VP2 (Tian et al. 2023): its seven tasks, camera and criteria"""
+
+    n, action_dim, action_repeat, tolerance = 1, 5, 1, 0.0
+
+    def __init__(self, task="push_red", size=64, seed=0, length=35):
+        before_mujoco()
+        try:
+            import absl.logging
+            import mujoco
+            from robodesk import RoboDesk as Desk
+        except (ImportError, AttributeError) as error:
+            need = "pip install robodesk==1.0.0 mujoco==3.3.0; Debian: apt install libegl1 libgl1"
+            raise ImportError(f"RoboDesk needs {need} ({error})") from None
+        absl.logging.set_verbosity("error")  # of an arm that cannot reach where it is told to go
+        self.task, self.size, self.seed, self.length, self.episode = task, size, seed, length, np.full(1, -1)
+        self.desk = Desk(task, action_repeat=50, episode_length=0)
+        self.desk._get_obs = lambda: None  # which would draw in its own, slow way
+        self.physics = self.desk.physics
+        self.renderer = mujoco_renderer(self.physics.model.ptr, 120, 120, fast=True)
+        self.camera = mujoco.MjvCamera()
+        self.camera.distance, self.camera.azimuth, self.camera.elevation = 1.8, 90, -60
+        self.camera.lookat[:] = 0, 0.535, 1.1
+
+    def close(self):
+        self.renderer.close()
+
+    def render(self):
+        """What the camera sees: frames_u8 (1, H, W, 3)."""
+        from PIL import Image  # imageio brings it
+
+        self.renderer.update_scene(self.physics.data.ptr, self.camera)
+        picture = Image.fromarray(self.renderer.render())
+        side = self.size, self.size
+        return np.asarray(picture.resize(side, Image.Resampling.LANCZOS, (16.75, 25, 105, 88.75)))[None]
+
+    def reset(self):
+        """Begin the next episode; returns frames_u8 (1, H, W, 3)."""
+        self.episode += 1
+        others, seed = np.random.get_state(), np.random.SeedSequence([self.seed, self.episode[0]])
+        np.random.seed(seed.generate_state(4))  # the desk draws from there
+        self.desk.reset()
+        np.random.set_state(others)
+        self.desk.original_pos = {k: v.copy() for k, v in self.desk.original_pos.items()}  # they were views
+        self.time, self.stage = 0, 0
+        return self.render()
+
+    def state(self):
+        """All that there is, for `restore`."""
+        data, own = self.physics.data, (self.time, self.stage, self.desk.original_pos)
+        return data.qpos.copy(), data.qvel.copy(), data.ctrl.copy(), data.act.copy(), own
+
+    def restore(self, state):
+        """Go back to a state; returns frames_u8 (1,H,W,3)."""
+        data = self.physics.data
+        data.qpos[:], data.qvel[:], data.ctrl[:], data.act[:], own = state
+        self.time, self.stage, self.desk.original_pos = own
+        self.physics.forward()
+        self.desk.physics_copy.data.qpos[:] = data.qpos
+        return self.render()
+
+    def state_of_vp2(self, flat):
+        """A state for `restore` from one of VP2's files (76,): arm, its speed, things, their speed, hand."""
+        parts = np.split(np.asarray(flat, float), (9, 18, 47, 73))
+        _, _, ctrl, act, (*_, first) = self.state()
+        return np.concatenate(parts[0:3:2]), np.concatenate(parts[1:4:2]), ctrl, act, (0, 0, first)
+
+    def places(self):
+        """Nothing: a task of the desk is the same in every episode."""
+        return np.zeros(0)
+
+    def distance(self, places=None):
+        """What is left to do (1,), 0 when it is just done."""
+        q, where = self.physics.named.data.qpos, self.physics.named.data.xpos
+        left = dict(open_slide=0.55 - q["slide_joint"][0], open_drawer=0.2 + q["drawer_joint"][0])
+        if self.task.startswith("push"):
+            return q[f"{self.task[5:]}_light"] + 0.00453
+        block = self.task.removesuffix("_off_table")
+        return np.array([left[self.task] if self.task in left else where[block][2] - 0.6])
+
+    foresee = foresee_in_turn
+
+    def expert(self):
+        """What the scripted player would do: actions (1, 5)."""
+        named, (name, way) = self.physics.named, DESK[self.task]
+        kind = dict(slide_handle="site_xpos", drawer_handle="geom_xpos").get(name, "xpos")
+        to = getattr(named.data, kind)[name] - named.data.site_xpos["end_effector"]
+        near = np.abs(to + way[self.stage]).max() < (0.045 if self.stage else 0.06)
+        self.stage = min(self.stage + near, len(way) - 1)
+        return np.append(np.clip((to + way[self.stage]) / 0.081, -1, 1), (0, -1))[None]
+
+    def step(self, actions):
+        """actions (1, 5), clipped -> frames_u8 (1,H,W,3), reward (1,), success (1,), done (1,)."""
+        require_actions(actions, (1, 5))
+        self.desk.step(np.clip(actions[0], -1, 1).astype(float))
+        self.time += 1
+        success = self.distance() < 0
+        reward = self.desk._get_task_reward(self.task, "dense_reward") + success
+        return self.render(), reward.astype(np.float32), success, np.array([self.time >= self.length])
+
+
+def push_center():
+    """VP2's scene for robosuite: a Panda arm at a table with two boxes, a cylinder and a ball."""
+    before_mujoco()
+    try:
+        import robosuite
+        from robosuite.controllers import load_composite_controller_config
+        from robosuite.environments.manipulation.manipulation_env import ManipulationEnv
+        from robosuite.models.arenas import TableArena
+        from robosuite.models.objects import BallObject, BoxObject, CylinderObject
+        from robosuite.models.tasks import ManipulationTask
+    except (ImportError, AttributeError) as error:
+        need = "pip install robosuite==1.5.2 mujoco==3.3.0; Debian: apt install libegl1 libgl1"
+        raise ImportError(f"robosuite needs {need} ({error})") from None
+    robosuite.utils.log_utils.ROBOSUITE_DEFAULT_LOGGER.setLevel("ERROR")  # of arms that a Panda lacks
+    slippery, rolling = (dict(density=1000, friction=(f, 0.005, 0.0001)) for f in (0.7, 0.5))
+
+    class PushCenter(ManipulationEnv):
+        def reward(self, action=None):
+            return 0.0
+
+        def _load_model(self):
+            super()._load_model()
+            robot, arena = self.robots[0].robot_model, TableArena((0.8, 0.8, 0.05), table_offset=(0, 0, 0.8))
+            robot.set_base_xpos(robot.base_xpos_offset["table"](0.8))
+            arena.set_origin([0, 0, 0])
+            view = [0.67589, 0, 1.25127], [0.6326, 0.31594, 0.31594, 0.6326]
+            arena.set_camera("agentview_shift_2", *view)
+            self.things = (
+                BoxObject("cube", [0.06] * 3, rgba=(0.8, 0.2, 0.2, 1), **slippery),
+                BoxObject("small", [0.04] * 3, rgba=(0.2, 0.5, 0.8, 1), density=1000),
+                CylinderObject("cylinder", [0.06] * 2, rgba=(0.2, 0.7, 0.3, 1), **slippery),
+                BallObject("ball", [0.07], rgba=(0.8, 0.7, 0.2, 1), **rolling),
+            )
+            self.model = ManipulationTask(arena, [robot], self.things)
+
+    controllers = load_composite_controller_config(controller="BASIC", robot="Panda")
+    metre = dict(output_max=[0.05] * 3, output_min=[-0.05] * 3)
+    controllers["body_parts"]["right"].update(type="OSC_POSITION", **metre)
+    off = dict(use_camera_obs=False, has_renderer=False, has_offscreen_renderer=False, ignore_done=True)
+    fixed = dict(initialization_noise=None, hard_reset=False)  # a hard reset spoils later pictures
+    return PushCenter("Panda", controller_configs=controllers, control_freq=1, **off, **fixed)
+
+
+class RobosuitePush:
+    """VP2's pushing task on robosuite: PushWorld's interface, n = 1, and a second of the robot per action.
+
+    Actions (1, 4) in [-1, 1]: motion of the hand (x, y, z; 0.05 m at 1), grip. The script pushes one thing,
+    another in each episode, some 0.3 m away; success is when it has moved 0.08 m. No rewards: 0. Where things
+    lie in episode e depends on (seed, e) alone. `distance` is in m. raises  ImportError without the package
+    Source: Zhu et al. 2020; VP2 (Tian et al. 2023), whose scene is drawn by another renderer"""
+
+    n, action_dim, action_repeat, tolerance = 1, 4, 1, 0.05
+    sizes = 0.06, 0.04, 0.06, 0.07  # half-heights of the things
+
+    def __init__(self, size=64, seed=0, length=35):
+        self.simulator = push_center()
+        self.size, self.seed, self.length, self.episode = size, seed, length, np.full(1, -1)
+        self.simulator.reset()
+        import mujoco
+
+        self.data = self.simulator.sim.data._data
+        self.renderer = mujoco_renderer(self.simulator.sim.model._model, size, size, fast=True)
+        self.look = mujoco.MjvOption()
+        self.look.geomgroup[0] = 0  # bodies as physics knows them
+
+    def close(self):
+        self.renderer.close()
+        self.simulator.close()
+
+    def render(self):
+        """What the camera sees: frames_u8 (1, H, W, 3)."""
+        self.renderer.update_scene(self.data, "agentview_shift_2", self.look)
+        return self.renderer.render()[None].copy()
+
+    def reset(self):
+        """Begin the next episode; returns frames_u8 (1, H, W, 3)."""
+        self.episode += 1
+        rng, apart = np.random.default_rng([self.seed, self.episode[0]]), 0
+        while apart < 0.16:  # no two touch
+            spots = rng.uniform((-0.1, -0.15), (0.3, 0.15), (4, 2))
+            apart = (np.linalg.norm(spots[:, None] - spots, axis=-1) + np.eye(4)).min()
+        self.simulator.reset()
+        for thing, spot, size in zip(self.simulator.things, spots, self.sizes, strict=True):
+            pose = *spot, 0.8 + size, 1, 0, 0, 0
+            self.simulator.sim.data.set_joint_qpos(thing.joints[0], np.array(pose))
+        self.simulator.sim.forward()
+        angle = rng.uniform(-np.pi, np.pi)
+        self.pushed, self.way = rng.integers(4), np.array([np.cos(angle), np.sin(angle)])
+        self.time, self.stage, self.first = 0, 0, self.places()
+        return self.render()
+
+    def state(self):
+        """All that there is, for `restore`."""
+        fingers = self.simulator.robots[0].gripper["right"].current_action.copy()
+        own = self.time, self.stage, self.pushed, self.way, self.first
+        return self.simulator.sim.get_state().flatten(), fingers, own
+
+    def restore(self, state):
+        """Go back to a state; returns frames_u8 (1,H,W,3)."""
+        flat, fingers, own = state
+        self.time, self.stage, self.pushed, self.way, self.first = own
+        robot = self.simulator.robots[0]
+        robot.gripper["right"].current_action = fingers.copy()
+        self.simulator.sim.set_state_from_flattened(flat)
+        self.simulator.sim.forward()
+        robot.composite_controller.update_state()
+        robot.composite_controller.reset()
+        return self.render()
+
+    def state_of_vp2(self, flat):
+        """A state for `restore` from one of VP2's files (71,), whose joints are in the same order."""
+        _, fingers, own = self.state()
+        return np.asarray(flat, float), fingers, (0, 0, *own[2:])
+
+    def places(self):
+        """Where the four things are, for `distance`: (1, 4, 3), m."""
+        things = self.simulator.things
+        return np.stack([self.simulator.sim.data.get_joint_qpos(x.joints[0])[:3] for x in things])[None]
+
+    def distance(self, places):
+        """Of the thing that is farthest from its place, in m (1,)."""
+        return np.linalg.norm(self.places() - places, axis=-1).max(1)
+
+    foresee = foresee_in_turn
+
+    def expert(self):
+        """What the scripted player would do: down behind a thing, then push it some way: actions (1, 4)."""
+        hand = self.data.site_xpos[self.simulator.robots[0].eef_site_id["right"]]
+        at, low = self.places()[0, self.pushed], 0.84
+        room = self.sizes[self.pushed] + 0.07
+        behind = np.append(at[:2] - room * self.way, 1.05 if self.stage == 0 else low)
+        self.stage = min(self.stage + (np.abs(behind - hand).max() < 0.03), 2)
+        if self.stage == 2:
+            behind = np.append(np.clip(at[:2], -0.3, 0.3), low)
+        to = (behind - hand) / 0.05 * (self.distance(self.first) < 0.25)
+        return np.append(to / max(1, np.abs(to).max()), 0)[None]
+
+    def step(self, actions):
+        """actions (1, 4), clipped -> frames_u8 (1,H,W,3), reward (1,), success (1,), done (1,)."""
+        require_actions(actions, (1, 4))
+        self.simulator.step(np.clip(actions[0], -1, 1))
+        self.time += 1
+        success = self.distance(self.first) > 0.08
+        return self.render(), np.zeros(1, np.float32), success, np.array([self.time >= self.length])
+
+
 def make_environment(task, n=1, seed=0, size=64, scene=-1, robot="red"):
-    """PushWorld, n worlds at once, if task is "push"; else that task of Meta-World, which has no scenes."""
+    """PushWorld, n worlds at once, if task is "push"; VP2's RoboDesk tasks (DESK) and "robosuite_push"; else
+    that task of Meta-World. PushWorld alone has scenes and robots to choose from.   raises  ValueError"""
     if task == "push":
         return PushWorld(n, size, seed, scene=scene, robot=robot)
     if (scene, robot) != (-1, "red"):
         raise ValueError(f"task is {task!r}; only PushWorld's, push, has a scene and a robot to choose")
-    return MetaWorld(task, size, seed)
+    if task == "robosuite_push":
+        return RobosuitePush(size, seed)
+    return RoboDesk(task, size, seed) if task in DESK else MetaWorld(task, size, seed)
 
 
 def play(env, episodes, act):
@@ -670,13 +1007,16 @@ def play(env, episodes, act):
             yield dict(zip(("frames_u8", "actions", "rewards", "success"), row, strict=True))
 
 
-def demonstrations(env, n, noise=0.0, seed=0):
-    """Yield n episodes (`play`) in which the scripted player succeeds, with noise of that deviation added.
+def script_episodes(env, n, noise=0.0, seed=0):
+    """Yield n episodes (`play`) of the scripted player, with noise of that deviation added."""
+    rng = np.random.default_rng(seed)
+    return play(env, n, lambda frames: env.expert() + noise * rng.normal(size=(env.n, env.action_dim)))
 
-    raises  ValueError if it hardly ever does"""
-    rng, found = np.random.default_rng(seed), 0
-    act = lambda frames: env.expert() + noise * rng.normal(size=(env.n, env.action_dim))  # noqa: E731
-    for episode in play(env, 20 * n, act):
+
+def demonstrations(env, n, noise=0.0, seed=0):
+    """Yield n of the `script_episodes` that are successes.   raises  ValueError if hardly any is"""
+    found = 0
+    for episode in script_episodes(env, 20 * n, noise, seed):
         if episode["success"]:
             yield episode
             found += 1
@@ -685,17 +1025,23 @@ def demonstrations(env, n, noise=0.0, seed=0):
     raise ValueError(f"{found} successes in {20 * n} episodes of the scripted player; lower the noise")
 
 
-def collect_metaworld(out, task, episodes, seed, noise, val_every):
+def collect_script(out, tasks, episodes, seed, noise, val_every, only_successes=False):
+    """Write so many episodes of each task, by its scripted player with noise; prints how many succeed."""
+    with EpisodeWriter(out, f"{', '.join(tasks)}, seed {seed}, noise {noise}", val_every=val_every) as writer:
+        for task in tasks:
+            with contextlib.closing(make_environment(task, seed=seed)) as env:
+                chosen = demonstrations if only_successes else script_episodes
+                told = tqdm(chosen(env, episodes, noise, seed), task, episodes)
+                for i, e in enumerate(told):
+                    actions = np.concatenate([e["actions"], np.zeros_like(e["actions"][:1])])
+                    writer.add(e["frames_u8"], actions, e["rewards"], f"{task} {i}")
+                    outcome = "success" if e["success"] else "failure"
+                    tqdm.write(f"{task} {i}: {outcome}, return {e['rewards'].sum():.1f}")
+
+
+def collect_metaworld(out, task, **how):
     """Write demonstrations of a task."""
-    env = make_environment(task, seed=seed)
-    try:
-        with EpisodeWriter(out, f"Meta-World {task}, seed {seed}", val_every=val_every) as writer:
-            for i, e in enumerate(tqdm(demonstrations(env, episodes, noise, seed), task, episodes)):
-                actions = np.concatenate([e["actions"], np.zeros_like(e["actions"][:1])])
-                writer.add(e["frames_u8"], actions, e["rewards"], f"expert {i}")
-                tqdm.write(f"episode {i}: return {e['rewards'].sum():.0f}")
-    finally:
-        env.close()
+    collect_script(out, (task,), only_successes=True, **how)
 
 
 # ---- importers ----
@@ -865,6 +1211,7 @@ def write_on(frames, texts):
 COMMANDS = {
     "push": (collect_push, PUSH_CONFIG),
     "metaworld": (collect_metaworld, METAWORLD_CONFIG),
+    "script": (collect_script, SCRIPT_CONFIG),
     "npz": (import_npz, NPZ_CONFIG),
     "video": (import_video, VIDEO_CONFIG),
 }

@@ -123,21 +123,23 @@ class LayerCache:
         self.shared[1].copy_(v)
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
-    def attend(self, q, k, v, positions, unseen):
+    def attend(self, q, k, v, positions, unseen, end):
         """Attention of s new tokens (B n_b, H, s, d), written to `positions` (s,) of their branch's own.
 
-        unseen (s, P + capacity) is -inf where a new token may not look: what was written after it, or never.
+        unseen (s, P + end) is -inf where a new token may not look: what was written after it, or never. Of
+        own nothing has been written from `end` on.
         The queries of all branches meet the shared keys in one matrix product and their own keys in another;
         one softmax over both."""
         (BN, H, s, d), n_b, P = q.shape, self.n_branches, self.shared.shape[3]
         for kept, new in zip(self.own, (k, v), strict=True):
             kept.index_copy_(2, positions, new)
+        keys, values = (kept[:, :, :end] for kept in self.own)
         if n_b == 1:
-            return F.scaled_dot_product_attention(q, *self.own, attn_mask=unseen)
+            return F.scaled_dot_product_attention(q, keys, values, attn_mask=unseen)
         # (B n_b, H, s, d) <-> (B, H, n_b s, d): to the shared keys, branches are just more queries
         fold = lambda x: x.view(-1, n_b, H, s, x.shape[-1]).transpose(1, 2).flatten(2, 3)  # noqa: E731
         unfold = lambda x: x.view(-1, H, n_b, s, x.shape[-1]).transpose(1, 2).reshape(BN, H, s, -1)  # noqa: E731
-        q, (keys, values) = q * d**-0.5, self.own
+        q = q * d**-0.5
         scores = torch.cat([unfold(fold(q) @ self.shared[0].mT), q @ keys.mT], -1) + unseen
         weights = scores.float().softmax(-1).to(q.dtype)
         return unfold(fold(weights[..., :P]) @ self.shared[1]) + weights[..., P:] @ values
@@ -163,6 +165,12 @@ class Cache:
         self.sizes, self.length = (B, n_branches, P, capacity), 0  # length of own, as the CPU knows it
         self.noise = None  # of the next frame
         self.recordings = {} if weight.is_cuda else None  # CUDA graphs by name; None: nothing is recorded
+
+    def rewind(self, pending):
+        """Back to the end of what was read, whose last token is `pending` (B n_b, 1)."""
+        self.position.zero_()
+        self.pending.copy_(pending)
+        self.length = 0
 
     def repeat(self, name, fn):
         """fn(), which returns a tuple and does the same work every time: GPUs record it as a CUDA graph, and
@@ -355,9 +363,7 @@ class GPT(nn.Module):
         cache = reuse if reuse is not None and reuse.sizes == sizes else Cache(self, *sizes)
         cache.own[..., cache.first :, :].zero_()  # a NaN in there would stay one, whatever its weight
         self.hidden(tokens[:, :-1], actions, [layer.fill for layer in cache.layers], first=-1)
-        cache.position.zero_()
-        cache.pending.copy_(tokens[:, -1:].repeat_interleave(n_branches, 0))
-        cache.length = 0
+        cache.rewind(tokens[:, -1:].repeat_interleave(n_branches, 0))
         return cache
 
     def extend(self, tokens, cache, acted=0):
@@ -368,7 +374,9 @@ class GPT(nn.Module):
         if self.config["places"]:
             x = x + self.places[self.place_of[place]]
         run, rope = Block.forward if cache.recordings is None else compiled_block(), self.rope[:, place]
-        where = dict(positions=positions + cache.first, unseen=cache.unseen[positions])
+        (*_, P, capacity), first = cache.sizes, cache.first
+        end = capacity if cache.recordings is not None else cache.length + 1  # a recording has one shape
+        where = dict(positions=positions + first, unseen=cache.unseen[positions, : P + end], end=first + end)
         for block, layer in zip(self.blocks, cache.layers, strict=True):
             x = run(block, x, rope, functools.partial(layer.attend, **where))
         cache.position += tokens.shape[1]

@@ -81,7 +81,7 @@ class WorldModel:
         self.temperature, self.top_k = temperature, top_k
         self.generator = torch.Generator(device).manual_seed(seed)
         self.context_frames, self.action_dim = gpt.layout.context_frames, gpt.config["action_dim"]
-        self.recent = self.cache = None
+        self.recent = self.cache = self.anchor = None
         bf16 = gpt.embed.weight.dtype == torch.bfloat16
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
         self.decode = self.tokenizer.decode_future
@@ -123,10 +123,11 @@ class WorldModel:
         print(f"{path}: {Path(path).stat().st_size / 1e6:.1f} MB")
 
     @torch.no_grad()
-    def reset(self, frames, n_branches=1):
+    def reset(self, frames, n_branches=1, horizon=0):
         """Start from context frames (B, t, 3, H, W) in [0, 1], with n_branches futures of each.
 
-        raises  ValueError if frames are of another shape than the model's, or not in [0, 1]"""
+        horizon  how many frames are wanted, if that is known: less memory is taken than for a segment's
+        raises   ValueError if frames are of another shape than the model's, or not in [0, 1]"""
         self.tokenizer.check(frames, self.context_frames)
         if frames.shape[1] != self.context_frames:
             raise ValueError(
@@ -136,15 +137,26 @@ class WorldModel:
             raise ValueError(
                 f"frames are {frames.dtype}, {frames.min():.3g}..{frames.max():.3g}; expected float in [0, 1]"
             )
-        self._anchor(frames.to(self.device), n_branches)
+        self._anchor(frames.to(self.device), n_branches, horizon)
 
-    def _anchor(self, frames, n_branches):
-        self.n_branches, self.left = n_branches, self.gpt.config["segment_length"] - self.context_frames
+    def _anchor(self, frames, n_branches, horizon=0):
+        whole = self.gpt.config["segment_length"] - self.context_frames
+        self.n_branches, self.left = n_branches, min(horizon or whole, whole)
         with self.autocast:
             context, _ = self.tokenizer.layout.unpack(self.tokenizer.encode(frames))
             self.scenery = self.tokenizer.decode_context(context)
-        self.cache = self.gpt.prefill(context, n_branches, reuse=self.cache)
+        self.cache = self.gpt.prefill(context, n_branches, room=self.left, reuse=self.cache)
         self.recent = frames.repeat_interleave(n_branches, 0)  # (B n_b, t, 3, H, W)
+        self.anchor = self.recent, self.left, self.cache.pending.clone()
+
+    def rewind(self):
+        """Back to where `reset` left the model: other futures of the context that it has read.
+
+        raises  ValueError before `reset`, or if a long rollout has taken a new context since"""
+        if self.anchor is None:
+            raise ValueError("nothing to rewind to: call reset(frames) first")
+        self.recent, self.left, pending = self.anchor
+        self.cache.rewind(pending)
 
     @torch.no_grad()
     def step(self, actions=None):
@@ -164,6 +176,7 @@ class WorldModel:
             raise ValueError("step before reset: call reset(frames) with the context frames first")
         if not self.left:
             self._anchor(self.recent, 1)
+            self.anchor = None  # what `reset` read is gone
         if actions is not None:
             actions = torch.as_tensor(actions, dtype=torch.float32, device=self.device)
         settings = self.temperature, self.top_k, self.generator

@@ -1,0 +1,561 @@
+"""plan.py: visual planning: model-predictive control in imagination (paper section 4.2; appendices A.4, C.3).
+
+    newest t frames ------------+
+                                +--> model --> imagined frames (N,h,3,H,W) --> scores (N,) --+
+    N action sequences (N,h,A) -+                                 goal (3,H,W) --^           |
+         ^                                                                                   |
+         +---- planner: warm start, noise, weights <-----------------------------------------+
+                   +--> first action --> environment --> next frame, and again
+
+As in the benchmark VP2 (Tian et al. 2023): the start is restored, one uncounted zero action fills the history
+with its frame twice, then come `steps` decisions, the first of them zero, the others planned anew each time.
+It is a success if the criterion holds at any of these moments, so the episode ends at the first one.
+
+Models stand in for each other: `world_model`; `oracle`, the simulator itself; and without planning `random`
+and `script`. Tasks are the scripted player's successes, `lead` decisions before, seen by nothing trained; or
+VP2's own from its files (--goals). Where we differ from VP2: the constant context frame is left out of sums.
+
+N candidates, h horizon, A action size, t context frames. Frames are in [0, 1].
+
+Run: python plan.py                                                    PushWorld with the released checkpoint
+     python plan.py --task push_red --ckpt out/gpt.pt                  RoboDesk (pip install robodesk)
+     python plan.py --task robosuite_push --ckpt out/gpt.pt            robosuite (pip install robosuite)
+     python plan.py --task push_red --ckpt out/gpt.pt --goals FILE.hdf5 --classifier FILE.pt     VP2's files
+Writes OUT (numbers), NAME.jsonl beside it (one line per episode: the same command goes on where it was broken
+off) and GIFs: goal | executed | what the plan expects next, and at its end."""
+
+import functools
+import json
+import math
+import multiprocessing
+import os
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common import configure, find_device, keep_memory, perceptual_loss, require_positive, run
+from data import HELD_OUT, make_environment, save_gif, to_float
+from evaluate import perceptual_distance, write_result
+from sample import WorldModel
+
+CONFIG = dict(
+    task="push",  # PushWorld; VP2's RoboDesk tasks, such as push_red; robosuite_push
+    ckpt="assets/push-tiny.pt",
+    tokenizer="",  # another tokenizer's checkpoint
+    out="out/plan/push.json",
+    models=("random", "world_model", "oracle"),  # or script
+    episodes=50,  # tasks, the same for every seed
+    seeds=3,  # of planner and model
+    goals="",  # VP2's .hdf5 file of tasks instead of our own
+    steps=15,  # decisions
+    lead=8,  # decisions of the scripted player from start to goal
+    settle=2,  # decisions that it goes on after its success, before the goal is photographed
+    # the planner
+    planner="mppi",  # or icem
+    candidates=0,  # per decision; 0: VP2's, 200, or 800 for open_slide and open_drawer
+    horizon=10,
+    std=(),  # of the noise on each action dimension; by default VP2's
+    beta=0.5,  # mppi: share of the noise that each step keeps of the one before
+    gamma=0.05,  # mppi: how sharply weights fall with the score; of summed squared errors of 64x64 pixels
+    iterations=3,  # icem; candidates are shared out, each time 1.25 times fewer
+    elites=10,  # icem
+    momentum=0.1,  # icem: share of the old mean and deviation
+    colour=2.0,  # icem: exponent of the noise's spectrum, 0 is white
+    # the score: a weighted sum
+    pixel=1.0,  # of minus the squared error to the goal, summed over frames, pixels and colours
+    reward=0.0,  # of the sum of predicted rewards
+    lpips=0.0,  # of minus LPIPS to the goal, summed over frames
+    classifier="",  # TorchScript file: frames (M, 3, 64, 64) -> logits of success
+    classifier_weight=10.0,  # of the sum of these logits
+    diagnose=True,  # simulate the candidates of failed episodes: why did they fail?
+    gifs=3,  # episodes to draw, of the first seed
+    temperature=1.0,
+    top_k=-1,  # 0: all codes; -1: as the model was made for
+    workers=0,  # processes; by default one per core, on a GPU one
+    device="",
+    dtype="auto",
+    seed=0,  # of tasks
+)
+DESK_STD, DESK_MANY = (0.5, 0.5, 0.5, 0.1, 0.1), ("open_slide", "open_drawer")
+STD = dict(push=(0.5, 0.5), robosuite_push=(0.5, 0.5, 0.5, 0.0))
+CAMERAS = "camera_image", "agentview_shift_2_image"  # in VP2's files: RoboDesk, robosuite
+
+
+# ---- planners: score (N,h,A) -> (N,) is all they know ----
+
+
+def shifted(plan):
+    """A plan (..., h, A) one step later, its last row repeated."""
+    return np.concatenate([plan[..., 1:, :], plan[..., -1:, :]], -2)
+
+
+def mppi(score, memory, shape, std, cfg, rng):
+    """Model-predictive path integral control, VP2's planner: one iteration of noise around the last plan.
+
+    score   candidates (N,h,A) in [-1, 1] -> (N,), higher is better
+    memory  what the last decision returned, {} at first;  shape (N,h,A);  std (A,)
+    returns plan (h,A), whose first row is to be executed, memory, and candidates, scores, weights
+    Source: Williams et al. 2016; VP2's mppi.py and sampler.py"""
+    N, h, A = shape
+    mean = shifted(memory["mean"]) if memory else np.zeros((h, A))
+    noise = rng.normal(size=shape) * std
+    for k in range(1, h):
+        noise[:, k] = cfg.beta * noise[:, k - 1] + (1 - cfg.beta) * noise[:, k]
+    candidates = np.clip(mean + noise, -1, 1)
+    scores = score(candidates)
+    weights = np.exp(cfg.gamma * (scores - scores.max()))
+    weights /= weights.sum()
+    plan = np.tensordot(weights, candidates, 1)
+    return plan, dict(mean=plan), (candidates, scores, weights)
+
+
+def coloured(shape, exponent, rng):
+    """Noise (N,h,A) of deviation 1, whose power falls with frequency as f^-exponent."""
+    h = shape[1]
+    f = np.maximum(np.fft.rfftfreq(h), 1 / h)[:, None] ** (-exponent / 2)
+    spectrum = (rng.normal(size=(shape[0], len(f), shape[2])) + 1j * rng.normal(size=(shape[0], len(f), shape[2]))) * f
+    noise = np.fft.irfft(spectrum, h, 1)
+    return noise / noise.std()
+
+
+def icem(score, memory, shape, std, cfg, rng):
+    """Improved cross-entropy method: the elites' mean and deviation, a few times over; executes the best one.
+
+    Coloured noise; a share of the elites is kept from iteration to iteration and from decision to decision;
+    the mean is a candidate of the last iteration. Arguments and results as of `mppi`; weights are of the best.
+    Source: Pinneri et al. 2020, Algorithm 1"""
+    N, h, A = shape
+    first = N / sum(1.25**-i for i in range(cfg.iterations))
+    mean, spread = (shifted(memory["mean"]) if memory else np.zeros((h, A))), np.tile(std, (h, 1)).astype(float)
+    kept, seen = (shifted(memory["elites"]) if memory else np.zeros((0, h, A))), []
+    kept_scores = np.zeros(0)
+    for i in range(cfg.iterations):
+        n = max(round(first * 1.25**-i), 2 * cfg.elites)
+        fresh = np.clip(mean + spread * coloured((n, h, A), cfg.colour, rng), -1, 1)
+        if i == 0:  # what was kept from the last decision has to be seen anew
+            fresh, kept = np.concatenate([fresh[len(kept) :], kept]), kept[:0]
+        if i == cfg.iterations - 1:
+            fresh[0] = mean
+        scores = score(fresh)
+        seen.append((fresh, scores))
+        pool, pool_scores = np.concatenate([fresh, kept]), np.concatenate([scores, kept_scores])
+        best = np.argsort(-pool_scores)[: cfg.elites]
+        elites, share = pool[best], math.ceil(0.3 * cfg.elites)
+        mean = cfg.momentum * mean + (1 - cfg.momentum) * elites.mean(0)
+        spread = cfg.momentum * spread + (1 - cfg.momentum) * elites.std(0)
+        kept, kept_scores = elites[:share], pool_scores[best][:share]
+    candidates, scores = map(np.concatenate, zip(*seen, strict=True))
+    weights = (np.arange(len(scores)) == scores.argmax()).astype(float)
+    return candidates[scores.argmax()], dict(mean=mean, elites=kept), (candidates, scores, weights)
+
+
+PLANNERS = dict(mppi=mppi, icem=icem)
+
+
+# ---- models: (seen frames_u8, actions (N,h,A)) -> frames (N,h,3,H,W), rewards (N,h) or None, in batches ----
+
+
+def free_bytes(device):
+    """Memory that is left: of the GPU, or on Linux of the machine."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if not Path("/proc/meminfo").is_file():
+        return 4e9
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return 1024 * int(lines["MemAvailable"].split()[0])
+
+
+class Dreamer:
+    """The world model as planners use it: candidates are branches of one context, read once.
+
+    Branches at once are as many as half of the free memory holds; if a GPU runs out of it, half as many."""
+
+    def __init__(self, world, share=1.0):
+        self.world, self.share, self.at_once = world, share, 0
+
+    def branch_bytes(self, horizon):
+        """About what a branch takes: its keys and values, the widest pictures of the decoder, its frames."""
+        gpt, vqgan = self.world.gpt, self.world.tokenizer
+        pixels, layers = vqgan.config["resolution"] ** 2, gpt.config["n_layer"]
+        tokens = horizon * (gpt.layout.tokens_future + 1) + 1
+        cache = 2 * layers * tokens * gpt.config["n_embd"] * gpt.embed.weight.element_size()
+        return cache + 4 * pixels * (6 * vqgan.config["channels"][0] + 3 * horizon)
+
+    def __call__(self, frames, actions):
+        """Context frames (t,3,H,W), actions (N,h,A) -> yields frames (n,h,3,H,W), rewards (n,h) or None."""
+        N, h, _ = actions.shape
+        if not self.at_once:
+            fits = self.share * free_bytes(self.world.device) / 2 / self.branch_bytes(h)
+            self.at_once = max(1, min(N, int(fits)))
+        done, read = 0, 0
+        while done < N:
+            part = actions[done : done + self.at_once]
+            n = self.at_once if self.world.device.type == "cuda" else len(part)  # a GPU has recorded one shape
+            padded = np.concatenate([part, part[-1:].repeat(n - len(part), 0)])
+            try:
+                if read == n:
+                    self.world.rewind()
+                else:
+                    self.world.reset(frames[None], n, h)
+                imagined, rewards, _ = self.world.rollout(padded, h)
+            except torch.OutOfMemoryError:
+                if n == 1:
+                    raise
+                self.at_once, read, self.world.cache = n // 2, 0, None
+                continue
+            read = n if h <= self.world.gpt.config["segment_length"] - self.world.context_frames else 0
+            yield imagined[: len(part)], None if rewards is None else rewards[: len(part)]
+            done += len(part)
+
+
+class VP2Model:
+    """What VP2's evaluation script calls a model (the package `vp2`, VideoPredictionModel).
+
+    model({"video": (N,2,H,W,3) in [0, 1], "actions": (N,11,A)}) -> {"rgb": (N,11,H,W,3)}, all numpy: the last
+    context frame, as it is, and 10 imagined ones. The first action, between the context frames, has no effect."""
+
+    num_context, base_prediction_modality = 2, "rgb"
+
+    def __init__(self, ckpt, device="", **how):
+        self.dream = Dreamer(WorldModel.load(ckpt, device, **how))
+        if (t := self.dream.world.context_frames) != 2:
+            raise ValueError(f"{ckpt} has {t} context frames; VP2 gives 2")
+
+    def __call__(self, batch, grad_enabled=False):
+        if grad_enabled:
+            raise ValueError("tokens have no gradient; use one of VP2's planners that sample: mppi or cem")
+        video, actions = (np.asarray(batch[k], np.float32) for k in ("video", "actions"))
+        out = np.empty((*actions.shape[:2], *video.shape[2:]), np.float32)
+        out[:, 0] = video[:, -1]
+        contexts, which = np.unique(video.reshape(len(video), -1), axis=0, return_inverse=True)
+        for i in range(len(contexts)):  # all are the same while VP2 plans
+            rows = np.flatnonzero(which.reshape(-1) == i)
+            context = torch.from_numpy(video[rows[0]]).movedim(-1, -3)
+            frames = torch.cat([frames for frames, _ in self.dream(context, actions[rows, 1:])])
+            out[rows, 1:] = frames.movedim(-3, -1).cpu().numpy()
+        return dict(rgb=out)
+
+    def close(self):
+        self.dream = None
+
+
+# ---- what is a good future? ----
+
+
+def load_classifier(path, device):
+    """VP2's classifier of a task, as TorchScript.   raises  FileNotFoundError, ValueError"""
+    expected = "expected TorchScript that maps frames (M, 3, 64, 64) in [0, 1] to logits of success (M,) or (M, 1)"
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no classifier at {path}; {expected}")
+    try:
+        return torch.jit.load(path, map_location=device).eval()
+    except RuntimeError:
+        raise ValueError(f"{path} is no TorchScript; {expected}") from None
+
+
+class Score:
+    """How good imagined futures are, higher is better: a weighted sum of the terms in CONFIG.
+
+    raises  FileNotFoundError, ValueError where a classifier or LPIPS' weights are missing or others"""
+
+    def __init__(self, cfg, device):
+        self.cfg = cfg
+        self.classifier = load_classifier(cfg.classifier, device) if cfg.classifier else None
+        self.lpips = perceptual_loss(device) if cfg.lpips else None
+
+    @torch.no_grad()
+    def __call__(self, frames, rewards, goal):
+        """Frames (N,h,3,H,W), rewards (N,h) or None, goal (3,H,W) -> (N,).
+
+        Source: VP2's objectives; pixels and logits are summed over the frames, not averaged"""
+        cfg, total = self.cfg, torch.zeros(len(frames), device=frames.device)
+        if cfg.pixel:
+            total -= cfg.pixel * (frames - goal).square().sum((1, 2, 3, 4))
+        if cfg.reward:
+            if rewards is None:
+                raise ValueError("--reward asks for predicted rewards, and the model predicts none; set it to 0")
+            total += cfg.reward * rewards.sum(1)
+        if self.classifier is not None:
+            logits = torch.cat([self.classifier(part) for part in frames.flatten(0, 1).split(1024)])
+            total += cfg.classifier_weight * logits.view(frames.shape[:2]).sum(1)
+        if self.lpips is not None:
+            parts = [perceptual_distance(f, goal.expand_as(f), self.lpips) for f in frames.split(32)]
+            total -= cfg.lpips * torch.cat(parts).sum(1)
+        return total
+
+
+# ---- tasks ----
+
+
+def make_task(env, i, cfg):
+    """Task i: the scripted player's success in some episode, from `lead` decisions before.
+
+    returns  a namespace: start (for env.restore), goal_u8 (H,W,3), places (for env.distance)
+    raises   ValueError if the script does not succeed from far enough away"""
+    for attempt in range(50):
+        env.episode[:] = 50 * i + attempt - 1
+        frame, states, won, done = env.reset(), [], 0, False
+        while not done and won <= cfg.settle:
+            states.append(env.state())
+            frame, _, success, ended = env.step(env.expert())
+            won, done = won + (won > 0 or bool(success[0])), bool(ended[0])
+        if won and len(states) >= cfg.lead:
+            task = SimpleNamespace(start=states[-cfg.lead], goal_u8=frame[0], places=env.places())
+            env.restore(task.start)
+            if env.distance(task.places)[0] > 3 * env.tolerance:
+                return task
+    raise ValueError(f"the script of {cfg.task} hardly ever succeeds from {cfg.lead} decisions away")
+
+
+def read_goals(path, env):
+    """VP2's tasks: a list of namespaces as of `make_task`.   raises  FileNotFoundError, ValueError"""
+    try:
+        import h5py
+    except ImportError:
+        raise ImportError("VP2's files need h5py: pip install h5py") from None
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no tasks at {path}; expected VP2's .hdf5 file of a task's goals")
+    if not hasattr(env, "state_of_vp2"):
+        raise ValueError("--goals is for RoboDesk's and robosuite's tasks")
+    tasks = []
+    try:
+        with h5py.File(path) as file:
+            demos = sorted(file["data"].items(), key=lambda item: int(item[0].split("_")[-1]))
+            for _, demo in demos:
+                camera = next(k for k in CAMERAS if k in demo["obs"])
+                states = [env.state_of_vp2(row) for row in demo["states"]]
+                first = int(demo["start_index"][()]) if "start_index" in demo else 0
+                goal_u8 = demo["obs"][camera][-1]
+                if goal_u8.shape != (env.size, env.size, 3) or goal_u8.dtype != np.uint8:
+                    raise ValueError(f"goal is {goal_u8.dtype} {goal_u8.shape}; expected uint8 ({env.size}, {env.size}, 3)")
+                env.restore(states[-1])
+                tasks.append(SimpleNamespace(start=states[first], goal_u8=goal_u8, places=env.places()))
+    except (OSError, KeyError, StopIteration, ValueError, IndexError) as error:
+        raise ValueError(f"{path} is no file of VP2's tasks ({error or 'no camera of VP2 in it'})") from None
+    return tasks
+
+
+# ---- episodes ----
+
+
+class Bench:
+    """What one process needs to play episodes: environment, model, score, tasks."""
+
+    def __init__(self, cfg):
+        self.cfg, self.device = cfg, find_device(cfg.device)
+        self.world = self.dream = None
+        if "world_model" in cfg.models:
+            how = dict(tokenizer=cfg.tokenizer, temperature=cfg.temperature, top_k=cfg.top_k, dtype=cfg.dtype)
+            self.world = WorldModel.load(cfg.ckpt, cfg.device, **how)
+            self.dream = Dreamer(self.world, 1 / cfg.workers)
+        size = self.world.tokenizer.config["resolution"] if self.world else 64
+        self.env = env = make_environment(cfg.task, seed=HELD_OUT + cfg.seed, size=size)
+        if not hasattr(env, "foresee"):
+            raise ValueError(f"task is {cfg.task!r}; planning needs PushWorld, RoboDesk or robosuite_push")
+        if self.world and self.world.action_dim != env.action_dim:
+            raise ValueError(f"{cfg.ckpt} takes {self.world.action_dim}-D actions, {cfg.task} {env.action_dim}-D")
+        self.score = Score(cfg, self.device)
+        self.std = np.array(cfg.std or STD.get(cfg.task, DESK_STD), float)
+        if self.std.shape != (env.action_dim,):
+            raise ValueError(f"std is {cfg.std}; expected {env.action_dim} numbers, one for each action dimension")
+        self.shape = cfg.candidates or (800 if cfg.task in DESK_MANY else 200), cfg.horizon, env.action_dim
+        self.goals = read_goals(cfg.goals, env) if cfg.goals else None
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019  a process has one bench
+    def task(self, i):
+        return self.goals[i] if self.goals else make_task(self.env, i, self.cfg)
+
+    def futures(self, model, seen, candidates, places):
+        """Frames (n,h,3,H,W) and rewards (n,h) or None that a model expects of candidates, in batches."""
+        if model == "world_model":
+            context = to_float(np.stack(seen[-self.world.context_frames :]))
+            yield from self.dream(context, candidates)
+        else:
+            frames_u8, rewards, _ = self.env.foresee(candidates, places)
+            yield to_float(frames_u8).to(self.device), torch.from_numpy(rewards).to(self.device)
+
+    def judge(self, model, seen, candidates, task):
+        """Scores (N,) of candidates (N,h,A), and what the model expects of the best, frames (h,3,H,W)."""
+        goal, scores, best = to_float(task.goal_u8).to(self.device), [], []
+        for frames, rewards in self.futures(model, seen, candidates, task.places):
+            scores.append(self.score(frames, rewards, goal).double().cpu().numpy())
+            best.append(frames[scores[-1].argmax()].cpu())
+        return np.concatenate(scores), best[int(np.argmax([s.max() for s in scores]))]
+
+    def play(self, model, seed, i, draw=""):
+        """Play task i; draw: path of a GIF.   returns  a record of what came out"""
+        cfg, env, task = self.cfg, self.env, self.task(i)
+        rng = np.random.default_rng([cfg.seed, seed, i, *model.encode()])
+        if self.world:
+            self.world.generator.manual_seed(int(rng.integers(2**31)))
+        env.restore(task.start)
+        still, memory, decisions, expected = np.zeros((1, env.action_dim)), {}, [], []
+        frame = env.step(still)[0][0]
+        seen, distances, seconds = [frame, frame], [env.distance(task.places)[0]], []
+        for k in range(cfg.steps):
+            if min(distances) < env.tolerance:
+                break
+            action = still
+            if k and model == "random":
+                action = rng.normal(size=still.shape) * self.std
+            elif k and model == "script":
+                action = env.expert()
+            elif k:
+                began, best = time.perf_counter(), []
+
+                def score(candidates):
+                    scores, future = self.judge(model, seen, candidates, task)
+                    best.append((scores.max(), future))
+                    return scores
+
+                plan, memory, told = PLANNERS[cfg.planner](score, memory, self.shape, self.std, cfg, rng)
+                seconds.append(time.perf_counter() - began)
+                decisions.append((k, env.state(), *told))
+                expected.append(max(best, key=lambda pair: pair[0])[1])
+                action = plan[:1]
+            seen.append(env.step(np.clip(action, -1, 1))[0][0])
+            distances.append(env.distance(task.places)[0])
+        won = min(distances) < env.tolerance
+        record = dict(model=model, seed=seed, episode=i, success=bool(won), decisions=len(distances) - 1)
+        record.update(first=float(distances[0]), least=float(min(distances)))
+        if decisions:
+            record["seconds"] = statistics.median(seconds)
+            record["ess"] = statistics.mean(1 / (weights**2).sum() for *_, weights in decisions)
+        if cfg.diagnose and model == "world_model" and not won:
+            record["reason"] = self.diagnose(decisions, task)
+        if draw:
+            self.draw(draw, task, seen, expected)
+        return record
+
+    def diagnose(self, decisions, task):
+        """Why an episode failed, by what the simulator makes of its candidates (appendix C.3)."""
+        goal, sampled, ranked, favoured = to_float(task.goal_u8).to(self.device), False, False, False
+        for k, state, candidates, scores, _ in decisions:
+            self.env.restore(state)
+            frames_u8, rewards, distances = self.env.foresee(candidates, task.places)
+            good = (distances[:, : self.cfg.steps - k] < self.env.tolerance).any(1)
+            if good.any():
+                futures = to_float(frames_u8).to(self.device), torch.from_numpy(rewards).to(self.device)
+                true_scores = self.score(*futures, goal).cpu().numpy()
+                sampled, ranked = True, ranked or good[true_scores.argmax()]
+                favoured |= good[scores.argmax()]
+        return REASONS[sampled + (sampled and ranked) + (sampled and ranked and favoured)]
+
+    def draw(self, path, task, seen, expected):
+        """GIF: goal | executed | what the plan expects next, and at its end (grey where nothing is planned)."""
+        seen, h = to_float(np.stack(seen[1:])), len(seen) - 1
+        goal = to_float(task.goal_u8).expand_as(seen)
+        grey = torch.full_like(seen[:1], 0.5)
+        columns = [goal, seen]
+        for which in (0, -1) if expected else ():
+            column = torch.stack([future[which] for future in expected])
+            columns.append(torch.cat([grey.expand(h - len(column), -1, -1, -1), column]))
+        save_gif(path, torch.stack(columns), fps=3)
+
+
+REASONS = "never sampled", "ranked low", "imagined wrong", "not carried out"
+
+
+@functools.cache
+def bench_of(settings):
+    return Bench(SimpleNamespace(**dict(settings)))
+
+
+def play_job(settings, *job):
+    return bench_of(settings).play(*job)
+
+
+def start_worker(threads):
+    keep_memory()
+    torch.set_num_threads(threads)
+
+
+def played(cfg, jobs):
+    """Play all jobs (model, seed, episode, draw), over processes; yields their records as they come."""
+    settings = tuple(sorted(vars(cfg).items()))
+    if cfg.workers == 1:
+        yield from (play_job(settings, *job) for job in jobs)
+        return
+    threads, context = max(1, (os.cpu_count() or 1) // cfg.workers), multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(cfg.workers, context, start_worker, (threads,)) as pool:
+        try:
+            for future in as_completed([pool.submit(play_job, settings, *job) for job in jobs]):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def summarize(records, cfg):
+    """Records of one model -> its numbers."""
+    rates = [statistics.mean(r["success"] for r in records if r["seed"] == s) for s in range(cfg.seeds)]
+    row = dict(mean=statistics.mean(rates), min=min(rates), max=max(rates), seeds=rates)
+    row["least_distance"] = statistics.mean(r["least"] for r in records)
+    for key in ("seconds", "ess"):
+        if key in records[0] or any(key in r for r in records):
+            row[key] = statistics.median(r[key] for r in records if key in r)
+    if reasons := [r["reason"] for r in records if "reason" in r]:
+        row["failures"] = {reason: reasons.count(reason) for reason in REASONS}
+    return row
+
+
+def read_records(path, settings):
+    """What a run that was broken off has played.   raises  ValueError if it was another run"""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings) + "\n")
+        return []
+    first, *lines = [json.loads(line) for line in path.read_text().splitlines(True) if line.endswith("\n")]
+    if changed := [k for k in settings if first.get(k) != settings[k]]:
+        raise ValueError(f"{path} is of a run with other {', '.join(changed)}; delete it, or choose another --out")
+    return lines
+
+
+def main(cfg):
+    require_positive(cfg, "episodes", "seeds", "steps", "lead", "horizon", "iterations", "elites")
+    known = "random", "world_model", "oracle", "script"
+    if not cfg.models or set(cfg.models) - set(known):
+        raise ValueError(f"models is {','.join(cfg.models)!r}; expected some of {', '.join(known)}")
+    if cfg.planner not in PLANNERS:
+        raise ValueError(f"planner is {cfg.planner!r}; expected one of {', '.join(PLANNERS)}")
+    device, out = find_device(cfg.device), Path(cfg.out)
+    cfg.workers = cfg.workers or (1 if device.type == "cuda" else os.cpu_count() or 1)
+    ours = {k: v for k, v in json.loads(json.dumps(vars(cfg))).items() if k not in ("workers", "out", "device")}
+    kept = out.with_suffix(".jsonl")
+    records = read_records(kept, ours)
+    done = {(r["model"], r["seed"], r["episode"]) for r in records}
+    jobs = [(m, s, i) for m in cfg.models for s in range(cfg.seeds) for i in range(cfg.episodes)]
+    todo = [job for job in jobs if job not in done]
+    drawn = [str(out.with_suffix("") / f"{m}-{i}.gif") if s == 0 and i < cfg.gifs else "" for m, s, i in todo]
+    bar = tqdm(played(cfg, [(*job, gif) for job, gif in zip(todo, drawn, strict=True)]), "plan", len(jobs), initial=len(done))
+    try:
+        with open(kept, "a") as file:
+            for record in bar:
+                records.append(record)
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                wins = [r["success"] for r in records if r["model"] == record["model"]]
+                bar.set_postfix_str(f"{record['model']} {statistics.mean(wins):.2f}")
+    except KeyboardInterrupt:
+        raise SystemExit(f"\nwhat was played is kept in {kept}: the same command goes on") from None
+    numbers = {m: summarize([r for r in records if r["model"] == m], cfg) for m in cfg.models}
+    print(f"\n{cfg.task}: {cfg.episodes} tasks, {cfg.seeds} seeds, {cfg.planner}")
+    print(f"{'':14}{'success':>9}{'min':>7}{'max':>7}{'s/decision':>12}{'ess':>7}")
+    for m, row in numbers.items():
+        line = f"{m:14}{row['mean']:9.3f}{row['min']:7.2f}{row['max']:7.2f}"
+        print(line + (f"{row['seconds']:12.3g}{row['ess']:7.1f}" if "seconds" in row else ""))
+        if "failures" in row:
+            print("  failed: " + ", ".join(f"{n} {reason}" for reason, n in row["failures"].items()))
+    if oracle := numbers.get("oracle", {}).get("mean"):
+        numbers["share_of_oracle"] = {m: numbers[m]["mean"] / oracle for m in cfg.models}
+    write_result(out, {**numbers, "task": cfg.task, "episodes": cfg.episodes, "settings": ours})
+
+
+if __name__ == "__main__":
+    run(main, configure(CONFIG, __doc__))
