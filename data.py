@@ -20,10 +20,12 @@ Run: python data.py push --out data/push --episodes 2000            (add --help 
      python data.py metaworld --task plate-slide --out data/plate-slide     demonstrations by a script
      python data.py script --tasks push_red --out data/push_red             VP2's robots, noise and all
      python data.py npz --src FOLDER --out data/bair --key aux1_image
-     python data.py video --src FOLDER --out data/mine --size 64"""
+     python data.py video --src FOLDER --out data/mine --size 64
+     python data.py vp2 --src FOLDER --out data/robodesk                    VP2's HDF5 files"""
 
 import contextlib
 import copy
+import functools
 import json
 import os
 import shutil
@@ -75,6 +77,7 @@ NPZ_CONFIG = dict(
     min_frames=2,  # shorter episodes are skipped
     val_every=20,
 )
+VP2_CONFIG = dict(src="", out="data/vp2", mask="", size=0, min_frames=12, val_every=20)  # mask: train, valid
 VIDEO_CONFIG = dict(src="", out="data/video", size=64, min_frames=16, val_every=20)  # each as for npz
 
 FORMAT_VERSION = 1
@@ -1092,6 +1095,11 @@ def _read_file(path, key, size):
         raise
     except Exception as error:  # zip, zlib, Pillow and PyAV each raise their own kinds on damaged files
         raise ValueError((str(error) or type(error).__name__).splitlines()[0]) from None
+    return _checked(frames, actions, rewards, size)
+
+
+def _checked(frames, actions, rewards, size):
+    """What `_read_file` returns, of arrays that may be anything."""
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype.kind not in "iu" or not frames.size:
         raise ValueError(f"frames are {frames.dtype} {frames.shape}; expected integers (T, H, W, 3)")
     if frames.min() < 0 or frames.max() > 255:
@@ -1124,28 +1132,40 @@ def load_episode(path, key="image", size=0):
     return frames_u8, None if actions is None else np.clip(actions, -1, 1).astype(np.float32)
 
 
-def _import_files(src, types, out, key, size, min_frames, val_every):
-    """Write each file of these types under src as an episode; name, count and skip what cannot be used."""
-    paths = sorted(p for p in Path(src).rglob("*") if p.suffix.lower() in types) if src else []
-    if not paths:
-        raise FileNotFoundError(f"--src {src!r} has no {', '.join(types)} files; pass a folder that has")
+def _import(readers, out, source, key, min_frames, val_every):
+    """Write what readers, (name, function) each, return (`_checked`); name and count what is unusable."""
     skipped, n_clipped, n_values = [], 0, 0
-    with EpisodeWriter(out, str(src), key=key, val_every=val_every) as writer:
-        for path in tqdm(paths, desc="import"):
+    with EpisodeWriter(out, source, key=key, val_every=val_every) as writer:
+        for name, read in tqdm(readers, desc="import"):
             try:
-                frames_u8, actions, rewards = _read_file(path, key, size)
+                frames_u8, actions, rewards = read()
                 if len(frames_u8) < min_frames:
                     raise ValueError(f"{len(frames_u8)} frames, fewer than --min_frames {min_frames}")
                 clipped = None if actions is None else np.clip(actions, -1, 1)
-                writer.add(frames_u8, clipped, rewards, str(path.relative_to(src)))
+                writer.add(frames_u8, clipped, rewards, name)
             except ValueError as error:
-                skipped.append(f"skipped {path}: {error}")
+                skipped.append(f"skipped {source}/{name}: {error}")
                 continue
             n_clipped += 0 if actions is None else int((actions != clipped).sum())
             n_values += 0 if actions is None else actions.size
-        print("\n".join([f"imported {len(paths) - len(skipped)}, skipped {len(skipped)}", *skipped]))
+        print("\n".join([f"imported {len(readers) - len(skipped)}, skipped {len(skipped)}", *skipped]))
         if n_clipped:
             print(f"clipped {n_clipped} of {n_values} action values to [-1, 1]")
+
+
+def _files(src, types):
+    """Files of these types under the folder src.   raises  FileNotFoundError"""
+    paths = sorted(p for p in Path(src).rglob("*") if p.suffix.lower() in types) if src else []
+    if not paths:
+        raise FileNotFoundError(f"--src {src!r} has no {', '.join(types)} files; pass a folder that has")
+    return paths
+
+
+def _import_files(src, types, out, key, size, min_frames, val_every):
+    """Each file of these types under src is an episode."""
+    read = functools.partial(_read_file, key=key, size=size)
+    readers = [(str(p.relative_to(src)), functools.partial(read, p)) for p in _files(src, types)]
+    _import(readers, out, str(src), key, min_frames, val_every)
 
 
 def import_npz(src, out, key="image", size=0, min_frames=2, val_every=20):
@@ -1158,6 +1178,59 @@ def import_npz(src, out, key="image", size=0, min_frames=2, val_every=20):
 def import_video(src, out, size=64, min_frames=16, val_every=20):
     """Import mp4, webm and gif files, without actions.   raises as import_npz"""
     _import_files(src, VIDEO_TYPES, out, "", size, min_frames, val_every)
+
+
+VP2_CAMERAS = "camera_image", "agentview_shift_2_image"  # RoboDesk, robosuite
+
+
+def open_vp2(path):
+    """VP2's HDF5 file, as h5py.File, and the names of its episodes in order.
+
+    raises  ImportError without h5py, FileNotFoundError, ValueError where it is no such file"""
+    try:
+        import h5py
+    except ImportError:
+        raise ImportError("VP2's files need h5py: pip install h5py") from None
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {path}; expected one of VP2's .hdf5 files")
+    try:
+        file = h5py.File(path)
+        return file, sorted(file["data"], key=lambda name: int(name.split("_")[-1]))
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is no file of VP2's: {error}") from None
+
+
+def vp2_frames(demo):
+    """The camera's pictures of an episode in such a file, not read yet.   raises  ValueError"""
+    if found := [name for name in VP2_CAMERAS if name in demo.get("obs", ())]:
+        return demo["obs"][found[0]]
+    raise ValueError(f"it holds none of obs/{', obs/'.join(VP2_CAMERAS)}")
+
+
+def import_vp2(src, out, mask="", size=0, min_frames=12, val_every=20):
+    """Import the episodes of VP2's HDF5 files under a folder; mask: "train" or "valid" for those alone.
+
+    raises  as import_npz"""
+    with contextlib.ExitStack() as stack:
+        readers = []
+        for path in _files(src, (".hdf5", ".h5")):
+            file, names = open_vp2(path)
+            stack.enter_context(file)
+            if mask and f"mask/{mask}" not in file:
+                raise ValueError(f"{path} has no mask/{mask}; leave --mask out")
+            chosen = {name.decode() for name in file[f"mask/{mask}"]} if mask else set(names)
+
+            def read(demo):
+                try:
+                    frames, actions = vp2_frames(demo)[()], demo["actions"][()]
+                except (OSError, KeyError) as error:  # h5py's, of damaged data
+                    raise ValueError(str(error)) from None
+                return _checked(frames, actions, None, size)
+
+            for name in filter(chosen.__contains__, names):
+                demo = functools.partial(read, file["data"][name])
+                readers.append((f"{path.relative_to(src)}/{name}", demo))
+        _import(readers, out, str(src), "vp2", min_frames, val_every)
 
 
 # ---- pictures ----
@@ -1214,6 +1287,7 @@ COMMANDS = {
     "script": (collect_script, SCRIPT_CONFIG),
     "npz": (import_npz, NPZ_CONFIG),
     "video": (import_video, VIDEO_CONFIG),
+    "vp2": (import_vp2, VP2_CONFIG),
 }
 
 

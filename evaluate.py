@@ -38,6 +38,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -98,12 +99,14 @@ SPEED = dict(
     preset="small",
     device="",  # by default a GPU if there is one
     dtype="auto",  # bf16, float32, or by "auto" the former on GPUs, the latter on CPUs
-    parts=("interactive", "train", "imagine", "branches", "rollouts", "loop", "tokenizers"),
+    parts=("interactive", "train", "imagine", "branches", "rollouts", "loop", "plan", "tokenizers"),
     horizon=14,  # imagined frames
     batches=(1, 16),  # scenes imagined at once, against the plain way and transformers
     rollouts=(),  # scenes imagined at once, alone; by default 1, 16, 64, 256 on GPUs, 1, 16 on CPUs
     branches=100,  # futures of one scene, against the plain way
     branch_horizon=8,  # imagined frames of those: the plain way is slow
+    candidates=200,  # of a plan
+    plan_horizon=10,  # imagined frames of those
     train_batch=0,  # segments of 16 frames; by default 64 on GPUs, 4 on CPUs
     clips=0,  # segments where tokenizers are compared; by default 16 on GPUs, 1 on CPUs
     repeats=3,  # medians of so many runs
@@ -200,16 +203,16 @@ def perceptual_distance(x, y, lpips):
 DETECTOR = "StyleGAN-V's https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1"
 
 
-def load_detector(path, device):
-    """StyleGAN-V's I3D network (DETECTOR).   raises  FileNotFoundError, ValueError if it is no TorchScript"""
+def load_torchscript(path, device, expected):
+    """A network from a TorchScript file.   raises  FileNotFoundError, ValueError saying what is expected"""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no detector at {path}; expected {DETECTOR}")
+        raise FileNotFoundError(f"no file {path}; expected {expected}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that TorchScript is old
             return torch.jit.load(path, map_location=device).eval()
     except RuntimeError:
-        raise ValueError(f"{path} is no TorchScript; expected {DETECTOR}") from None
+        raise ValueError(f"{path} is no TorchScript; expected {expected}") from None
 
 
 def video_features(videos, detector):
@@ -464,7 +467,7 @@ def find_networks(device, lpips, fvd=None):
     else:
         missing["lpips"] = "left out by --lpips false"
     if fvd:
-        networks["fvd"] = load_detector(fvd, device)
+        networks["fvd"] = load_torchscript(fvd, device, DETECTOR)
     elif fvd is not None:
         missing["fvd"] = f"no detector: pass --fvd FILE, {DETECTOR}"
     return networks, missing
@@ -870,9 +873,46 @@ def speed_tokenizers(cfg, device):
     return dict(tokenizers={kind: tokenizer_costs(*settings, kind, *where) | told for kind in kinds})
 
 
+def plan_steps(preset, candidates, horizon, copies, device, dtype, repeats):
+    """Seconds of a decision of plan.py, peak memory in GB; copies: with a context for each candidate."""
+    import plan  # which imports from here
+
+    world = random_world(preset, torch.device(device), dtype, action_dim=4)
+    (frames, _), cfg, rng = scenes(world, 1, 1, 1), SimpleNamespace(**plan.CONFIG), np.random.default_rng(0)
+    dream, score, before = plan.Dreamer(world), plan.Score(cfg, world.device), peak_memory(world.device)
+
+    def judge(actions):
+        if copies:
+            world.reset(frames.repeat_interleave(candidates, 0), 1, horizon)
+            futures = [world.rollout(actions, horizon)[:2]]
+        else:
+            futures = dream(frames[0], actions)
+        return torch.cat([score(*future, frames[0, -1]) for future in futures]).double().cpu().numpy()
+
+    decide = functools.partial(plan.mppi, judge, {}, (candidates, horizon, 4), 0.5, cfg, rng)
+    seconds = median_seconds(repeats, decide)
+    return dict(seconds=seconds, GB=peak_memory(world.device), models_GB=before)
+
+
+def speed_plan(cfg, device):
+    """A decision of plan.py: many futures of one context against a context for each, seconds and memory.
+
+    On CPUs of a `tiny` model alone."""
+    rows = {}
+    for preset in dict.fromkeys(("tiny", cfg.preset)) if device.type == "cuda" else ("tiny",):
+        sizes, how = (preset, cfg.candidates, cfg.plan_horizon), (str(device), cfg.dtype, cfg.repeats)
+        shared, copies = (alone(plan_steps, *sizes, way, *how) for way in (False, True))
+        row = dict(candidates=cfg.candidates, frames=cfg.plan_horizon, **shared)
+        if shared:
+            row["decisions_per_s"] = 1 / shared["seconds"]
+        row.update({f"copies_{k}": copies[k] for k in ("seconds", "GB") if copies})
+        rows[f"plan_{preset}"] = row
+    return rows
+
+
 PARTS = dict(
     imagine=speed_imagine, branches=speed_branches, interactive=speed_interactive, rollouts=speed_rollouts,
-    loop=speed_loop, train=speed_train, tokenizers=speed_tokenizers,
+    loop=speed_loop, plan=speed_plan, train=speed_train, tokenizers=speed_tokenizers,
 )  # fmt: skip
 
 

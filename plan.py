@@ -40,8 +40,8 @@ import torch
 from tqdm import tqdm
 
 from common import configure, find_device, keep_memory, perceptual_loss, require_positive, run
-from data import HELD_OUT, make_environment, save_gif, to_float
-from evaluate import perceptual_distance, write_result
+from data import HELD_OUT, make_environment, open_vp2, save_gif, to_float, vp2_frames
+from evaluate import load_torchscript, perceptual_distance, write_result
 from sample import WorldModel
 
 CONFIG = dict(
@@ -84,7 +84,7 @@ CONFIG = dict(
 )
 DESK_STD, DESK_MANY = (0.5, 0.5, 0.5, 0.1, 0.1), ("open_slide", "open_drawer")
 STD = dict(push=(0.5, 0.5), robosuite_push=(0.5, 0.5, 0.5, 0.0))
-CAMERAS = "camera_image", "agentview_shift_2_image"  # in VP2's files: RoboDesk, robosuite
+ELSEWHERE = "workers", "out", "device", "gifs"  # settings that change no result
 
 
 # ---- planners: score (N,h,A) -> (N,) is all they know ----
@@ -118,38 +118,37 @@ def mppi(score, memory, shape, std, cfg, rng):
 def coloured(shape, exponent, rng):
     """Noise (N,h,A) of deviation 1, whose power falls with frequency as f^-exponent."""
     h = shape[1]
-    f = np.maximum(np.fft.rfftfreq(h), 1 / h)[:, None] ** (-exponent / 2)
-    spectrum = (rng.normal(size=(shape[0], len(f), shape[2])) + 1j * rng.normal(size=(shape[0], len(f), shape[2]))) * f
-    noise = np.fft.irfft(spectrum, h, 1)
+    f = np.maximum(np.fft.rfftfreq(h), 1 / h)
+    real, imaginary = rng.normal(size=(2, shape[0], len(f), shape[2]))
+    noise = np.fft.irfft((real + 1j * imaginary) * f[:, None] ** (-exponent / 2), h, 1)
     return noise / noise.std()
 
 
 def icem(score, memory, shape, std, cfg, rng):
-    """Improved cross-entropy method: the elites' mean and deviation, a few times over; executes the best one.
+    """Improved cross-entropy method: mean and deviation of the elites, a few times over.
 
-    Coloured noise; a share of the elites is kept from iteration to iteration and from decision to decision;
-    the mean is a candidate of the last iteration. Arguments and results as of `mppi`; weights are of the best.
-    Source: Pinneri et al. 2020, Algorithm 1"""
-    N, h, A = shape
+    Noise is coloured; some elites are kept for the next iteration, and for the next decision, where they are
+    judged anew; the mean is a candidate of the last iteration; the best candidate of all is the plan.
+    Arguments and results are those of `mppi`.   Source: Pinneri et al. 2020, Algorithm 1"""
+    (N, h, A), share = shape, math.ceil(0.3 * cfg.elites)
     first = N / sum(1.25**-i for i in range(cfg.iterations))
-    mean, spread = (shifted(memory["mean"]) if memory else np.zeros((h, A))), np.tile(std, (h, 1)).astype(float)
-    kept, seen = (shifted(memory["elites"]) if memory else np.zeros((0, h, A))), []
-    kept_scores = np.zeros(0)
+    mean = shifted(memory["mean"]) if memory else np.zeros((h, A))
+    kept = shifted(memory["elites"]) if memory else np.zeros((0, h, A))
+    spread, seen, kept_scores = np.tile(np.asarray(std, float), (h, 1)), [], np.zeros(0)
     for i in range(cfg.iterations):
         n = max(round(first * 1.25**-i), 2 * cfg.elites)
         fresh = np.clip(mean + spread * coloured((n, h, A), cfg.colour, rng), -1, 1)
-        if i == 0:  # what was kept from the last decision has to be seen anew
-            fresh, kept = np.concatenate([fresh[len(kept) :], kept]), kept[:0]
+        if i == 0:
+            fresh[: len(kept)], kept = kept, kept[:0]
         if i == cfg.iterations - 1:
-            fresh[0] = mean
-        scores = score(fresh)
-        seen.append((fresh, scores))
-        pool, pool_scores = np.concatenate([fresh, kept]), np.concatenate([scores, kept_scores])
+            fresh[-1] = mean
+        seen.append((fresh, score(fresh)))
+        pool = np.concatenate([fresh, kept])
+        pool_scores = np.concatenate([seen[-1][1], kept_scores])
         best = np.argsort(-pool_scores)[: cfg.elites]
-        elites, share = pool[best], math.ceil(0.3 * cfg.elites)
+        elites, kept, kept_scores = pool[best], pool[best[:share]], pool_scores[best[:share]]
         mean = cfg.momentum * mean + (1 - cfg.momentum) * elites.mean(0)
         spread = cfg.momentum * spread + (1 - cfg.momentum) * elites.std(0)
-        kept, kept_scores = elites[:share], pool_scores[best][:share]
     candidates, scores = map(np.concatenate, zip(*seen, strict=True))
     weights = (np.arange(len(scores)) == scores.argmax()).astype(float)
     return candidates[scores.argmax()], dict(mean=mean, elites=kept), (candidates, scores, weights)
@@ -158,7 +157,7 @@ def icem(score, memory, shape, std, cfg, rng):
 PLANNERS = dict(mppi=mppi, icem=icem)
 
 
-# ---- models: (seen frames_u8, actions (N,h,A)) -> frames (N,h,3,H,W), rewards (N,h) or None, in batches ----
+# ---- models ----
 
 
 def free_bytes(device):
@@ -197,7 +196,8 @@ class Dreamer:
         done, read = 0, 0
         while done < N:
             part = actions[done : done + self.at_once]
-            n = self.at_once if self.world.device.type == "cuda" else len(part)  # a GPU has recorded one shape
+            recorded = self.world.device.type == "cuda"  # in one shape
+            n = self.at_once if recorded else len(part)
             padded = np.concatenate([part, part[-1:].repeat(n - len(part), 0)])
             try:
                 if read == n:
@@ -219,7 +219,7 @@ class VP2Model:
     """What VP2's evaluation script calls a model (the package `vp2`, VideoPredictionModel).
 
     model({"video": (N,2,H,W,3) in [0, 1], "actions": (N,11,A)}) -> {"rgb": (N,11,H,W,3)}, all numpy: the last
-    context frame, as it is, and 10 imagined ones. The first action, between the context frames, has no effect."""
+    context frame, as it is, and 10 imagined ones. The first action leads to that frame and has no effect."""
 
     num_context, base_prediction_modality = 2, "rgb"
 
@@ -249,15 +249,7 @@ class VP2Model:
 # ---- what is a good future? ----
 
 
-def load_classifier(path, device):
-    """VP2's classifier of a task, as TorchScript.   raises  FileNotFoundError, ValueError"""
-    expected = "expected TorchScript that maps frames (M, 3, 64, 64) in [0, 1] to logits of success (M,) or (M, 1)"
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no classifier at {path}; {expected}")
-    try:
-        return torch.jit.load(path, map_location=device).eval()
-    except RuntimeError:
-        raise ValueError(f"{path} is no TorchScript; {expected}") from None
+CLASSIFIER = "VP2's classifier of the task as TorchScript: frames (M, 3, 64, 64) in [0, 1] -> logits (M, 1)"
 
 
 class Score:
@@ -267,7 +259,8 @@ class Score:
 
     def __init__(self, cfg, device):
         self.cfg = cfg
-        self.classifier = load_classifier(cfg.classifier, device) if cfg.classifier else None
+        path = cfg.classifier
+        self.classifier = load_torchscript(path, device, CLASSIFIER) if path else None
         self.lpips = perceptual_loss(device) if cfg.lpips else None
 
     @torch.no_grad()
@@ -280,7 +273,7 @@ class Score:
             total -= cfg.pixel * (frames - goal).square().sum((1, 2, 3, 4))
         if cfg.reward:
             if rewards is None:
-                raise ValueError("--reward asks for predicted rewards, and the model predicts none; set it to 0")
+                raise ValueError("the model predicts no rewards; pass --reward 0")
             total += cfg.reward * rewards.sum(1)
         if self.classifier is not None:
             logits = torch.cat([self.classifier(part) for part in frames.flatten(0, 1).split(1024)])
@@ -315,30 +308,24 @@ def make_task(env, i, cfg):
 
 
 def read_goals(path, env):
-    """VP2's tasks: a list of namespaces as of `make_task`.   raises  FileNotFoundError, ValueError"""
-    try:
-        import h5py
-    except ImportError:
-        raise ImportError("VP2's files need h5py: pip install h5py") from None
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no tasks at {path}; expected VP2's .hdf5 file of a task's goals")
+    """VP2's tasks, a list of namespaces as of `make_task`.   raises  as open_vp2, ValueError"""
     if not hasattr(env, "state_of_vp2"):
         raise ValueError("--goals is for RoboDesk's and robosuite's tasks")
-    tasks = []
-    try:
-        with h5py.File(path) as file:
-            demos = sorted(file["data"].items(), key=lambda item: int(item[0].split("_")[-1]))
-            for _, demo in demos:
-                camera = next(k for k in CAMERAS if k in demo["obs"])
-                states = [env.state_of_vp2(row) for row in demo["states"]]
+    tasks, (file, names), want = [], open_vp2(path), (env.size, env.size, 3)
+    with file:
+        for name in names:
+            try:
+                demo = file["data"][name]
                 first = int(demo["start_index"][()]) if "start_index" in demo else 0
-                goal_u8 = demo["obs"][camera][-1]
-                if goal_u8.shape != (env.size, env.size, 3) or goal_u8.dtype != np.uint8:
-                    raise ValueError(f"goal is {goal_u8.dtype} {goal_u8.shape}; expected uint8 ({env.size}, {env.size}, 3)")
-                env.restore(states[-1])
-                tasks.append(SimpleNamespace(start=states[first], goal_u8=goal_u8, places=env.places()))
-    except (OSError, KeyError, StopIteration, ValueError, IndexError) as error:
-        raise ValueError(f"{path} is no file of VP2's tasks ({error or 'no camera of VP2 in it'})") from None
+                start, end = (env.state_of_vp2(demo["states"][k]) for k in (first, -1))
+                goal_u8 = vp2_frames(demo)[-1]
+            except (OSError, KeyError, IndexError, ValueError) as error:
+                raise ValueError(f"{path}, {name} is no task of VP2's: {error}") from None
+            if goal_u8.shape != want or goal_u8.dtype != np.uint8:
+                got = f"{goal_u8.dtype} {goal_u8.shape}"
+                raise ValueError(f"{path}, {name}: goal is {got}; expected uint8 {want}")
+            env.restore(end)
+            tasks.append(SimpleNamespace(start=start, goal_u8=goal_u8, places=env.places()))
     return tasks
 
 
@@ -358,13 +345,14 @@ class Bench:
         size = self.world.tokenizer.config["resolution"] if self.world else 64
         self.env = env = make_environment(cfg.task, seed=HELD_OUT + cfg.seed, size=size)
         if not hasattr(env, "foresee"):
-            raise ValueError(f"task is {cfg.task!r}; planning needs PushWorld, RoboDesk or robosuite_push")
+            raise ValueError(f"task is {cfg.task!r}; expected push, robosuite_push or one of RoboDesk's")
         if self.world and self.world.action_dim != env.action_dim:
-            raise ValueError(f"{cfg.ckpt} takes {self.world.action_dim}-D actions, {cfg.task} {env.action_dim}-D")
+            got = self.world.action_dim, env.action_dim
+            raise ValueError(f"{cfg.ckpt} takes {got[0]}-D actions, {cfg.task} {got[1]}-D; pass --ckpt")
         self.score = Score(cfg, self.device)
         self.std = np.array(cfg.std or STD.get(cfg.task, DESK_STD), float)
         if self.std.shape != (env.action_dim,):
-            raise ValueError(f"std is {cfg.std}; expected {env.action_dim} numbers, one for each action dimension")
+            raise ValueError(f"std is {cfg.std}; expected {env.action_dim} numbers, one per action dimension")
         self.shape = cfg.candidates or (800 if cfg.task in DESK_MANY else 200), cfg.horizon, env.action_dim
         self.goals = read_goals(cfg.goals, env) if cfg.goals else None
 
@@ -381,13 +369,14 @@ class Bench:
             frames_u8, rewards, _ = self.env.foresee(candidates, places)
             yield to_float(frames_u8).to(self.device), torch.from_numpy(rewards).to(self.device)
 
-    def judge(self, model, seen, candidates, task):
-        """Scores (N,) of candidates (N,h,A), and what the model expects of the best, frames (h,3,H,W)."""
-        goal, scores, best = to_float(task.goal_u8).to(self.device), [], []
+    def judge(self, model, seen, task, candidates):
+        """Scores (N,) of candidates (N,h,A); keeps the best one and what is expected of it, (h,3,H,W)."""
+        goal, scores = to_float(task.goal_u8).to(self.device), []
         for frames, rewards in self.futures(model, seen, candidates, task.places):
             scores.append(self.score(frames, rewards, goal).double().cpu().numpy())
-            best.append(frames[scores[-1].argmax()].cpu())
-        return np.concatenate(scores), best[int(np.argmax([s.max() for s in scores]))]
+            if scores[-1].max() > self.best[0]:
+                self.best = scores[-1].max(), frames[scores[-1].argmax()].cpu()
+        return np.concatenate(scores)
 
     def play(self, model, seed, i, draw=""):
         """Play task i; draw: path of a GIF.   returns  a record of what came out"""
@@ -408,17 +397,12 @@ class Bench:
             elif k and model == "script":
                 action = env.expert()
             elif k:
-                began, best = time.perf_counter(), []
-
-                def score(candidates):
-                    scores, future = self.judge(model, seen, candidates, task)
-                    best.append((scores.max(), future))
-                    return scores
-
+                began, self.best = time.perf_counter(), (-math.inf, None)
+                score = functools.partial(self.judge, model, seen, task)
                 plan, memory, told = PLANNERS[cfg.planner](score, memory, self.shape, self.std, cfg, rng)
                 seconds.append(time.perf_counter() - began)
                 decisions.append((k, env.state(), *told))
-                expected.append(max(best, key=lambda pair: pair[0])[1])
+                expected.append(self.best[1])
                 action = plan[:1]
             seen.append(env.step(np.clip(action, -1, 1))[0][0])
             distances.append(env.distance(task.places)[0])
@@ -429,27 +413,30 @@ class Bench:
             record["seconds"] = statistics.median(seconds)
             record["ess"] = statistics.mean(1 / (weights**2).sum() for *_, weights in decisions)
         if cfg.diagnose and model == "world_model" and not won:
-            record["reason"] = self.diagnose(decisions, task)
+            record["lacks"] = self.diagnose(decisions, task)
         if draw:
             self.draw(draw, task, seen, expected)
         return record
 
     def diagnose(self, decisions, task):
-        """Why an episode failed, by what the simulator makes of its candidates (appendix C.3)."""
-        goal, sampled, ranked, favoured = to_float(task.goal_u8).to(self.device), False, False, False
+        """Why an episode failed: how much of the distance left is owed to the optimizer, the cost, the model.
+
+        In the simulator each candidate comes to some least distance from the goal. What the best of all lacks
+        was never sampled; what the favourite of the cost on true frames lacks more, the cost ranked low; what
+        the favourite of the model lacks still more, the model imagined wrong. Means over the decisions.
+        returns  {reason: distance}.   Source: after appendix C.3"""
+        goal, lacks = to_float(task.goal_u8).to(self.device), []
         for k, state, candidates, scores, _ in decisions:
             self.env.restore(state)
             frames_u8, rewards, distances = self.env.foresee(candidates, task.places)
-            good = (distances[:, : self.cfg.steps - k] < self.env.tolerance).any(1)
-            if good.any():
-                futures = to_float(frames_u8).to(self.device), torch.from_numpy(rewards).to(self.device)
-                true_scores = self.score(*futures, goal).cpu().numpy()
-                sampled, ranked = True, ranked or good[true_scores.argmax()]
-                favoured |= good[scores.argmax()]
-        return REASONS[sampled + (sampled and ranked) + (sampled and ranked and favoured)]
+            futures = to_float(frames_u8).to(self.device), torch.from_numpy(rewards).to(self.device)
+            least = distances[:, : self.cfg.steps - k].min(1)
+            favourites = least[self.score(*futures, goal).argmax().item()], least[scores.argmax()]
+            lacks.append(np.diff([self.env.tolerance, least.min(), *favourites]))
+        return dict(zip(REASONS, np.mean(lacks, 0).tolist(), strict=True))
 
     def draw(self, path, task, seen, expected):
-        """GIF: goal | executed | what the plan expects next, and at its end (grey where nothing is planned)."""
+        """GIF: goal | executed | what the plan expects next, and at its end (grey: nothing is planned)."""
         seen, h = to_float(np.stack(seen[1:])), len(seen) - 1
         goal = to_float(task.goal_u8).expand_as(seen)
         grey = torch.full_like(seen[:1], 0.5)
@@ -460,7 +447,7 @@ class Bench:
         save_gif(path, torch.stack(columns), fps=3)
 
 
-REASONS = "never sampled", "ranked low", "imagined wrong", "not carried out"
+REASONS = "never sampled", "ranked low", "imagined wrong"
 
 
 @functools.cache
@@ -500,21 +487,24 @@ def summarize(records, cfg):
     for key in ("seconds", "ess"):
         if key in records[0] or any(key in r for r in records):
             row[key] = statistics.median(r[key] for r in records if key in r)
-    if reasons := [r["reason"] for r in records if "reason" in r]:
-        row["failures"] = {reason: reasons.count(reason) for reason in REASONS}
+    if lacks := [r["lacks"] for r in records if "lacks" in r]:
+        largest = [max(x, key=x.get) for x in lacks]
+        row["failures"] = {reason: largest.count(reason) for reason in REASONS}
+        row["lacks"] = {reason: statistics.mean(x[reason] for x in lacks) for reason in REASONS}
     return row
 
 
 def read_records(path, settings):
     """What a run that was broken off has played.   raises  ValueError if it was another run"""
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings) + "\n")
-        return []
-    first, *lines = [json.loads(line) for line in path.read_text().splitlines(True) if line.endswith("\n")]
-    if changed := [k for k in settings if first.get(k) != settings[k]]:
-        raise ValueError(f"{path} is of a run with other {', '.join(changed)}; delete it, or choose another --out")
-    return lines
+    lines = path.read_text().splitlines(True) if path.is_file() else []
+    whole = [line for line in lines if line.endswith("\n")]  # a kill tears the last one
+    first, *records = map(json.loads, whole or ["{}"])
+    if changed := [k for k in settings if records and first.get(k) != settings[k]]:
+        told = f"{path} is of a run with other {', '.join(changed)}"
+        raise ValueError(f"{told}; delete it, or choose another --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(whole) if records else json.dumps(settings) + "\n")
+    return records
 
 
 def main(cfg):
@@ -526,14 +516,15 @@ def main(cfg):
         raise ValueError(f"planner is {cfg.planner!r}; expected one of {', '.join(PLANNERS)}")
     device, out = find_device(cfg.device), Path(cfg.out)
     cfg.workers = cfg.workers or (1 if device.type == "cuda" else os.cpu_count() or 1)
-    ours = {k: v for k, v in json.loads(json.dumps(vars(cfg))).items() if k not in ("workers", "out", "device")}
+    ours = json.loads(json.dumps({k: v for k, v in vars(cfg).items() if k not in ELSEWHERE}))
     kept = out.with_suffix(".jsonl")
     records = read_records(kept, ours)
     done = {(r["model"], r["seed"], r["episode"]) for r in records}
     jobs = [(m, s, i) for m in cfg.models for s in range(cfg.seeds) for i in range(cfg.episodes)]
     todo = [job for job in jobs if job not in done]
     drawn = [str(out.with_suffix("") / f"{m}-{i}.gif") if s == 0 and i < cfg.gifs else "" for m, s, i in todo]
-    bar = tqdm(played(cfg, [(*job, gif) for job, gif in zip(todo, drawn, strict=True)]), "plan", len(jobs), initial=len(done))
+    coming = played(cfg, [(*job, gif) for job, gif in zip(todo, drawn, strict=True)])
+    bar = tqdm(coming, "plan", len(jobs), initial=len(done))
     try:
         with open(kept, "a") as file:
             for record in bar:
@@ -551,7 +542,8 @@ def main(cfg):
         line = f"{m:14}{row['mean']:9.3f}{row['min']:7.2f}{row['max']:7.2f}"
         print(line + (f"{row['seconds']:12.3g}{row['ess']:7.1f}" if "seconds" in row else ""))
         if "failures" in row:
-            print("  failed: " + ", ".join(f"{n} {reason}" for reason, n in row["failures"].items()))
+            parts = (f"{n} {reason} ({row['lacks'][reason]:.3f})" for reason, n in row["failures"].items())
+            print("  failed for the most part: " + ", ".join(parts))
     if oracle := numbers.get("oracle", {}).get("mean"):
         numbers["share_of_oracle"] = {m: numbers[m]["mean"] / oracle for m in cfg.models}
     write_result(out, {**numbers, "task": cfg.task, "episodes": cfg.episodes, "settings": ours})

@@ -134,7 +134,7 @@ def moments(features):
 
 
 def test_fvd_of_a_set_to_itself_is_0_and_grows_with_noise(detector):
-    network = evaluate.load_detector(detector, "cpu")
+    network = evaluate.load_torchscript(detector, "cpu", evaluate.DETECTOR)
     videos = push_segments(24, 9, seed=1, size=32)["frames"]
     truth, noise = moments(evaluate.video_features(videos, network)), torch.randn_like(videos)
     noisy = [(videos + s * noise).clamp(0, 1) for s in (0, 0.1, 0.3, 1)]
@@ -162,13 +162,13 @@ def test_moments_of_parts_are_those_of_the_whole():
 
 
 def test_detectors_and_videos_that_do_not_fit_are_refused(tmp_path, detector):
-    with pytest.raises(FileNotFoundError, match="no detector at .*none.pt; expected .*i3d_torchscript.pt"):
-        evaluate.load_detector(tmp_path / "none.pt", "cpu")
+    with pytest.raises(FileNotFoundError, match="no file .*none.pt; expected .*i3d_torchscript.pt"):
+        evaluate.load_torchscript(tmp_path / "none.pt", "cpu", evaluate.DETECTOR)
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(ValueError, match="text.pt is no TorchScript"):
-        evaluate.load_detector(tmp_path / "text.pt", "cpu")
+        evaluate.load_torchscript(tmp_path / "text.pt", "cpu", evaluate.DETECTOR)
     with pytest.raises(ValueError, match="videos of 8 frames; the detector needs at least 9"):
-        evaluate.video_features(torch.rand(1, 8, 3, 16, 16), evaluate.load_detector(detector, "cpu"))
+        evaluate.video_features(torch.rand(1, 8, 3, 16, 16), evaluate.load_torchscript(detector, "cpu", evaluate.DETECTOR))
 
 
 # ---- the protocol ----
