@@ -348,23 +348,25 @@ class PushWorld:
     Reward: -|block 0 - target| - 0.25 |gripper - block 0|, + 1 while block 0 is on its target.
 
     robot  one of ROBOTS
+    anywhere  True: the place where block 0 belongs is another one than the pad, and cannot be seen
     scene  >= 0: colours, light and sizes of this number in all episodes, which begin within `spread` of the
            same places;  -1: each episode has its own"""
 
-    action_dim, action_repeat, tolerance = 2, 1, 0.05 / 0.8  # VP2: 5 cm of a table of 80 cm
+    action_dim, action_repeat = 2, 1
     grip_radius, corner = 5.75 / 64, 3 / 64  # corner: rounding of the blocks
     speed = 3.5 / 64  # per step at action 1
     substeps, relax = 3, 4  # a substep moves a fraction of a body's radius, so nothing tunnels
     friction = 0.7  # share of its motion that a block loses per step
-    success_radius = 0.07
+    success_radius = tolerance = 0.07
 
-    def __init__(self, n=1, size=64, seed=0, length=60, robot="red", scene=-1, spread=0.04):
+    def __init__(self, n=1, size=64, seed=0, length=60, robot="red", scene=-1, spread=0.04,
+                 anywhere=False):
         if n < 1 or size < 32 or seed < 0 or length < 1:
             raise ValueError(f"n, size, seed, length are {n, size, seed, length}; the least is 1, 32, 0, 1")
         if robot not in ROBOTS:
             raise ValueError(f"robot is {robot!r}; expected one of {', '.join(ROBOTS)}")
         self.n, self.size, self.seed, self.length, self.robot = n, size, seed, length, ROBOTS[robot]
-        self.scene, self.spread = scene, spread
+        self.scene, self.spread, self.anywhere = scene, spread, anywhere
         self.episode, self.time = np.full(n, -1), np.zeros(n, int)
         self.grip, self.target, self.half = np.zeros((3, n, 2))  # half: half-side of each block
         self.blocks, self.glide = np.zeros((2, n, 2, 2))
@@ -382,6 +384,8 @@ class PushWorld:
             of_scene = rng if self.scene < 0 else np.random.default_rng(self.scene)
             self._place(i, rng, of_scene)
             self._paint(i, of_scene)
+            if self.anywhere:
+                self.target[i] = rng.uniform(0.2, 0.8, 2)
         return self.render()
 
     def _place(self, i, rng, of_scene):
@@ -982,10 +986,12 @@ class RobosuitePush:
 
 
 def make_environment(task, n=1, seed=0, size=64, scene=-1, robot="red"):
-    """PushWorld, n worlds at once, if task is "push"; VP2's RoboDesk tasks (DESK) and "robosuite_push"; else
-    that task of Meta-World. PushWorld alone has scenes and robots to choose from.   raises  ValueError"""
-    if task == "push":
-        return PushWorld(n, size, seed, scene=scene, robot=robot)
+    """PushWorld, n worlds at once, if task is "push", or "push_anywhere"; VP2's tasks of RoboDesk (DESK) and
+    "robosuite_push"; else that task of Meta-World. PushWorld alone has scenes and robots to choose from.
+
+    raises  ValueError"""
+    if task in ("push", "push_anywhere"):
+        return PushWorld(n, size, seed, scene=scene, robot=robot, anywhere=task == "push_anywhere")
     if (scene, robot) != (-1, "red"):
         raise ValueError(f"task is {task!r}; only PushWorld's, push, has a scene and a robot to choose")
     if task == "robosuite_push":

@@ -18,9 +18,9 @@ VP2's own from its files (--goals). Where we differ from VP2: the constant conte
 N candidates, h horizon, A action size, t context frames. Frames are in [0, 1].
 
 Run: python plan.py                                                    PushWorld with the released checkpoint
-     python plan.py --task push_red --ckpt out/gpt.pt                  RoboDesk (pip install robodesk)
-     python plan.py --task robosuite_push --ckpt out/gpt.pt            robosuite (pip install robosuite)
-     python plan.py --task push_red --ckpt out/gpt.pt --goals FILE.hdf5 --classifier FILE.pt     VP2's files
+     python plan.py --preset vp2 --task push_red --ckpt out/gpt.pt     RoboDesk, robosuite: VP2's planner
+     python plan.py --preset vp2 --task push_red --ckpt out/gpt.pt --goals FILE.hdf5 --classifier FILE.pt \
+         --pixel 0.5                                                   and its tasks
 Writes OUT (numbers), NAME.jsonl beside it (one line per episode: the same command goes on where it was broken
 off) and GIFs: goal | executed | what the plan expects next, and at its end."""
 
@@ -45,10 +45,11 @@ from evaluate import load_torchscript, perceptual_distance, write_result
 from sample import WorldModel
 
 CONFIG = dict(
-    task="push",  # PushWorld; VP2's RoboDesk tasks, such as push_red; robosuite_push
+    preset="push",  # or vp2, the benchmark's planner
+    task="push_red",  # of RoboDesk; robosuite_push; push_anywhere of PushWorld, or push, onto the pad
     ckpt="assets/push-tiny.pt",
     tokenizer="",  # another tokenizer's checkpoint
-    out="out/plan/push.json",
+    out="out/plan/vp2.json",
     models=("random", "world_model", "oracle"),  # or script
     episodes=50,  # tasks, the same for every seed
     seeds=3,  # of planner and model
@@ -82,9 +83,14 @@ CONFIG = dict(
     dtype="auto",
     seed=0,  # of tasks
 )
+PUSH = dict(  # coloured noise finds its way where mppi's does not, and the likeliest future ranks best
+    task="push_anywhere", out="out/plan/push.json", planner="icem", candidates=64, elites=6, lead=7,
+    temperature=0.0,
+)  # fmt: skip
+PRESETS = dict(push=PUSH, vp2={})
 DESK_STD, DESK_MANY = (0.5, 0.5, 0.5, 0.1, 0.1), ("open_slide", "open_drawer")
-STD = dict(push=(0.5, 0.5), robosuite_push=(0.5, 0.5, 0.5, 0.0))
-ELSEWHERE = "workers", "out", "device", "gifs"  # settings that change no result
+STD = dict(push=(0.5, 0.5), push_anywhere=(0.5, 0.5), robosuite_push=(0.5, 0.5, 0.5, 0.0))
+ELSEWHERE = "workers", "out", "device", "gifs", "preset", "given"  # settings that change no result
 
 
 # ---- planners: score (N,h,A) -> (N,) is all they know ----
@@ -401,7 +407,7 @@ class Bench:
                 score = functools.partial(self.judge, model, seen, task)
                 plan, memory, told = PLANNERS[cfg.planner](score, memory, self.shape, self.std, cfg, rng)
                 seconds.append(time.perf_counter() - began)
-                decisions.append((k, env.state(), *told))
+                decisions.append((env.state(), *told))
                 expected.append(self.best[1])
                 action = plan[:1]
             seen.append(env.step(np.clip(action, -1, 1))[0][0])
@@ -426,11 +432,11 @@ class Bench:
         the favourite of the model lacks still more, the model imagined wrong. Means over the decisions.
         returns  {reason: distance}.   Source: after appendix C.3"""
         goal, lacks = to_float(task.goal_u8).to(self.device), []
-        for k, state, candidates, scores, _ in decisions:
+        for state, candidates, scores, _ in decisions:
             self.env.restore(state)
             frames_u8, rewards, distances = self.env.foresee(candidates, task.places)
             futures = to_float(frames_u8).to(self.device), torch.from_numpy(rewards).to(self.device)
-            least = distances[:, : self.cfg.steps - k].min(1)
+            least = distances.min(1)
             favourites = least[self.score(*futures, goal).argmax().item()], least[scores.argmax()]
             lacks.append(np.diff([self.env.tolerance, least.min(), *favourites]))
         return dict(zip(REASONS, np.mean(lacks, 0).tolist(), strict=True))
@@ -550,4 +556,4 @@ def main(cfg):
 
 
 if __name__ == "__main__":
-    run(main, configure(CONFIG, __doc__))
+    run(main, configure(CONFIG, __doc__, presets=PRESETS))

@@ -167,8 +167,9 @@ def test_detectors_and_videos_that_do_not_fit_are_refused(tmp_path, detector):
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(ValueError, match="text.pt is no TorchScript"):
         evaluate.load_torchscript(tmp_path / "text.pt", "cpu", evaluate.DETECTOR)
+    network = evaluate.load_torchscript(detector, "cpu", evaluate.DETECTOR)
     with pytest.raises(ValueError, match="videos of 8 frames; the detector needs at least 9"):
-        evaluate.video_features(torch.rand(1, 8, 3, 16, 16), evaluate.load_torchscript(detector, "cpu", evaluate.DETECTOR))
+        evaluate.video_features(torch.rand(1, 8, 3, 16, 16), network)
 
 
 # ---- the protocol ----

@@ -10,13 +10,14 @@ from conftest import flags
 
 import plan
 from common import configure
-from data import Episodes, PushWorld, import_vp2, make_environment, push_segments, to_u8
+from data import Episodes, PushWorld, import_vp2, make_environment, push_segments
 from plan import Dreamer, Score, VP2Model, icem, make_task, mppi, shifted
 from sample import WorldModel
 
 
 def settings(**changes):
-    return configure(plan.CONFIG, "", flags(device="cpu", workers=1, **changes))
+    how = dict(preset="vp2", task="push_anywhere", lead=7, device="cpu", workers=1)
+    return configure(plan.CONFIG, "", flags(**{**how, **changes}), plan.PRESETS)
 
 
 def run_plan(out, **changes):
@@ -232,8 +233,8 @@ def test_push_world_foresees_and_is_taken_back():
 
 
 def test_tasks_are_successes_of_the_script_from_some_decisions_before():
-    cfg, env = settings(), PushWorld(1, 64, seed=5)
-    task, other = make_task(env, 0, cfg), make_task(env, 1, cfg)
+    cfg, env = settings(), PushWorld(1, 64, seed=5, anywhere=True)
+    task, other = (make_task(env, i, cfg) for i in (0, 1))
     assert not np.array_equal(task.goal_u8, other.goal_u8)
     env.restore(task.start)
     assert env.distance(task.places)[0] > 3 * env.tolerance
@@ -353,7 +354,7 @@ def test_vp2s_tasks_start_where_their_files_say(vp2_file):
 
 
 def test_the_simulator_as_model_solves_push_world_and_random_actions_do_not(tmp_path):
-    how = dict(models=("random", "oracle", "script"), episodes=4, seeds=1, candidates=100, gifs=1)
+    how = dict(models=("random", "oracle", "script"), episodes=4, seeds=1, gifs=1, preset="push")
     numbers = run_plan(tmp_path / "push.json", **how)
     assert numbers["oracle"]["mean"] >= 0.75 and numbers["script"]["mean"] == 1
     assert numbers["random"]["mean"] <= 0.25 and numbers["oracle"]["ess"] >= 1
@@ -393,15 +394,13 @@ def test_failures_are_told_apart(monkeypatch):
     task = SimpleNamespace(goal_u8=np.zeros((64, 64, 3), np.uint8), places=np.zeros((1, 2, 2)))
     shades = np.array([30, 10, 20], np.uint8)  # on the true frames the cost likes the second best
     frames_u8 = np.broadcast_to(shades[:, None, None, None, None], (3, 2, 64, 64, 3))
-    distances = np.array([[0.9, 0.3], [0.5, 0.1], [0.6, 0.0]])  # the last column comes too late
+    distances = np.array([[0.9, 0.5], [0.3, 0.1], [0.0, 0.6]])
     monkeypatch.setattr(bench.env, "foresee", lambda *_: (frames_u8, np.zeros((3, 2)), distances))
-    decision = 2, bench.env.state(), None, np.array([3.0, 2.0, 1.0]), None
+    decision = bench.env.state(), None, np.array([3.0, 2.0, 1.0]), None
     lacks = bench.diagnose([decision], task)
-    tolerance = bench.env.tolerance
-    assert lacks == pytest.approx({"never sampled": 0.5 - tolerance, "ranked low": 0.0, "imagined wrong": 0.4})
-    decision = 1, *decision[1:]
-    lacks = bench.diagnose([decision], task)
-    assert lacks == pytest.approx({"never sampled": -tolerance, "ranked low": 0.1, "imagined wrong": 0.2})
+    want = {"never sampled": -bench.env.tolerance, "ranked low": 0.1, "imagined wrong": 0.4}
+    assert lacks == pytest.approx(want)
+    assert bench.diagnose([decision, decision], task) == pytest.approx(want)  # means
 
 
 def test_wrong_settings_are_refused_with_the_reason(trained, tmp_path):
@@ -411,7 +410,7 @@ def test_wrong_settings_are_refused_with_the_reason(trained, tmp_path):
         (dict(planner="cem"), "planner is 'cem'; expected one of mppi, icem"),
         (dict(std=(0.5, 0.5, 0.5)), "std is .*; expected 2 numbers, one per action dimension"),
         (dict(episodes=0), "--episodes is 0; expected at least 1"),
-        (dict(ckpt=trained.free), "takes 0-D actions, push 2-D; pass --ckpt"),
+        (dict(ckpt=trained.free), "takes 0-D actions, push_anywhere 2-D; pass --ckpt"),
     ):
         with pytest.raises(ValueError, match=message):
             run_plan(out, **{**SMALL, "ckpt": trained.gpt, **wrong})
