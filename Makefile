@@ -3,12 +3,13 @@
 # make train   train assets/push-tiny.pt (three and a half hours on two cores)
 # make analyses  the protocol and the paper's analyses on PushWorld, with their pictures (four hours)
 # make mbpo      three runs with and three without imagination on PushWorld, and their curves (an hour)
+# make plan      random actions, world model and simulator plan 50 tasks of PushWorld, three seeds (an hour)
 PYTHON ?= python3
 RUN = .venv/bin/python
 TWICE = .venv/bin/torchrun --nproc_per_node=2
 TRAIN_GPT ?=  # bf16 is faster on CPUs that have it: make train TRAIN_GPT="--dtype bf16"
 
-.PHONY: demo test train analyses mbpo clean
+.PHONY: demo test train analyses mbpo plan clean
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -66,6 +67,10 @@ mbpo: .venv/ready-test
 	    case NAME in drq*) other="--imagine false --steps 7200";; esac; \
 	    $(RUN) mbpo.py --preset push --seed $${name#*-} --resume $$resume --out out/mbpo/NAME.pt $$other'
 	$(RUN) mbpo.py --report out/mbpo --out results/mbpo-push
+
+plan: .venv/ready
+	$(RUN) plan.py
+	cp out/plan/push.json results/plan-push.json
 
 clean:
 	rm -rf .venv out/demo out/samples

@@ -9,11 +9,12 @@
 
 As in the benchmark VP2 (Tian et al. 2023): the start is restored, one uncounted zero action fills the history
 with its frame twice, then come `steps` decisions, the first of them zero, the others planned anew each time.
-It is a success if the criterion holds at any of these moments, so the episode ends at the first one.
+It is a success if the criterion holds at any of these moments.
 
 Models stand in for each other: `world_model`; `oracle`, the simulator itself; and without planning `random`
-and `script`. Tasks are the scripted player's successes, `lead` decisions before, seen by nothing trained; or
-VP2's own from its files (--goals). Where we differ from VP2: the constant context frame is left out of sums.
+and `script`. Tasks are successes of the scripted player in episodes that no training has seen, from `lead`
+decisions before; or VP2's own, from its files (--goals). Where we differ from VP2: an episode ends with its
+success, and the first of the 11 frames that VP2 sums over, which is the same for all candidates, is left out.
 
 N candidates, h horizon, A action size, t context frames. Frames are in [0, 1].
 
@@ -183,7 +184,7 @@ class Dreamer:
     Branches at once are as many as half of the free memory holds; if a GPU runs out of it, half as many."""
 
     def __init__(self, world, share=1.0):
-        self.world, self.share, self.at_once = world, share, 0
+        self.world, self.share, self.fits, self.at_once = world, share, 0, 0
 
     def branch_bytes(self, horizon):
         """About what a branch takes: its keys and values, the widest pictures of the decoder, its frames."""
@@ -195,15 +196,14 @@ class Dreamer:
 
     def __call__(self, frames, actions):
         """Context frames (t,3,H,W), actions (N,h,A) -> yields frames (n,h,3,H,W), rewards (n,h) or None."""
-        N, h, _ = actions.shape
-        if not self.at_once:
-            fits = self.share * free_bytes(self.world.device) / 2 / self.branch_bytes(h)
-            self.at_once = max(1, min(N, int(fits)))
-        done, read = 0, 0
+        (N, h, _), done, read = actions.shape, 0, 0
+        free = self.share * free_bytes(self.world.device)
+        self.fits = self.fits or max(1, int(free / 2 / self.branch_bytes(h)))
+        self.at_once = max(self.at_once, N)
         while done < N:
-            part = actions[done : done + self.at_once]
+            part = actions[done : done + self.fits]
             recorded = self.world.device.type == "cuda"  # in one shape
-            n = self.at_once if recorded else len(part)
+            n = min(self.fits, self.at_once) if recorded else len(part)
             padded = np.concatenate([part, part[-1:].repeat(n - len(part), 0)])
             try:
                 if read == n:
@@ -214,7 +214,7 @@ class Dreamer:
             except torch.OutOfMemoryError:
                 if n == 1:
                     raise
-                self.at_once, read, self.world.cache = n // 2, 0, None
+                self.fits, read, self.world.cache = n // 2, 0, None
                 continue
             read = n if h <= self.world.gpt.config["segment_length"] - self.world.context_frames else 0
             yield imagined[: len(part)], None if rewards is None else rewards[: len(part)]
@@ -360,11 +360,12 @@ class Bench:
         if self.std.shape != (env.action_dim,):
             raise ValueError(f"std is {cfg.std}; expected {env.action_dim} numbers, one per action dimension")
         self.shape = cfg.candidates or (800 if cfg.task in DESK_MANY else 200), cfg.horizon, env.action_dim
-        self.goals = read_goals(cfg.goals, env) if cfg.goals else None
+        self.tasks = dict(enumerate(read_goals(cfg.goals, env))) if cfg.goals else {}
 
-    @functools.lru_cache(maxsize=64)  # noqa: B019  a process has one bench
     def task(self, i):
-        return self.goals[i] if self.goals else make_task(self.env, i, self.cfg)
+        if i not in self.tasks:
+            self.tasks[i] = make_task(self.env, i, self.cfg)
+        return self.tasks[i]
 
     def futures(self, model, seen, candidates, places):
         """Frames (n,h,3,H,W) and rewards (n,h) or None that a model expects of candidates, in batches."""
@@ -456,6 +457,10 @@ class Bench:
 REASONS = "never sampled", "ranked low", "imagined wrong"
 
 
+def settings_of(cfg):
+    return tuple(sorted(vars(cfg).items()))
+
+
 @functools.cache
 def bench_of(settings):
     return Bench(SimpleNamespace(**dict(settings)))
@@ -472,7 +477,7 @@ def start_worker(threads):
 
 def played(cfg, jobs):
     """Play all jobs (model, seed, episode, draw), over processes; yields their records as they come."""
-    settings = tuple(sorted(vars(cfg).items()))
+    settings = settings_of(cfg)
     if cfg.workers == 1:
         yield from (play_job(settings, *job) for job in jobs)
         return
@@ -481,6 +486,8 @@ def played(cfg, jobs):
         try:
             for future in as_completed([pool.submit(play_job, settings, *job) for job in jobs]):
                 yield future.result()
+        except (ValueError, OSError) as error:
+            raise type(error)(str(error)) from None  # without the traceback of another process
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -522,6 +529,10 @@ def main(cfg):
         raise ValueError(f"planner is {cfg.planner!r}; expected one of {', '.join(PLANNERS)}")
     device, out = find_device(cfg.device), Path(cfg.out)
     cfg.workers = cfg.workers or (1 if device.type == "cuda" else os.cpu_count() or 1)
+    bench = bench_of(settings_of(cfg))  # says here what is wrong, and not in each process
+    if cfg.goals and len(bench.tasks) < cfg.episodes:
+        print(f"{cfg.goals} holds {len(bench.tasks)} tasks")
+        cfg.episodes = len(bench.tasks)
     ours = json.loads(json.dumps({k: v for k, v in vars(cfg).items() if k not in ELSEWHERE}))
     kept = out.with_suffix(".jsonl")
     records = read_records(kept, ours)

@@ -100,7 +100,7 @@ def test_candidates_in_batches_are_futures_of_one_context_read_once(trained, seg
     monkeypatch.setattr(world.gpt, "prefill", lambda *a, **k: read.append(1) or prefill(*a, **k))
     for at_once, reads in ((7, 1), (3, 2), (2, 2)):  # the last batch may be smaller
         dream = Dreamer(world)
-        dream.at_once = at_once
+        dream.fits = at_once
         read.clear()
         parts = list(dream(context, actions))
         assert max(len(f) for f, _ in parts) == at_once and len(read) == reads
@@ -124,7 +124,7 @@ def test_batches_are_cut_to_fit_memory(trained, segments, monkeypatch):
 
     monkeypatch.setattr(world, "reset", spy)
     assert sum(len(f) for f, _ in dream(segments["frames"][0, :2], actions)) == 9
-    assert sizes[:2] == [4, 2] and dream.at_once == 2  # half of what is free; then half of that
+    assert sizes[:2] == [4, 2] and dream.fits == 2  # half of what is free; then half of that
     assert plan.free_bytes(torch.device("cpu")) > 0
 
 
@@ -232,7 +232,7 @@ def test_push_world_foresees_and_is_taken_back():
     assert env.distance(places) == pytest.approx([0.1])  # of the farther block
 
 
-def test_tasks_are_successes_of_the_script_from_some_decisions_before():
+def test_tasks_are_successes_of_the_script_from_some_decisions_before(tmp_path):
     cfg, env = settings(), PushWorld(1, 64, seed=5, anywhere=True)
     task, other = (make_task(env, i, cfg) for i in (0, 1))
     assert not np.array_equal(task.goal_u8, other.goal_u8)
@@ -243,6 +243,8 @@ def test_tasks_are_successes_of_the_script_from_some_decisions_before():
     assert np.array_equal(frame[0], task.goal_u8) and env.distance(task.places)[0] < 1e-9
     with pytest.raises(ValueError, match="hardly ever succeeds from 100 decisions"):
         make_task(env, 0, settings(lead=100))
+    with pytest.raises(ValueError, match="hardly ever succeeds from 100 decisions"):  # in other processes
+        run_plan(tmp_path / "far.json", models=("random",), lead=100, episodes=2, seeds=1, workers=2)
 
 
 @pytest.fixture(params=["push_red", "robosuite_push"])
@@ -266,10 +268,11 @@ def test_robots_foresee_and_are_taken_back(robot):
 
 
 def test_robots_have_scripts_that_succeed(robot):
-    robot.length = 20
-    task = make_task(robot, 0, settings(settle=0))
+    robot.length = 15
+    task = make_task(robot, 0, settings(lead=6))
     robot.restore(task.start)
     assert robot.distance(task.places)[0] >= robot.tolerance
+    assert robot.episode[0] == 0  # at its first attempt
 
 
 # ---- VP2's files ----
