@@ -67,6 +67,7 @@ CONFIG = dict(
     gamma=0.05,  # mppi: how sharply weights fall with the score; of summed squared errors of 64x64 pixels
     iterations=3,  # icem; candidates are shared out, each time 1.25 times fewer
     elites=10,  # icem
+    execute="best",  # icem: or the elites' mean
     momentum=0.1,  # icem: share of the old mean and deviation
     colour=2.0,  # icem: exponent of the noise's spectrum, 0 is white
     # the score: a weighted sum
@@ -84,9 +85,9 @@ CONFIG = dict(
     dtype="auto",
     seed=0,  # of tasks
 )
-PUSH = dict(  # coloured noise finds its way where mppi's does not, and the likeliest future ranks best
-    task="push_anywhere", out="out/plan/push.json", planner="icem", candidates=64, elites=6, lead=7,
-    temperature=0.0,
+PUSH = dict(  # coloured noise finds its way where mppi's does not
+    task="push_anywhere", out="out/plan/push.json", planner="icem", candidates=60, iterations=2, elites=6,
+    execute="mean", horizon=8, lead=7,
 )  # fmt: skip
 PRESETS = dict(push=PUSH, vp2={})
 DESK_STD, DESK_MANY = (0.5, 0.5, 0.5, 0.1, 0.1), ("open_slide", "open_drawer")
@@ -135,7 +136,8 @@ def icem(score, memory, shape, std, cfg, rng):
     """Improved cross-entropy method: mean and deviation of the elites, a few times over.
 
     Noise is coloured; some elites are kept for the next iteration, and for the next decision, where they are
-    judged anew; the mean is a candidate of the last iteration; the best candidate of all is the plan.
+    judged anew; the mean is a candidate of the last iteration. The plan is the best candidate of all or, as a
+    learned model is mistaken about each but less about all, the elites' mean (cfg.execute).
     Arguments and results are those of `mppi`.   Source: Pinneri et al. 2020, Algorithm 1"""
     (N, h, A), share = shape, math.ceil(0.3 * cfg.elites)
     first = N / sum(1.25**-i for i in range(cfg.iterations))
@@ -157,8 +159,10 @@ def icem(score, memory, shape, std, cfg, rng):
         mean = cfg.momentum * mean + (1 - cfg.momentum) * elites.mean(0)
         spread = cfg.momentum * spread + (1 - cfg.momentum) * elites.std(0)
     candidates, scores = map(np.concatenate, zip(*seen, strict=True))
-    weights = (np.arange(len(scores)) == scores.argmax()).astype(float)
-    return candidates[scores.argmax()], dict(mean=mean, elites=kept), (candidates, scores, weights)
+    executed = np.argsort(-scores)[: cfg.elites if cfg.execute == "mean" else 1]
+    weights = np.isin(np.arange(len(scores)), executed) / len(executed)
+    plan = mean if cfg.execute == "mean" else candidates[executed[0]]
+    return plan, dict(mean=mean, elites=kept), (candidates, scores, weights)
 
 
 PLANNERS = dict(mppi=mppi, icem=icem)
@@ -527,6 +531,8 @@ def main(cfg):
         raise ValueError(f"models is {','.join(cfg.models)!r}; expected some of {', '.join(known)}")
     if cfg.planner not in PLANNERS:
         raise ValueError(f"planner is {cfg.planner!r}; expected one of {', '.join(PLANNERS)}")
+    if cfg.execute not in ("best", "mean"):
+        raise ValueError(f"execute is {cfg.execute!r}; expected best or mean")
     device, out = find_device(cfg.device), Path(cfg.out)
     cfg.workers = cfg.workers or (1 if device.type == "cuda" else os.cpu_count() or 1)
     bench = bench_of(settings_of(cfg))  # says here what is wrong, and not in each process

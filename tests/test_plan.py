@@ -73,8 +73,10 @@ def test_icem_executes_the_best_candidate_and_keeps_elites():
     result, memory, (candidates, scores, weights) = icem(near(0.2), {}, (100, 5, 2), std, cfg, rng)
     assert np.array_equal(result, candidates[scores.argmax()]) and weights[scores.argmax()] == 1
     assert len(candidates) == pytest.approx(100, abs=2) and memory["elites"].shape == (3, 5, 2)
-    later = icem(near(0.2), memory, (100, 5, 2), std, cfg, rng)[2][0]
-    assert np.array_equal(later[:3], shifted(memory["elites"]))
+    mean = settings(execute="mean")
+    plan_of_all, later, (candidates, _, weights) = icem(near(0.2), memory, (100, 5, 2), std, mean, rng)
+    assert np.array_equal(candidates[:3], shifted(memory["elites"]))
+    assert np.array_equal(plan_of_all, later["mean"]) and sorted(weights)[-10:] == [0.1] * 10
 
 
 def test_coloured_noise_is_smooth_and_of_deviation_1():
@@ -411,6 +413,7 @@ def test_wrong_settings_are_refused_with_the_reason(trained, tmp_path):
     for wrong, message in (
         (dict(models=("wm",)), "models is 'wm'; expected some of random, world_model"),
         (dict(planner="cem"), "planner is 'cem'; expected one of mppi, icem"),
+        (dict(execute="worst"), "execute is 'worst'; expected best or mean"),
         (dict(std=(0.5, 0.5, 0.5)), "std is .*; expected 2 numbers, one per action dimension"),
         (dict(episodes=0), "--episodes is 0; expected at least 1"),
         (dict(ckpt=trained.free), "takes 0-D actions, push_anywhere 2-D; pass --ckpt"),
