@@ -26,6 +26,7 @@ Run: python data.py push --out data/push --episodes 2000            (add --help 
 import contextlib
 import copy
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -67,6 +68,7 @@ SCRIPT_CONFIG = dict(
     episodes=200,  # of each, successful or not
     seed=0,
     noise=0.2,  # standard deviation of what is added to the script's actions
+    random_share=0.3,  # of the episodes, played at random; VP2: 0, but then one learns to expect the script
     val_every=20,
 )
 NPZ_CONFIG = dict(
@@ -558,9 +560,9 @@ def expert(world, block=None, goal=None):
     return velocity / np.maximum(1, np.abs(velocity).max(-1, keepdims=True))
 
 
-def random_policy(n, steps, seed):
-    """Wandering actions (steps, n, 2) in [-1, 1]: each keeps 0.8 of the one before."""
-    actions = np.random.default_rng(seed).normal(0, 0.6, (steps, n, 2))
+def random_policy(n, steps, seed, A=2):
+    """Wandering actions (steps, n, A) in [-1, 1]: each keeps 0.8 of the one before."""
+    actions = np.random.default_rng(seed).normal(0, 0.6, (steps, n, A))
     for k in range(1, steps):
         actions[k] += 0.8 * actions[k - 1]
     return np.clip(actions, -1, 1)
@@ -1034,14 +1036,17 @@ def demonstrations(env, n, noise=0.0, seed=0):
     raise ValueError(f"{found} successes in {20 * n} episodes of the scripted player; lower the noise")
 
 
-def collect_script(out, tasks, episodes, seed, noise, val_every, only_successes=False):
-    """Write so many episodes of each task, by its scripted player with noise; prints how many succeed."""
+def collect_script(out, tasks, episodes, seed, noise, val_every, random_share=0.0, only_successes=False):
+    """Write so many episodes of each task, by its scripted player with noise, then a share at random."""
+    n_random = round(random_share * episodes)
     with EpisodeWriter(out, f"{', '.join(tasks)}, seed {seed}, noise {noise}", val_every=val_every) as writer:
         for task in tasks:
             with contextlib.closing(make_environment(task, seed=seed)) as env:
-                chosen = demonstrations if only_successes else script_episodes
-                told = tqdm(chosen(env, episodes, noise, seed), task, episodes)
-                for i, e in enumerate(told):
+                script = demonstrations if only_successes else script_episodes
+                wander = iter(random_policy(1, n_random * env.length, [seed, 1], env.action_dim))
+                at_random = play(env, n_random, lambda frames, wander=wander: next(wander))
+                chosen = itertools.chain(script(env, episodes - n_random, noise, seed), at_random)
+                for i, e in enumerate(tqdm(chosen, task, episodes)):
                     actions = np.concatenate([e["actions"], np.zeros_like(e["actions"][:1])])
                     writer.add(e["frames_u8"], actions, e["rewards"], f"{task} {i}")
                     outcome = "success" if e["success"] else "failure"

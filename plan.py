@@ -22,17 +22,19 @@ Run: python plan.py                                                    PushWorld
      python plan.py --preset vp2 --task push_red --ckpt out/gpt.pt     RoboDesk, robosuite: VP2's planner
      python plan.py --preset vp2 --task push_red --ckpt out/gpt.pt --goals FILE.hdf5 --classifier FILE.pt \
          --pixel 0.5                                                   and its tasks
-Writes OUT (numbers), NAME.jsonl beside it (one line per episode: the same command goes on where it was broken
-off) and GIFs: goal | executed | what the plan expects next, and at its end."""
+Writes OUT (numbers), NAME.jsonl beside it (a line per episode: the same command, or one for more of them,
+goes on from there) and GIFs: goal | executed | what the plan expects next, and at its end."""
 
 import functools
 import json
 import math
 import multiprocessing
 import os
+import signal
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,7 +94,9 @@ PUSH = dict(  # coloured noise finds its way where mppi's does not
 PRESETS = dict(push=PUSH, vp2={})
 DESK_STD, DESK_MANY = (0.5, 0.5, 0.5, 0.1, 0.1), ("open_slide", "open_drawer")
 STD = dict(push=(0.5, 0.5), push_anywhere=(0.5, 0.5), robosuite_push=(0.5, 0.5, 0.5, 0.0))
-ELSEWHERE = "workers", "out", "device", "gifs", "preset", "given"  # settings that change no result
+ELSEWHERE = (  # settings that change no episode
+    "workers", "out", "device", "gifs", "preset", "given", "models", "episodes", "seeds", "diagnose",
+)  # fmt: skip
 
 
 # ---- planners: score (N,h,A) -> (N,) is all they know ----
@@ -490,10 +494,13 @@ def played(cfg, jobs):
         try:
             for future in as_completed([pool.submit(play_job, settings, *job) for job in jobs]):
                 yield future.result()
+        except BrokenProcessPool:
+            raise OSError("a process was killed: too little memory? Lower --workers") from None
         except (ValueError, OSError) as error:
             raise type(error)(str(error)) from None  # without the traceback of another process
         finally:
-            pool.shutdown(cancel_futures=True)
+            for child in multiprocessing.active_children():  # whatever is under way is played again
+                child.kill()
 
 
 def summarize(records, cfg):
@@ -541,13 +548,14 @@ def main(cfg):
         cfg.episodes = len(bench.tasks)
     ours = json.loads(json.dumps({k: v for k, v in vars(cfg).items() if k not in ELSEWHERE}))
     kept = out.with_suffix(".jsonl")
-    records = read_records(kept, ours)
-    done = {(r["model"], r["seed"], r["episode"]) for r in records}
     jobs = [(m, s, i) for m in cfg.models for s in range(cfg.seeds) for i in range(cfg.episodes)]
-    todo = [job for job in jobs if job not in done]
+    records = read_records(kept, ours)
+    done = {(r["model"], r["seed"], r["episode"]): r for r in records}
+    records, todo = [done[job] for job in jobs if job in done], [job for job in jobs if job not in done]
     drawn = [str(out.with_suffix("") / f"{m}-{i}.gif") if s == 0 and i < cfg.gifs else "" for m, s, i in todo]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     coming = played(cfg, [(*job, gif) for job, gif in zip(todo, drawn, strict=True)])
-    bar = tqdm(coming, "plan", len(jobs), initial=len(done))
+    bar = tqdm(coming, "plan", len(jobs), initial=len(records))
     try:
         with open(kept, "a") as file:
             for record in bar:
@@ -569,7 +577,7 @@ def main(cfg):
             print("  failed for the most part: " + ", ".join(parts))
     if oracle := numbers.get("oracle", {}).get("mean"):
         numbers["share_of_oracle"] = {m: numbers[m]["mean"] / oracle for m in cfg.models}
-    write_result(out, {**numbers, "task": cfg.task, "episodes": cfg.episodes, "settings": ours})
+    write_result(out, {**numbers, "episodes": cfg.episodes, "settings": ours})
 
 
 if __name__ == "__main__":

@@ -1,13 +1,19 @@
 """plan.py: planners, futures in batches, scores, VP2's interface and files, episodes; robots of data.py."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import flags
+from conftest import ROOT, flags
 
+import data
 import plan
 from common import configure
 from data import Episodes, PushWorld, import_vp2, make_environment, push_segments
@@ -277,6 +283,18 @@ def test_robots_have_scripts_that_succeed(robot):
     assert robot.episode[0] == 0  # at its first attempt
 
 
+def test_noisy_and_random_episodes_of_a_script_are_collected(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "make_environment", lambda task, seed: PushWorld(1, 32, seed, length=12))
+    how = dict(tasks=("push",), episodes=4, seed=1, noise=0.1, val_every=4)
+    data.collect_script(tmp_path / "mixed", **how, random_share=0.5)
+    data.collect_script(tmp_path / "script", **how)
+    mixed, script = (Episodes(tmp_path / name, "all") for name in ("mixed", "script"))
+    assert mixed.n_episodes == 4 and set(mixed.lengths) == {13} and mixed.has_reward
+    assert np.array_equal(mixed.actions[:26], script.actions[:26])  # two by the script, then two at random
+    assert np.array_equal(mixed.read(3, 0, 1), script.read(3, 0, 1))
+    assert not np.array_equal(mixed.actions[26:], script.actions[26:])
+
+
 # ---- VP2's files ----
 
 
@@ -382,8 +400,29 @@ def test_a_run_that_is_broken_off_goes_on_and_says_why_episodes_fail(trained, tm
     assert again["world_model"]["least_distance"] == numbers["world_model"]["least_distance"]
     assert all(json.loads(line) for line in (tmp_path / "push.jsonl").read_text().splitlines())
     assert "never sampled" in capsys.readouterr().out
+    fewer = run_plan(out, ckpt=trained.gpt, models=("random",), **{**SMALL, "seeds": 1})
+    assert fewer["random"]["seeds"] == numbers["random"]["seeds"][:1] and "world_model" not in fewer
     with pytest.raises(ValueError, match="is of a run with other gamma; delete it"):
         run_plan(out, ckpt=trained.gpt, models=models, gamma=1.0, **SMALL)
+
+
+def test_a_stopped_run_keeps_what_was_played_and_leaves_no_process(tmp_path):
+    out = tmp_path / "push.json"
+    command = [sys.executable, ROOT / "plan.py", "--models=oracle", "--workers=2", f"--out={out}"]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.time() + 100
+    while time.time() < deadline and not (out.with_suffix(".jsonl").is_file() and len(lines_of(out)) > 2):
+        time.sleep(0.1)
+    run.send_signal(signal.SIGTERM)
+    assert "what was played is kept in" in run.communicate(timeout=30)[1] and len(lines_of(out)) > 2
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):  # multiprocessing's own helper ends a little later
+            os.killpg(run.pid, 0)
+            time.sleep(0.1)
+
+
+def lines_of(out):
+    return out.with_suffix(".jsonl").read_text().splitlines()
 
 
 def test_the_same_seed_plans_the_same_whatever_the_processes(trained, tmp_path):
