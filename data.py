@@ -26,7 +26,6 @@ Run: python data.py push --out data/push --episodes 2000            (add --help 
 import contextlib
 import copy
 import functools
-import itertools
 import json
 import os
 import shutil
@@ -1036,26 +1035,36 @@ def demonstrations(env, n, noise=0.0, seed=0):
     raise ValueError(f"{found} successes in {20 * n} episodes of the scripted player; lower the noise")
 
 
-def collect_script(out, tasks, episodes, seed, noise, val_every, random_share=0.0, only_successes=False):
-    """Write so many episodes of each task, by its scripted player with noise, then a share at random."""
-    n_random = round(random_share * episodes)
-    with EpisodeWriter(out, f"{', '.join(tasks)}, seed {seed}, noise {noise}", val_every=val_every) as writer:
+def _write_played(out, source, val_every, tasks, seed, n, played):
+    """Write n episodes of each task, which played(env) yields; tells of each how it ended."""
+    with EpisodeWriter(out, f"{source}, seed {seed}", val_every=val_every) as writer:
         for task in tasks:
             with contextlib.closing(make_environment(task, seed=seed)) as env:
-                script = demonstrations if only_successes else script_episodes
-                wander = iter(random_policy(1, n_random * env.length, [seed, 1], env.action_dim))
-                at_random = play(env, n_random, lambda frames, wander=wander: next(wander))
-                chosen = itertools.chain(script(env, episodes - n_random, noise, seed), at_random)
-                for i, e in enumerate(tqdm(chosen, task, episodes)):
+                for i, e in enumerate(tqdm(played(env), task, n)):
                     actions = np.concatenate([e["actions"], np.zeros_like(e["actions"][:1])])
                     writer.add(e["frames_u8"], actions, e["rewards"], f"{task} {i}")
                     outcome = "success" if e["success"] else "failure"
                     tqdm.write(f"{task} {i}: {outcome}, return {e['rewards'].sum():.1f}")
 
 
-def collect_metaworld(out, task, **how):
+def collect_metaworld(out, task, episodes, seed, noise, val_every):
     """Write demonstrations of a task."""
-    collect_script(out, (task,), only_successes=True, **how)
+    shown = functools.partial(demonstrations, n=episodes, noise=noise, seed=seed)
+    _write_played(out, f"Meta-World {task}", val_every, (task,), seed, episodes, shown)
+
+
+def collect_script(out, tasks, episodes, seed, noise, random_share, val_every):
+    """Write so many episodes of each task, by its scripted player with noise, then a share at random."""
+    if not 0 <= random_share <= 1:
+        raise ValueError(f"--random_share is {random_share}; expected 0 to 1")
+    n_random = round(random_share * episodes)
+
+    def played(env):
+        yield from script_episodes(env, episodes - n_random, noise, seed)
+        wander = iter(random_policy(1, n_random * env.length, [seed, 1], env.action_dim))
+        yield from play(env, n_random, lambda frames: next(wander))
+
+    _write_played(out, f"{', '.join(tasks)}, noise {noise}", val_every, tasks, seed, episodes, played)
 
 
 # ---- importers ----

@@ -287,7 +287,7 @@ def test_noisy_and_random_episodes_of_a_script_are_collected(tmp_path, monkeypat
     monkeypatch.setattr(data, "make_environment", lambda task, seed: PushWorld(1, 32, seed, length=12))
     how = dict(tasks=("push",), episodes=4, seed=1, noise=0.1, val_every=4)
     data.collect_script(tmp_path / "mixed", **how, random_share=0.5)
-    data.collect_script(tmp_path / "script", **how)
+    data.collect_script(tmp_path / "script", **how, random_share=0.0)
     mixed, script = (Episodes(tmp_path / name, "all") for name in ("mixed", "script"))
     assert mixed.n_episodes == 4 and set(mixed.lengths) == {13} and mixed.has_reward
     assert np.array_equal(mixed.actions[:26], script.actions[:26])  # two by the script, then two at random
