@@ -301,6 +301,7 @@ def test_presets_are_the_papers():
 def test_speed_is_measured_and_written_down(tmp_path, capsys):
     out = tmp_path / "speed.json"
     settings = dict(preset="tiny", device="cpu", horizon=2, branches=3, batches=1, rollouts=1, train_batch=1)
+    settings.update(candidates=3, plan_horizon=2)
     evaluate.speed(configure(evaluate.SPEED, "", flags(**settings, repeats=1, out=out)))
     numbers = json.loads(out.read_text())
     assert numbers["imagine"]["b1"]["vs_naive"] > 0 and numbers["branches_3"]["vs_naive"] > 0
