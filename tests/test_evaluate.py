@@ -307,7 +307,7 @@ def test_speed_is_measured_and_written_down(tmp_path, capsys):
     assert numbers["imagine"]["b1"]["vs_naive"] > 0 and numbers["branches_3"]["vs_naive"] > 0
     assert numbers["branches_3"]["kv_share"] < 1 and numbers["interactive_tiny"]["frames_per_s"] > 0
     assert set(numbers["tokenizers"]) == {"4x4", "8x8", "compressive"}
-    assert numbers["loop_push_tiny"]["vs_naive"] > 0
+    assert numbers["loop_push_tiny"]["vs_naive"] > 0 and numbers["plan_tiny"]["copies_seconds"] > 0
     assert {"vs_full_logits", "GB"} <= set(numbers["train_tiny"]) and {"commit", "machine"} <= set(numbers)
     assert "branches_3.kv_share" in capsys.readouterr().out
     with pytest.raises(ValueError, match="preset is 'large'; expected one of tiny, small, medium"):
