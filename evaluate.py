@@ -906,6 +906,8 @@ def speed_plan(cfg, device):
         if shared:
             row["decisions_per_s"] = 1 / shared["seconds"]
         row.update({f"copies_{k}": copies[k] for k in ("seconds", "GB") if copies})
+        layout = layout_of(TOKENIZER_OF[preset])
+        row["kv_share"] = kv_share(layout, layout.context_frames + cfg.plan_horizon, cfg.candidates)
         rows[f"plan_{preset}"] = row
     return rows
 

@@ -375,7 +375,7 @@ class GPT(nn.Module):
             x = x + self.places[self.place_of[place]]
         run, rope = Block.forward if cache.recordings is None else compiled_block(), self.rope[:, place]
         (*_, P, capacity), first = cache.sizes, cache.first
-        end = capacity if cache.recordings is not None else cache.length + 1  # a recording has one shape
+        end = int(positions[-1]) + 1 if positions.is_cpu else capacity  # a GPU's recording has one shape
         where = dict(positions=positions + first, unseen=cache.unseen[positions, : P + end], end=first + end)
         for block, layer in zip(self.blocks, cache.layers, strict=True):
             x = run(block, x, rope, functools.partial(layer.attend, **where))
