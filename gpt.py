@@ -163,6 +163,7 @@ class Cache:
         self.pending = self.position.new_zeros(B * n_branches, 1)
         self.acted = weight.new_zeros(B * n_branches, D)  # what the next frame's action adds to its slot
         self.sizes, self.length = (B, n_branches, P, capacity), 0  # length of own, as the CPU knows it
+        self.grows = weight.is_cpu  # attention is over what is written; a GPU's recording has one shape
         self.noise = None  # of the next frame
         self.recordings = {} if weight.is_cuda else None  # CUDA graphs by name; None: nothing is recorded
 
@@ -375,7 +376,7 @@ class GPT(nn.Module):
             x = x + self.places[self.place_of[place]]
         run, rope = Block.forward if cache.recordings is None else compiled_block(), self.rope[:, place]
         (*_, P, capacity), first = cache.sizes, cache.first
-        end = int(positions[-1]) + 1 if positions.is_cpu else capacity  # a GPU's recording has one shape
+        end = int(positions[-1]) + 1 if cache.grows else capacity
         where = dict(positions=positions + first, unseen=cache.unseen[positions, : P + end], end=first + end)
         for block, layer in zip(self.blocks, cache.layers, strict=True):
             x = run(block, x, rope, functools.partial(layer.attend, **where))
