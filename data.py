@@ -1,10 +1,10 @@
 """data.py: where frames come from: episodes on disk, a built-in world, importers; and pictures of frames.
 
     PushWorld + expert --push--+
-    Meta-World + script -------+                      +--> Episodes.batch(step)     frames (B,T,3,H,W)
+    robots + script --script---+                      +--> Episodes.batch(step)     frames (B,T,3,H,W)
     folder of .npz ----npz-----+--> EpisodeWriter ----+       (training)            actions (B,T,A)
     mp4, webm, gif ----video---+    (a folder)        +--> Episodes.segments(n)     rewards (B,T)
-                                                              (evaluation)
+    VP2's HDF5 --------vp2-----+                              (evaluation)
 
 B batch, T frames, H/W height and width, A action dim, n worlds side by side, S frames of all episodes.
 

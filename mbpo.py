@@ -301,7 +301,7 @@ class Replay:
     raises  ValueError, before anything is cut off, if they are not"""
 
     def __init__(self, folder, frame_shape, action_dim, least=0):
-        self.row = np.dtype([("frame", "u1", frame_shape), ("action", "f4", action_dim), ("reward", "f4")])
+        self.row = np.dtype([("frame", "u1", frame_shape), ("action", "f4", (action_dim,)), ("reward", "f4")])
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.rows, self.index = open(folder / "rows.bin", "a+b", 0), open(folder / "index.bin", "a+b", 0)
