@@ -464,9 +464,8 @@ class PushWorld:
         return {k: x.copy() for k, x in vars(self).items() if isinstance(x, np.ndarray)}
 
     def restore(self, state):
-        """Go back to a state; returns frames_u8 (n,H,W,3)."""
+        """Go back to a state. Nothing is drawn."""
         vars(self).update({k: x.copy() for k, x in state.items()})
-        return self.render()
 
     def places(self):
         """Where the blocks are, for `distance`: (n, 2, 2)."""
@@ -792,13 +791,12 @@ class RoboDesk:
         return data.qpos.copy(), data.qvel.copy(), data.ctrl.copy(), data.act.copy(), own
 
     def restore(self, state):
-        """Go back to a state; returns frames_u8 (1,H,W,3)."""
+        """Go back to a state. Nothing is drawn."""
         data = self.physics.data
         data.qpos[:], data.qvel[:], data.ctrl[:], data.act[:], own = state
         self.time, self.stage, self.desk.original_pos = own
         self.physics.forward()
         self.desk.physics_copy.data.qpos[:] = data.qpos
-        return self.render()
 
     def state_of_vp2(self, flat):
         """A state for `restore` from one of VP2's files (76,): arm, its speed, things, their speed, hand."""
@@ -938,7 +936,7 @@ class RobosuitePush:
         return self.simulator.sim.get_state().flatten(), fingers, own
 
     def restore(self, state):
-        """Go back to a state; returns frames_u8 (1,H,W,3)."""
+        """Go back to a state. Nothing is drawn."""
         flat, fingers, own = state
         self.time, self.stage, self.pushed, self.way, self.first = own
         robot = self.simulator.robots[0]
@@ -947,7 +945,6 @@ class RobosuitePush:
         self.simulator.sim.forward()
         robot.composite_controller.update_state()
         robot.composite_controller.reset()
-        return self.render()
 
     def state_of_vp2(self, flat):
         """A state for `restore` from one of VP2's files (71,), whose joints are in the same order."""

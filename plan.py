@@ -465,10 +465,6 @@ class Bench:
 REASONS = "never sampled", "ranked low", "imagined wrong"
 
 
-def settings_of(cfg):
-    return tuple(sorted(vars(cfg).items()))
-
-
 @functools.cache
 def bench_of(settings):
     return Bench(SimpleNamespace(**dict(settings)))
@@ -483,14 +479,13 @@ def start_worker(threads):
     torch.set_num_threads(threads)
 
 
-def played(cfg, jobs):
+def played(settings, workers, jobs):
     """Play all jobs (model, seed, episode, draw), over processes; yields their records as they come."""
-    settings = settings_of(cfg)
-    if cfg.workers == 1:
+    if workers == 1:
         yield from (play_job(settings, *job) for job in jobs)
         return
-    threads, context = max(1, (os.cpu_count() or 1) // cfg.workers), multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(cfg.workers, context, start_worker, (threads,)) as pool:
+    threads, context = max(1, (os.cpu_count() or 1) // workers), multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, start_worker, (threads,)) as pool:
         try:
             for future in as_completed([pool.submit(play_job, settings, *job) for job in jobs]):
                 yield future.result()
@@ -509,8 +504,8 @@ def summarize(records, cfg):
     row = dict(mean=statistics.mean(rates), min=min(rates), max=max(rates), seeds=rates)
     row["least_distance"] = statistics.mean(r["least"] for r in records)
     for key in ("seconds", "ess"):
-        if key in records[0] or any(key in r for r in records):
-            row[key] = statistics.median(r[key] for r in records if key in r)
+        if known := [r[key] for r in records if key in r]:
+            row[key] = statistics.median(known)
     if lacks := [r["lacks"] for r in records if "lacks" in r]:
         largest = [max(x, key=x.get) for x in lacks]
         row["failures"] = {reason: largest.count(reason) for reason in REASONS}
@@ -542,7 +537,8 @@ def main(cfg):
         raise ValueError(f"execute is {cfg.execute!r}; expected best or mean")
     device, out = find_device(cfg.device), Path(cfg.out)
     cfg.workers = cfg.workers or (1 if device.type == "cuda" else os.cpu_count() or 1)
-    bench = bench_of(settings_of(cfg))  # says here what is wrong, and not in each process
+    settings = tuple(sorted(vars(cfg).items()))
+    bench = bench_of(settings)  # says here what is wrong, and not in each process
     if cfg.goals and len(bench.tasks) < cfg.episodes:
         print(f"{cfg.goals} holds {len(bench.tasks)} tasks")
         cfg.episodes = len(bench.tasks)
@@ -554,7 +550,7 @@ def main(cfg):
     records, todo = [done[job] for job in jobs if job in done], [job for job in jobs if job not in done]
     drawn = [str(out.with_suffix("") / f"{m}-{i}.gif") if s == 0 and i < cfg.gifs else "" for m, s, i in todo]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    coming = played(cfg, [(*job, gif) for job, gif in zip(todo, drawn, strict=True)])
+    coming = played(settings, cfg.workers, [(*job, gif) for job, gif in zip(todo, drawn, strict=True)])
     bar = tqdm(coming, "plan", len(jobs), initial=len(records))
     try:
         with open(kept, "a") as file:

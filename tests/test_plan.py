@@ -224,7 +224,8 @@ def same_futures(env):
     assert frames_u8.shape == (3, 4, 64, 64, 3) and rewards.shape == distances.shape == (3, 4)
     assert np.array_equal(env.render(), before)
     env.reset()  # another episode
-    assert np.array_equal(env.restore(start), before)
+    env.restore(start)
+    assert np.array_equal(env.render(), before)
     for k in range(4):
         frame, reward, *_ = env.step(actions[2, k : k + 1])
         assert np.array_equal(frame[0], frames_u8[2, k]) and reward[0] == pytest.approx(rewards[2, k])
@@ -367,7 +368,8 @@ def test_vp2s_tasks_start_where_their_files_say(vp2_file):
             demo["start_index"] = 1
     tasks = plan.read_goals(vp2_file, env)
     env.reset()
-    assert len(tasks) == 3 and np.array_equal(env.restore(tasks[2].start)[0], shown)
+    env.restore(tasks[2].start)
+    assert len(tasks) == 3 and np.array_equal(env.render()[0], shown)
     with pytest.raises(ValueError, match="--goals is for RoboDesk"):
         plan.read_goals(vp2_file, PushWorld())
     env.close()
