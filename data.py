@@ -51,6 +51,7 @@ PUSH_CONFIG = dict(
     expert_share=0.6,  # of the episodes; the others are random play
     action_noise=0.3,  # standard deviation of what is added to the expert's actions
     robot="red",  # or "cyan", whose looks the released checkpoint has never seen
+    scene=-1,  # >= 0: colours, light and sizes of this number in all episodes; -1: each has its own
     val_every=20,  # every 20th episode is for validation
 )
 METAWORLD_CONFIG = dict(
@@ -566,13 +567,15 @@ def random_policy(n, steps, seed, A=2):
     return np.clip(actions, -1, 1)
 
 
-def play_push(episodes, length=60, size=64, seed=0, expert_share=0.6, action_noise=0.3, robot="red"):
+def play_push(
+    episodes, length=60, size=64, seed=0, expert_share=0.6, action_noise=0.3, robot="red", scene=-1
+):
     """Play fresh PushWorld episodes; yields frames_u8 (T,H,W,3), actions (T,2), rewards (T,), kind, won.
 
     T is length + 1. A share is played by the noisy expert, which after success takes any block to any place,
     so that things keep moving; the rest is random play."""
     n = min(episodes, 50)
-    world = PushWorld(n, size, seed, length, robot)
+    world = PushWorld(n, size, seed, length, robot, scene)
     for first in range(0, episodes, n):
         frames = np.empty((length + 1, n, size, size, 3), np.uint8)  # anew: the last ones are still in use
         rng = np.random.default_rng([seed, first, 1, 1])  # four words: no stream of the world's own
@@ -594,13 +597,14 @@ def play_push(episodes, length=60, size=64, seed=0, expert_share=0.6, action_noi
             yield frames[:, i], actions[:, i], rewards[:, i], "expert" if is_expert[i] else "random", won[i]
 
 
-def collect_push(out, episodes, val_every=20, robot="red", **how):
+def collect_push(out, episodes, val_every=20, robot="red", scene=-1, **how):
     """Write the episodes of `play_push`; prints success rates and speed."""
     if episodes < 1 or not 0 <= how["seed"] < HELD_OUT or how["action_noise"] < 0:
         raise ValueError(f"expected episodes >= 1, 0 <= seed < {HELD_OUT}, action_noise >= 0; got {how}")
     began, wins = time.time(), {"expert": [], "random": []}
-    played = tqdm(play_push(episodes, robot=robot, **how), "push", episodes)
-    with EpisodeWriter(out, f"PushWorld, {robot}, seed {how['seed']}", val_every=val_every) as writer:
+    played = tqdm(play_push(episodes, robot=robot, scene=scene, **how), "push", episodes)
+    source = f"PushWorld, {robot}, scene {scene}, seed {how['seed']}"
+    with EpisodeWriter(out, source, val_every=val_every) as writer:
         for i, (*episode, kind, won) in enumerate(played):
             wins[kind].append(won)
             writer.add(*episode, f"{kind} {i}")

@@ -56,6 +56,7 @@ CONFIG = dict(
     models=("random", "world_model", "oracle"),  # or script
     episodes=50,  # tasks, the same for every seed
     seeds=3,  # of planner and model
+    scene=-1,  # of PushWorld: >= 0 is the same in all episodes, but for small moves; -1 is always another
     goals="",  # VP2's .hdf5 file of tasks instead of our own
     steps=15,  # decisions
     lead=8,  # decisions of the scripted player from start to goal
@@ -357,7 +358,7 @@ class Bench:
             self.world = WorldModel.load(cfg.ckpt, cfg.device, **how)
             self.dream = Dreamer(self.world, 1 / cfg.workers)
         size = self.world.tokenizer.config["resolution"] if self.world else 64
-        self.env = env = make_environment(cfg.task, seed=HELD_OUT + cfg.seed, size=size)
+        self.env = env = make_environment(cfg.task, 1, HELD_OUT + cfg.seed, size, cfg.scene)
         if not hasattr(env, "foresee"):
             raise ValueError(f"task is {cfg.task!r}; expected push, robosuite_push or one of RoboDesk's")
         if self.world and self.world.action_dim != env.action_dim:
@@ -528,6 +529,8 @@ def read_records(path, settings):
 
 def main(cfg):
     require_positive(cfg, "episodes", "seeds", "steps", "lead", "horizon", "iterations", "elites")
+    if min(cfg.settle, cfg.candidates, cfg.gamma, *cfg.std) < 0:
+        raise ValueError("settle, candidates, gamma and std must not be negative")
     known = "random", "world_model", "oracle", "script"
     if not cfg.models or set(cfg.models) - set(known):
         raise ValueError(f"models is {','.join(cfg.models)!r}; expected some of {', '.join(known)}")

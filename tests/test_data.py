@@ -164,6 +164,13 @@ def test_robots_differ_in_looks_alone():
         PushWorld(robot="green")
 
 
+def test_episodes_of_a_scene_look_alike():
+    def corners(scene):
+        return [frames_u8[0, 0, 0] for frames_u8, *_ in play_push(3, length=5, scene=scene)]
+
+    assert np.ptp(corners(3), axis=0).max() == 0 < np.ptp(corners(-1), axis=0).max()
+
+
 def test_a_limit_leaves_the_first_episodes(push):
     few = Episodes(push, "train", 2)
     assert list(few.names) == list(Episodes(push, "train").names[:2]) and few.n_episodes == 2

@@ -456,6 +456,7 @@ def test_wrong_settings_are_refused_with_the_reason(trained, tmp_path):
         (dict(planner="cem"), "planner is 'cem'; expected one of mppi, icem"),
         (dict(execute="worst"), "execute is 'worst'; expected best or mean"),
         (dict(std=(0.5, 0.5, 0.5)), "std is .*; expected 2 numbers, one per action dimension"),
+        (dict(std=(0.5, -0.5)), "settle, candidates, gamma and std must not be negative"),
         (dict(episodes=0), "--episodes is 0; expected at least 1"),
         (dict(ckpt=trained.free), "takes 0-D actions, push_anywhere 2-D; pass --ckpt"),
     ):
