@@ -45,8 +45,8 @@ def configure(config, doc, argv=None, presets=None):
     With --resume true, the settings that the run in OUT was started with stand in for defaults and preset.
 
     config   flat dict of defaults, whose types decide how values are read;  presets {name: dict}
-    returns  SimpleNamespace with one attribute per key; where there are presets, `given` names the keys of
-             the command line, which alone may change a checkpoint's own settings
+    returns  SimpleNamespace with one attribute per key; where there are presets, `given` names the keys that
+             may change a checkpoint's own settings: those of the command line, or of a preset with init_from
     exits    with one line at an unknown key (the nearest known one is named), preset or unreadable value"""
     args = list(sys.argv[1:] if argv is None else argv)
     asks, args = "-h" in args or "--help" in args, [a for a in args if a not in ("-h", "--help")]
@@ -76,7 +76,10 @@ def configure(config, doc, argv=None, presets=None):
         except (ValueError, FileNotFoundError) as error:
             raise SystemExit(f"--resume: {error}") from None
         settings.update({k: v for k, v in saved.items() if k in config and k != "out"})
-    return SimpleNamespace(**{**settings, **given}, **(dict(given=tuple(given)) if presets else {}))
+    if not presets:
+        return SimpleNamespace(**settings | given)
+    tuned = presets[name] if presets[name].get("init_from") else {}
+    return SimpleNamespace(**settings | given, given=tuple(tuned | given))
 
 
 def changes_given(cfg, model, free):

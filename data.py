@@ -27,6 +27,7 @@ import contextlib
 import copy
 import functools
 import json
+import mmap
 import os
 import shutil
 import sys
@@ -90,6 +91,49 @@ ROBOTS = dict(
     red=((230, 20, 20), (255, 255, 255), 0, 1 / 2),
     cyan=((0, 190, 200), (30, 10, 60), 3 / 8, 1 / 8),
 )
+
+
+# The paper's Table 4: share (%) of the robots' data, source frames per step, camera. Names: TFDS', less
+RLDS_SUFFIX = "_converted_externally_to_rlds"
+OXE = dict(
+    fractal20220817_data=(15, 1, "image"),
+    bridge=(15, 2, "image"),
+    bc_z=(15, 3, "image"),
+    robo_net=(15, 1, "image"),
+    kuka=(10, 3, "image"),
+    language_table=(5, 3, "rgb"),
+    stanford_mask_vit=(5, 1, "image"),
+    uiuc_d3field=(4 * 20 / 31, 1, "image_1,image_2,image_3,image_4"),
+    taco_play=(20 / 31, 5, "rgb_static"),
+    jaco_play=(20 / 31, 3, "image"),
+    roboturk=(20 / 31, 3, "front_rgb"),
+    viola=(20 / 31, 7, "agentview_rgb"),
+    toto=(20 / 31, 10, "image"),
+    columbia_cairlab_pusht_real=(20 / 31, 3, "image"),
+    stanford_kuka_multimodal_dataset=(20 / 31, 7, "image"),
+    stanford_hydra_dataset=(20 / 31, 3, "image"),
+    austin_buds_dataset=(20 / 31, 7, "image"),
+    nyu_franka_play_dataset=(20 / 31, 1, "image"),
+    furniture_bench_dataset=(20 / 31, 3, "image"),
+    ucsd_kitchen_dataset=(20 / 31, 1, "image"),
+    ucsd_pick_and_place_dataset=(20 / 31, 1, "image"),
+    austin_sailor_dataset=(20 / 31, 7, "image"),
+    utokyo_pr2_tabletop_manipulation=(20 / 31, 3, "image"),
+    utokyo_xarm_pick_and_place=(20 / 31, 3, "image"),
+    utokyo_xarm_bimanual=(20 / 31, 3, "image"),
+    kaist_nonprehensile=(20 / 31, 3, "image"),
+    dlr_sara_pour=(20 / 31, 3, "image"),
+    dlr_sara_grid_clamp=(20 / 31, 3, "image"),
+    dlr_edan_shared_control=(20 / 31, 3, "image"),  # their code: 2
+    asu_table_top=(20 / 31, 4, "image"),
+    utaustin_mutex=(20 / 31, 7, "image"),
+    berkeley_fanuc_manipulation=(20 / 31, 3, "image"),
+    cmu_playing_with_food=(20 / 31, 3, "image"),
+    cmu_play_fusion=(20 / 31, 2, "image"),
+    cmu_stretch=(20 / 31, 3, "image"),
+)
+SSV2 = dict(sthsth=(15 * 100 / 85, 1, ""))  # 15 % of all; for the tokenizer alone
+MIXTURES = dict(oxe=OXE, oxe_sthsth=OXE | SSV2)
 
 
 # ---- bytes <-> floats: no other file converts ----
@@ -180,7 +224,7 @@ class EpisodeWriter:
 class Episodes:
     """Random access to the episodes of a folder. It has no position: a batch depends on the arguments alone.
 
-    folder  what EpisodeWriter wrote;  split "train", "val" (index % val_every == 0) or "all"
+    folder  what EpisodeWriter wrote;  split "train", "val" (number % val_every == 0) or "all"
     limit   the first so many of those alone; 0: all
     has     frame_shape (H, W, 3), action_dim, has_reward, n_episodes, lengths, names, meta
     raises  FileNotFoundError where no such folder is, ValueError at another format or a truncated file"""
@@ -199,21 +243,24 @@ class Episodes:
         self.has_reward, self.frame_bytes = meta["has_reward"], int(np.prod(meta["frame_shape"]))
         with np.load(self.folder / "index.npz") as arrays:
             index = {key: arrays[key] for key in arrays.files}
-        self.actions, self.rewards = (np.load(self.folder / f"{key}.npy") for key in ("actions", "rewards"))
+        self.actions, self.rewards = (map_rows(self.folder / f"{key}.npy") for key in ("actions", "rewards"))
         self.paths = [self.folder / f"shard-{shard:05d}.bin" for shard in range(meta["shards"])]
-        ends = index["offset"] + index["length"] * self.frame_bytes
-        for shard, path in enumerate(self.paths):
-            expected = ends[index["shard"] == shard].max()
+        ends = np.zeros(meta["shards"], np.int64)
+        np.maximum.at(ends, index["shard"], index["offset"] + index["length"] * self.frame_bytes)
+        for path, expected in zip(self.paths, ends, strict=True):
             found = path.stat().st_size if path.is_file() else 0
             if found != expected:
                 raise ValueError(f"{path} has {found} bytes, expected {expected}; copy or write it again")
-        ids = np.arange(len(ends))
+        ids = np.arange(len(index["row"]))
+        numbers = index.get("number", ids)
         if split != "all" and len(ids) == 1:
             print(f"{folder} holds one episode, which serves for training and for validation")
         elif split != "all":
-            ids = ids[(ids % meta["val_every"] == 0) == (split == "val")]
+            ids = ids[(numbers % meta["val_every"] == 0) == (split == "val")]
         if limit > len(ids):
             raise ValueError(f"{limit} episodes wanted; {folder} has {len(ids)} for {split}")
+        if not len(ids):
+            raise ValueError(f"{folder} has no episode for {split}; import it with another --val_every")
         ids = ids[: limit or None]
         self.shards, self.offsets, self.lengths, self.rows, self.names = (
             index[key][ids] for key in ("shard", "offset", "length", "row", "name"))
@@ -226,38 +273,52 @@ class Episodes:
     def read(self, episode, start=0, stop=None):
         """Frames start..stop-1 of one episode, as bytes (stop-start, H, W, 3)."""
         stop = int(self.lengths[episode]) if stop is None else stop
-        shard = int(self.shards[episode])
-        if shard not in self.files:
-            self.files[shard] = os.open(self.paths[shard], os.O_RDONLY)
         offset = int(self.offsets[episode]) + start * self.frame_bytes
-        data = os.pread(self.files[shard], (stop - start) * self.frame_bytes, offset)
+        data = os.pread(self._open(int(self.shards[episode])), (stop - start) * self.frame_bytes, offset)
         return np.frombuffer(data, np.uint8).reshape(-1, *self.frame_shape)
 
-    def batch(self, step, batch_size, T, seed=0, rank=0, world=1, stride=1, context=0, future=0,
-              action_agg="sample"):
+    def _open(self, shard):
+        if shard not in self.files:
+            if len(self.files) == 500:  # of the 1,024 files that a process may have open by default
+                os.close(self.files.pop(next(iter(self.files))))
+            self.files[shard] = os.open(self.paths[shard], os.O_RDONLY)
+            if hasattr(os, "posix_fadvise"):  # nothing that was not asked for is read
+                os.posix_fadvise(self.files[shard], 0, 0, os.POSIX_FADV_RANDOM)
+        return self.files[shard]
+
+    def batch(self, first, batch_size, T, seed=0, **how):
         """Random segments: episode uniform, start uniform, T frames `stride` apart.
 
-        The global batch is a function of (seed, step); process `rank` of `world` gets batch_size rows of it.
+        first, seed      the segments number `first`, first + 1, ... of this seed's endless stream, which are
+                         the same whoever takes them, on however many processes
         context, future  for the tokenizer (official: rand_select): the first `context` of the T frames, then
                          `future` distinct ones, in order, out of all later frames that the segment spans
+        shuffle          or (rand_shuffle, for goals) any context + future of the T frames, in any order
         action_agg       "sample" the action at each kept frame, or "sum" the actions up to the next kept one
         returns          frames (B,T,3,H,W) in [0, 1], actions (B,T,A), rewards (B,T) at the kept frames
         A shorter episode than T * stride gets a smaller stride; one shorter than T repeats its last frame."""
+        return floats(self.batch_u8(first, batch_size, T, seed, **how))
+
+    def batch_u8(self, first, batch_size, T, seed=0, stride=1, **how):
+        """As `batch`, but with frames_u8 (B,T,H,W,3): a quarter of the bytes to move to a GPU."""
+        return self.take(uniform(seed, first, batch_size, 3 + max(0, T * stride)), T, stride, **how)
+
+    def take(self, draws, T, stride=1, context=0, future=0, shuffle=False, action_agg="sample"):
+        """The segments that numbers (B, 3 + T * stride) in [0, 1) choose; the first number is Mixture's."""
         if (context or future) and not 0 < future <= T - context < T:
             raise ValueError(f"context {context}, future {future}; expected both > 0, sum at most T = {T}")
-        rng = np.random.default_rng([seed, step])
-        everyone, mine = batch_size * world, slice(rank, None, world)
-        episodes = rng.integers(self.n_episodes, size=everyone)[mine]
-        starts = rng.random(everyone)[mine]
-        priority = rng.random((everyone, T * stride if future else 0))[mine]
+        chosen, starts, priority = draws[:, 1], draws[:, 2], draws[:, 3:]
+        episodes = (chosen * self.n_episodes).astype(int)
         strides, free = self._strides(episodes, T, stride)
         kept = strides[:, None] * np.arange(T)
-        if future:
+        if shuffle:
+            kept = np.take_along_axis(kept, priority[:, :T].argsort(1), 1)
+        elif future:
             for b, s in enumerate(strides):
-                first, end = (context - 1) * s + 1, (T - 1) * s + 1
-                drawn = np.sort(np.argsort(priority[b, first:end])[:future])
-                kept[b, context : context + future] = first + drawn
-            kept = kept[:, : context + future]
+                after, end = (context - 1) * s + 1, (T - 1) * s + 1
+                drawn = np.sort(np.argsort(priority[b, after:end])[:future])
+                kept[b, context : context + future] = after + drawn
+        kept = kept[:, : context + future or T]
         return self._gather(episodes, (starts * free).astype(int)[:, None] + kept, action_agg)
 
     def segments(self, n, T, stride=1, seed=None, action_agg="sample"):
@@ -267,7 +328,7 @@ class Episodes:
         rounds, episodes = np.divmod(np.arange(n), self.n_episodes)
         strides, free = self._strides(episodes, T, stride)
         starts = rounds * T % free if seed is None else np.random.default_rng(seed).integers(free)
-        return self._gather(episodes, starts[:, None] + strides[:, None] * np.arange(T), action_agg)
+        return floats(self._gather(episodes, starts[:, None] + strides[:, None] * np.arange(T), action_agg))
 
     def _strides(self, episodes, T, stride):
         """The stride that fits each episode, and the number of possible starts."""
@@ -284,15 +345,117 @@ class Episodes:
         kept = np.minimum(kept, self.lengths[episodes, None] - 1)
         frames_u8 = np.empty((*kept.shape, *self.frame_shape), np.uint8)
         for b, episode in enumerate(episodes):
-            first, last = int(kept[b, 0]), int(kept[b, -1])
+            first, last = int(kept[b].min()), int(kept[b].max())
             frames_u8[b] = self.read(episode, first, last + 1)[kept[b] - first]
         rows = self.rows[episodes, None] + kept
         actions = self.actions[rows]
         if action_agg == "sum":
             for b, k in np.ndindex(rows.shape[0], rows.shape[1] - 1):
                 actions[b, k] = self.actions[rows[b, k] : rows[b, k + 1]].sum(0)
-        rewards = torch.from_numpy(self.rewards[rows])
-        return dict(frames=to_float(frames_u8), actions=torch.from_numpy(actions), rewards=rewards)
+        arrays = dict(frames_u8=frames_u8, actions=actions, rewards=self.rewards[rows])
+        return {key: torch.from_numpy(np.asarray(array)) for key, array in arrays.items()}
+
+
+def map_rows(path):
+    """A .npy file whose rows are read when they are asked for, and no others."""
+    table = np.load(path, mmap_mode="r")
+    table._mmap.madvise(mmap.MADV_RANDOM)
+    return table
+
+
+def uniform(seed, first, n, k, use=0):
+    """Numbers (n, k) in [0, 1). Row i depends on (seed, use, first + i) alone: a stream without a state.
+
+    Source: the counter-based generator Philox (Salmon et al. 2011)"""
+    words = -(-k // 4)  # of the counter, each of which stands for four numbers
+    bits = np.random.Philox(key=[seed, use])
+    bits.advance(first * words)
+    return np.random.Generator(bits).random((n, 4 * words))[:, :k]
+
+
+def floats(batch):
+    """frames_u8 (B,T,H,W,3) of a batch, if it has any, -> frames (B,T,3,H,W) in [0, 1]; the rest as it is."""
+    return {k.removesuffix("_u8"): to_float(v) if k == "frames_u8" else v for k, v in batch.items()}
+
+
+class Mixture:
+    """Folders of episodes as one: a segment's set is drawn by weight, the rest as `Episodes` does.
+
+    folder  holds a folder per set, named as in MIXTURES[name]; those that are there share the weights
+    name    or "all": whatever is there, weighted by its number of episodes, every frame
+    has     as Episodes, but neither actions nor rewards: they mean another thing in each set
+    raises  ValueError where no set of the mixture is there, or frames differ in shape"""
+
+    action_dim, has_reward = 0, False
+
+    def __init__(self, folder, split="train", name="oxe"):
+        if name not in (*MIXTURES, "all"):
+            raise ValueError(f"mixture is {name!r}; expected one of {', '.join(MIXTURES)}, all")
+        places = {place.parent.name: place.parent for place in sorted(Path(folder).glob("*/meta.json"))}
+        rows = {s: MIXTURES.get(name, {}).get(s.removesuffix(RLDS_SUFFIX)) for s in places}
+        chosen = [s for s in rows if name == "all" or rows[s]]
+        if not chosen:
+            raise ValueError(f"{folder} has no set of mixture {name!r}; --mixture all takes what is there")
+        self.sets = [Episodes(places[s], split) for s in chosen]
+        if name == "all":
+            rows = {s: (data.n_episodes, 1) for s, data in zip(chosen, self.sets, strict=True)}
+        weights, self.steps = np.array([rows[s][0] for s in chosen]), [rows[s][1] for s in chosen]
+        self.weights = weights / weights.sum()
+        shapes = {data.frame_shape for data in self.sets}
+        if len(shapes) > 1:
+            raise ValueError(f"{folder} has frames {sorted(shapes)}; import all sets with the same --size")
+        self.frame_shape, self.n_episodes = shapes.pop(), sum(data.n_episodes for data in self.sets)
+        print(f"{folder} ({split}): {len(chosen)} sets, {self.n_episodes} episodes; mixture {name}")
+        for s, data, weight, step in zip(chosen, self.sets, self.weights, self.steps, strict=True):
+            print(f"  {s}: weight {weight:.4f}, every {step}. frame, {data.n_episodes} episodes")
+        if others := [s for s in places if s not in chosen]:
+            print(f"  left out, as the mixture does not name them: {', '.join(others)}")
+
+    def batch(self, first, batch_size, T, seed=0, **how):
+        """As Episodes.batch; stride multiplies that of the set."""
+        return floats(self.batch_u8(first, batch_size, T, seed, **how))
+
+    def batch_u8(self, first, batch_size, T, seed=0, stride=1, **how):
+        """As Episodes.batch_u8."""
+        strides = [max(1, round(stride * step)) for step in self.steps]
+        draws = uniform(seed, first, batch_size, 3 + T * max(strides))
+        which, parts, order = self.choose(draws[:, 0]), [], []
+        for k in np.unique(which):
+            rows = np.flatnonzero(which == k)
+            parts.append(self.sets[k].take(draws[rows], T, strides[k], **how))
+            order.extend(rows)
+        return self._join(parts, order)
+
+    def choose(self, draws):
+        """Numbers in [0, 1) -> which set each of them is for."""
+        return np.searchsorted(self.weights.cumsum()[:-1], draws, "right")
+
+    def segments(self, n, T, stride=1, seed=None, action_agg="sample"):
+        """As Episodes.segments; of each set as many as are its share, spread over the n."""
+        which = np.sort(self.choose((np.arange(n) + 0.5) / n))
+        counts = np.bincount(which, minlength=len(self.sets))
+        parts = [
+            data.segments(count, T, max(1, round(stride * step)), seed, action_agg)
+            for data, count, step in zip(self.sets, counts, self.steps, strict=True) if count
+        ]
+        places = np.concatenate([(np.arange(c) + 0.5) / c for c in counts if c])
+        return self._join(parts, np.argsort(np.argsort(places, kind="stable")))
+
+    def _join(self, parts, order):
+        """Batches -> one, whose row order[i] is the i-th of theirs."""
+        order = torch.as_tensor(np.argsort(order))
+        frames = next(key for key in parts[0] if key.startswith("frames"))
+        joined = {key: torch.cat([part[key] for part in parts])[order] for key in (frames, "rewards")}
+        return dict(joined, actions=joined["rewards"].new_zeros(*joined["rewards"].shape, 0))
+
+
+def open_data(folder, split="train", limit=0, mixture="oxe"):
+    """The Episodes of a folder, or the Mixture of those in its folders.   raises  as they do"""
+    if (Path(folder) / "meta.json").is_file() or not any(Path(folder).glob("*/meta.json")):
+        return Episodes(folder, split, limit)
+    if limit:
+        raise ValueError(f"--episodes {limit} is for one folder of episodes; {folder} is a mixture")
+    return Mixture(folder, split, mixture)
 
 
 def goal_first(batch):
@@ -302,8 +465,27 @@ def goal_first(batch):
     return dict(frames=frames, **padded)
 
 
+def draw_segments(data, cfg, T, seen, rank, world, **how):
+    """What a trainer reads: a function of the number of its micro-step, for `prefetch`.
+
+    Processes take turns at the stream of cfg.seed, batch_size segments each, from number `seen` on: a resumed
+    run goes on with segments that nobody has had, on however many processes."""
+
+    def fetch(i):
+        first = seen + (i * world + rank) * cfg.batch_size
+        batch = data.batch_u8(first, cfg.batch_size, T, cfg.seed, cfg.stride, **how)
+        if cfg.augment:
+            draws = uniform(cfg.seed, first, cfg.batch_size, AUGMENT_DRAWS, use=1)
+            batch |= plan_augmentation(draws, *data.frame_shape[:2], data.frame_shape[0], cfg.augment)
+        return batch
+
+    return fetch
+
+
 def prefetch(fn, start, stop, device):
-    """Yield fn(start) ... fn(stop-1), dicts of tensors, on `device`, in order; a thread works ahead."""
+    """Yield fn(start) ... fn(stop-1), dicts of tensors, in order, on `device`; a thread works ahead.
+
+    There frames_u8 become frames, augmented if they are to be."""
     cuda = torch.device(device).type == "cuda"
 
     def load(step):
@@ -315,7 +497,95 @@ def prefetch(fn, start, stop, device):
             batch = waiting.popleft().result()
             if step + 2 < stop:
                 waiting.append(pool.submit(load, step + 2))
-            yield {key: value.to(device, non_blocking=cuda) for key, value in batch.items()}
+            batch = floats({key: value.to(device, non_blocking=cuda) for key, value in batch.items()})
+            yield augment(batch) if "augment_order" in batch else batch
+
+
+# ---- augmentation: the same for all frames of a segment (appendix A.3) ----
+
+# The crop's share of the shorter side's square, and aspect; jitter of brightness, contrast, saturation.
+AUGMENTATIONS = dict(
+    paper=dict(scale=(0.8, 1.0), ratio=(0.9, 1.1), jitter=0.1, hue=0.05),
+    strong=dict(scale=(0.6, 1.0), ratio=(0.75, 4 / 3), jitter=0.4, hue=0.5),
+)
+AUGMENT_DRAWS = 30
+
+
+def crop_boxes(draws, H, W, scale, ratio):
+    """Numbers (B, 22) -> boxes (B, 4): top, left, height, width; the first of 10 that fits, or the middle.
+
+    Source: torchvision's RandomResizedCrop, but areas are shares of the shorter side's square"""
+    tries, at = draws[:, :20].reshape(-1, 10, 2), draws[:, 20:22]
+    area = min(H, W) ** 2 * (scale[0] + (scale[1] - scale[0]) * tries[..., 0])
+    low, high = np.log(ratio)
+    aspect = np.exp(low + (high - low) * tries[..., 1])
+    sizes = np.stack([np.sqrt(area / aspect), np.sqrt(area * aspect)], -1).round().astype(int)  # (B, 10, 2)
+    fits = (sizes[..., 0] <= H) & (sizes[..., 1] <= W)
+    sizes = np.where(fits.any(1)[:, None], sizes[np.arange(len(sizes)), fits.argmax(1)], min(H, W))
+    room = (H, W) - sizes
+    corners = np.where(fits.any(1)[:, None], (at * (room + 1)).astype(int), room // 2)
+    return np.concatenate([corners, sizes], 1)
+
+
+def resize_weights(first, length, old, new):
+    """Matrices (B, new, old) that cut [first, first + length) out of `old` pixels and resize it to `new`:
+    bilinear, antialiased where it shrinks, as torchvision and Pillow do."""
+    first, length = (np.asarray(x)[:, None, None] for x in (first, length))
+    scale = length / new
+    centre, pixels = (np.arange(new)[:, None] + 0.5) * scale, np.arange(old) - first + 0.5
+    weights = np.maximum(0, 1 - np.abs(pixels - centre) / np.maximum(scale, 1))
+    weights *= (pixels > 0) & (pixels < length)
+    return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
+
+
+def plan_augmentation(draws, H, W, size, kind="paper"):
+    """What `augment` is to do: a dict of tensors, from numbers (B, AUGMENT_DRAWS) in [0, 1).
+
+    raises  ValueError"""
+    if kind not in AUGMENTATIONS:
+        raise ValueError(f"augment is {kind!r}; expected one of {', '.join(AUGMENTATIONS)}, or nothing")
+    how, spread = AUGMENTATIONS[kind], 2 * draws[:, 22:26] - 1
+    top, left, height, width = crop_boxes(draws, H, W, how["scale"], how["ratio"]).T
+    factors = np.concatenate([1 + how["jitter"] * spread[:, :3], how["hue"] * spread[:, 3:]], 1)
+    arrays = dict(
+        rows=resize_weights(top, height, H, size), columns=resize_weights(left, width, W, size),
+        factors=factors.astype(np.float32), order=np.argsort(draws[:, 26:30]),
+    )  # fmt: skip
+    return {f"augment_{key}": torch.from_numpy(array) for key, array in arrays.items()}
+
+
+def shift_hue(frames, shift):
+    """Turn the hue of frames (..., 3, H, W) by shift (...), in circles, by way of HSV."""
+    high, low = frames.amax(-3, keepdim=True), frames.amin(-3, keepdim=True)
+    chroma = high - low
+    r, g, b = (frames / chroma.clamp_min(1e-8)).unbind(-3)
+    at = (frames == high).unbind(-3)
+    hue = torch.where(at[0], g - b, torch.where(at[1], 2 + b - r, 4 + r - g))[..., None, :, :]
+    hue = (hue / 6 + shift[..., None, None, None]) * 6
+    offset = torch.tensor([5.0, 3.0, 1.0], device=frames.device).view(3, 1, 1)
+    k = (offset + hue) % 6
+    return high - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def augment(batch):
+    """Crop, resize and recolour the frames of a batch as its entries from plan_augmentation say.
+
+    Brightness, contrast, saturation and hue come in each segment's own order (torchvision's ColorJitter): the
+    first three mix a frame with black, its mean grey, or its greys."""
+    plan = {key: batch.pop(f"augment_{key}") for key in ("rows", "columns", "factors", "order")}
+    per_segment = (slice(None), *4 * (None,))
+    frames = plan["rows"][:, None, None] @ batch["frames"] @ plan["columns"].mT[:, None, None]
+    frames = (255 * frames).round() / 255
+    luma = torch.tensor([0.2989, 0.587, 0.114], device=frames.device).view(3, 1, 1)
+    for which in plan["order"].T:
+        factor = plan["factors"].gather(1, which[:, None])[:, 0]
+        grey = (luma * frames).sum(2, keepdim=True)
+        pick = which[per_segment]
+        base = torch.where(pick == 0, 0.0, torch.where(pick == 1, grey.mean((3, 4), keepdim=True), grey))
+        mix = torch.where(which == 3, 1.0, factor)[per_segment]
+        frames = (mix * frames + (1 - mix) * base).clamp(0, 1)
+        frames = shift_hue(frames, torch.where(which == 3, factor, 0.0)[:, None])
+    return dict(batch, frames=frames)
 
 
 # ---- the built-in world ----

@@ -17,6 +17,7 @@ Run: python evaluate.py                                       the released check
      python evaluate.py --ckpt out/gpt.pt --data data/mine    validation segments of your own episodes
      torchrun --nproc_per_node=4 evaluate.py --preset bair --ckpt out/gpt.pt --data data/bair
      python evaluate.py speed                                 how fast, and against what (appendix B.4)
+     python evaluate.py loader                                how fast segments are read, without a model
      python evaluate.py tokenizers|decouple|transfer|adapt|scaling|goal    analyses (section 4.4)"""
 
 import functools
@@ -60,7 +61,7 @@ from common import (
     setup_ddp,
     uses_bf16,
 )
-from data import Episodes, save_contact_sheet
+from data import Episodes, EpisodeWriter, save_contact_sheet
 from gpt import GPT
 from sample import WorldModel, segments_for
 from tokenizer import Tokenizer, layout_of
@@ -111,6 +112,17 @@ SPEED = dict(
     clips=0,  # segments where tokenizers are compared; by default 16 on GPUs, 1 on CPUs
     repeats=3,  # medians of so many runs
     out="",  # by default results/speed-MACHINE.json
+)
+LOADER = dict(
+    episodes=(1000, 10_000, 100_000),  # of 30 frames
+    size=64,  # pixels per side
+    segment_length=16,
+    batch_size=16,
+    workers=2,  # processes that read at once
+    seconds=5.0,  # that they read for
+    preset="tiny",  # of the transformer whose appetite is told
+    device="",
+    out="results/loader.json",
 )
 # a second, dense bf16, as NVIDIA says
 PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12}
@@ -946,6 +958,97 @@ def speed(cfg):
         write_result(out, numbers)
 
 
+# ---- the loader alone ----
+
+
+def write_stand_in(folder, n, size, real=1000, T=30):
+    """n episodes of noise, of which the first `real` are on disk and the others show the same frames again: as
+    many entries as in a large data set, all in the page cache."""
+    rng, real = np.random.default_rng(0), min(n, real)
+    with EpisodeWriter(folder, "noise") as writer:
+        for _ in range(real):
+            frames = rng.integers(0, 256, (T, size, size, 3), np.uint8)
+            writer.add(frames, rng.uniform(-1, 1, (T, 4)), rng.random(T), f"episode_{0:08d}")
+    which = np.arange(n) % real
+    with np.load(folder / "index.npz") as arrays:
+        index = {key: arrays[key][which] for key in arrays.files}
+    index["row"], index["number"] = np.arange(n) * T, np.arange(n)
+    np.savez(folder / "index.npz", **index)
+    for name in ("actions.npy", "rewards.npy"):
+        rows = np.load(folder / name).reshape(real, T, -1)[which]
+        np.save(folder / name, rows.reshape(n * T, -1) if name == "actions.npy" else rows.reshape(-1))
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({**meta, "episodes": n, "frames": n * T}))
+
+
+def resident_memory():
+    """MB of this process, on Linux."""
+    return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+
+def read_ahead_of(barrier):
+    read_segments.barrier = barrier
+
+
+def read_segments(folder, rank, cfg):
+    """Open a folder and read batches of the stream for some seconds, all processes at once."""
+    read_segments.barrier.wait()
+    memory, began = resident_memory(), time.perf_counter()
+    data = Episodes(folder)
+    opened = dict(open_seconds=time.perf_counter() - began, open_megabytes=resident_memory() - memory)
+    read_segments.barrier.wait()
+    batches, began = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - began) < cfg.seconds:
+        data.batch_u8((batches * cfg.workers + rank) * cfg.batch_size, cfg.batch_size, cfg.segment_length)
+        batches += 1
+    return dict(opened, rate=batches * cfg.batch_size / seconds)
+
+
+def cold_read_share(folder, cfg, n=200):
+    """Bytes that come from the disk over bytes asked for, of segments outside of the page cache; None unless the
+    system tells."""
+    data, io = Episodes(folder), Path("/proc/self/io")
+    if not io.is_file() or not hasattr(os, "posix_fadvise"):
+        return None
+    for path in data.paths:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    before = int(re.search(r"read_bytes: (\d+)", io.read_text())[1])
+    data.batch_u8(0, n, cfg.segment_length)
+    read = int(re.search(r"read_bytes: (\d+)", io.read_text())[1]) - before
+    return read / (n * cfg.segment_length * data.frame_bytes) or None  # 0: a file system in memory
+
+
+def loader(cfg):
+    """Segments per second and MB/s out of the page cache, for data sets of several sizes, with the time and the
+    memory that it takes to open one; and what an update of the transformer takes in."""
+    require_positive(cfg, "batch_size", "workers", "segment_length")
+    require_preset(cfg)
+    device, context = find_device(cfg.device), multiprocessing.get_context("spawn")
+    rows = {key: {} for key in ("segments_per_s", "megabytes_per_s", "open_seconds", "open_megabytes")}
+    with tempfile.TemporaryDirectory() as scratch:
+        for n in tqdm(cfg.episodes, "loader"):
+            folder, name = Path(scratch) / str(n), f"{n // 1000}k" if n % 1000 == 0 else str(n)
+            write_stand_in(folder, n, cfg.size)
+            barrier = context.Barrier(cfg.workers)
+            with ProcessPoolExecutor(cfg.workers, context, read_ahead_of, (barrier,)) as pool:
+                jobs = [pool.submit(read_segments, folder, rank, cfg) for rank in range(cfg.workers)]
+                told = [job.result() for job in jobs]
+            rows["segments_per_s"][name] = rate = sum(row["rate"] for row in told)
+            rows["megabytes_per_s"][name] = rate * cfg.segment_length * cfg.size**2 * 3 / 1e6
+            for key in ("open_seconds", "open_megabytes"):
+                rows[key][name] = max(row[key] for row in told)
+        rows["cold_bytes_read_per_byte"] = cold_read_share(folder, cfg)
+    settings = {**gpt.PRESETS[cfg.preset], "segment_length": cfg.segment_length}
+    layout = layout_of(TOKENIZER_OF[cfg.preset])
+    update = alone(train_steps, settings, layout, cfg.batch_size, (False,), str(device), "auto", 3)
+    rows["training_segments_per_s"] = cfg.batch_size / update["seconds"][0] if update else None
+    for name, value in flatten(rows):
+        print(f"{name:30}{'unknown' if value is None else f'{value:.4g}':>12}")
+    write_result(cfg.out, {**rows, "settings": vars(cfg)})
+
+
 # ---- analyses (section 4.4): each trains what it compares, prints a table and draws a picture ----
 
 
@@ -1155,6 +1258,7 @@ def goal(cfg):
 
 COMMANDS = {
     "speed": (speed, SPEED),
+    "loader": (loader, LOADER),
     "tokenizers": (tokenizers, TOKENIZERS),
     "decouple": (decouple, DECOUPLE),
     "transfer": (transfer, TRANSFER),

@@ -8,14 +8,14 @@ The defaults are the paper's pre-training; batch_size counts segments per proces
 size. The paper pre-trains without actions (--actions false) and adds them in fine-tuning (--init_from
 out/gpt.pt), from a zero projection.
 
-Where we differ from the authors: data from one folder, without augmentation; rewards are those of arriving
-(gpt.py); in `tiny` alone, token embeddings start from the codebooks (`codebook_init`), so that what is
+Where we differ from the authors: no augmentation unless asked for; rewards are those of arriving (gpt.py); in `tiny` alone, token embeddings start from the codebooks (`codebook_init`), so that what is
 learned of one code holds for those that look like it, and matrices learn by Muon (Jordan et al. 2024), which
 needs about half of AdamW's updates there; and the codes that one is drawn from are fewer (`top_k`), since
 there are fewer: the unlikely ones add up to drift.
 
 Run:   python train_gpt.py --preset tiny --data data/push --tokenizer out/tokenizer.pt
        torchrun --nproc_per_node=4 train_gpt.py --data data/mine --tokenizer out/tokenizer.pt
+       torchrun --nproc_per_node=4 train_gpt.py --preset bair       one of the paper's runs, see RECIPES
 Continue a run with --resume true. Writes OUT (one file: the transformer and its tokenizer), and the same
 name with .jsonl (the numbers) and .png (validation: truth above imagined)."""
 
@@ -45,7 +45,7 @@ from common import (
     start_log,
     stop_signal,
 )
-from data import Episodes, goal_first, prefetch, save_contact_sheet
+from data import draw_segments, goal_first, open_data, prefetch, save_contact_sheet
 from gpt import GPT
 from tokenizer import Tokenizer
 
@@ -54,7 +54,9 @@ MODEL = {
 }  # those two follow from the data
 CONFIG = dict(
     preset="small",
-    data="data/push",
+    data="data/push",  # a folder of episodes, or of such folders: a mixture
+    mixture="oxe",  # how these are weighted: one of data.py's, or "all"
+    augment="",  # or paper, strong: random crops and colours
     episodes=0,  # train on the first so many alone; 0: all
     tokenizer="",  # checkpoint of the tokenizer; by default the one inside --init_from, else out/tokenizer.pt
     out="out/gpt.pt",
@@ -95,6 +97,33 @@ PRESETS = {
     "small": MODEL,
     "medium": {**MEDIUM, "batch_size": 8, "accumulate": 2, "grad_clip": 1.0},
 }
+
+# The paper's runs (Table 3), on 4 GPUs, each after the tokenizer's of its name; what is not said is as above.
+OXE = dict(data="data/oxe", augment="paper", tokenizer="out/oxe64-tokenizer.pt")
+OXE_64, OXE_256 = "thuml/ivideogpt-oxe-64-act-free", "thuml/ivideogpt-oxe-256-act-free"
+BAIR = dict(init_from=OXE_64, data="data/bair", augment="paper", tokenizer="out/bair-tokenizer.pt")
+ROBONET = dict(data="data/robonet", augment="paper", segment_length=12, max_steps=600_000)
+RECIPES = dict(
+    oxe64=dict(OXE, out="out/oxe64.pt"),
+    oxe64_medium=dict(PRESETS["medium"], **OXE, out="out/oxe64_medium.pt"),
+    oxe64_goal=dict(
+        OXE, tokenizer="out/oxe64_goal-tokenizer.pt", goal_conditioned=True, segment_length=17,
+        out="out/oxe64_goal.pt",
+    ),
+    oxe256=dict(OXE, tokenizer="out/oxe256-tokenizer.pt", batch_size=4, out="out/oxe256.pt"),
+    bair=dict(BAIR, max_steps=100_000, out="out/bair.pt"),
+    bair_free=dict(BAIR, actions=False, max_steps=70_000, out="out/bair_free.pt"),
+    robonet64=dict(ROBONET, init_from=OXE_64, tokenizer="out/robonet64-tokenizer.pt", out="out/robonet64.pt"),
+    robonet256=dict(
+        ROBONET, init_from=OXE_256, data="data/robonet256", tokenizer="out/robonet256-tokenizer.pt",
+        batch_size=4, accumulate=2, out="out/robonet256.pt",
+    ),
+    vp2=dict(
+        init_from=OXE_64, data="data/vp2", augment="paper", tokenizer="out/vp2-tokenizer.pt",
+        segment_length=12, max_steps=200_000, out="out/vp2.pt",
+    ),
+)  # fmt: skip
+PRESETS |= RECIPES
 
 
 class Loss(nn.Module):
@@ -192,7 +221,7 @@ def build(cfg, data):
     """Tokenizer, transformer and, with --resume, the state to go on from."""
     state = None
     if cfg.resume:
-        state = load_checkpoint(cfg.out, needs=("gpt", "tokenizer", "step", "optimizers", "rng"))
+        state = load_checkpoint(cfg.out, needs=("gpt", "tokenizer", "step", "segments", "optimizers", "rng"))
         tokenizer = Tokenizer.from_checkpoint(state["tokenizer"])
     else:
         tokenizer = Tokenizer.load(cfg.tokenizer or cfg.init_from or "out/tokenizer.pt")
@@ -218,15 +247,16 @@ def main(cfg):
     require_positive(cfg, "batch_size", "accumulate", "max_steps", "log_every", "eval_every", "eval_segments")
     rank, world, device = setup_ddp()
     stop, out = stop_signal(), Path(cfg.out)
-    train, val = Episodes(cfg.data, "train", cfg.episodes), Episodes(cfg.data, "val")
+    train = open_data(cfg.data, "train", cfg.episodes, cfg.mixture)
+    val = open_data(cfg.data, "val", mixture=cfg.mixture)
     torch.manual_seed(cfg.seed)  # the same weights on all processes
     tokenizer, model, resumed = build(cfg, train)
     tokenizer.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     model.to(device).train()
     optimizers = optimizers_for(model, cfg)
-    step = 0
+    step = seen = 0  # updates; segments
     if resumed:
-        step = resumed["step"]
+        step, seen = resumed["step"], resumed["segments"]
         for optimizer, saved in zip(optimizers, resumed["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
     torch.manual_seed(cfg.seed + rank + world * step)  # dropout differs between processes
@@ -241,34 +271,30 @@ def main(cfg):
     T = cfg.segment_length = model.config["segment_length"]
     if step >= cfg.max_steps:
         raise ValueError(f"{out} is at step {step} already; raise --max_steps to go on")
+    batch = cfg.batch_size * cfg.accumulate * world
     if rank == 0:
         out.parent.mkdir(parents=True, exist_ok=True)
         numbers, picture = out.with_suffix(".jsonl"), out.with_suffix(".png")
         start_log(numbers, step)
         size, A = sum(p.numel() for p in model.parameters()), model.config["action_dim"]
-        batch = cfg.batch_size * cfg.accumulate * world
         print(f"{device} x {world} | {size:,} parameters | {A}-D actions | {batch} segments per step")
 
     def save():
         state = dict(optimizers=[optimizer.state_dict() for optimizer in optimizers])
-        state.update(rng=torch.get_rng_state(), train_config=vars(cfg))
-        save_checkpoint(out, gpt=model.checkpoint(), tokenizer=tokenizer.checkpoint(), step=step, **state)
+        state.update(rng=torch.get_rng_state(), train_config=vars(cfg), step=step, segments=seen)
+        save_checkpoint(out, gpt=model.checkpoint(), tokenizer=tokenizer.checkpoint(), **state)
 
     recorded, arrange = (T - 1, goal_first) if cfg.goal_conditioned else (T, dict)
-
-    def fetch(i):
-        place = cfg.seed, rank, world, cfg.stride
-        return arrange(train.batch(i, cfg.batch_size, recorded, *place, action_agg=cfg.action_agg))
-
+    first = 0 if cfg.pretokenize else seen
+    fetch = draw_segments(train, cfg, recorded, first, rank, world, action_agg=cfg.action_agg)
     segments = arrange(val.segments(cfg.eval_segments, recorded, cfg.stride, cfg.seed, cfg.action_agg))
-    span = step * cfg.accumulate, cfg.max_steps * cfg.accumulate
     if cfg.pretokenize:
         count = -(-cfg.pretokenize // cfg.batch_size)
         once = tqdm(prefetch(fetch, 0, count, device), "tokenize", total=count, disable=rank > 0)
-        draw = shuffled([tokenize(batch, tokenizer, model, cfg.dtype) for batch in once])
-        batches = map(draw, range(*span))
+        draw = shuffled([tokenize(batch, tokenizer, model, cfg.dtype) for batch in map(arrange, once)])
+        batches = map(draw, range(step * cfg.accumulate, cfg.max_steps * cfg.accumulate))
     else:
-        batches = prefetch(fetch, *span, device)
+        batches = map(arrange, prefetch(fetch, 0, (cfg.max_steps - step) * cfg.accumulate, device))
     started = since = time.time()
     losses, waited = [], 0.0
     while step < cfg.max_steps:
@@ -294,7 +320,7 @@ def main(cfg):
         for optimizer in optimizers:
             optimizer.step()
         losses.append(total)
-        step += 1
+        step, seen = step + 1, seen + batch
         leaving = step == cfg.max_steps or (world == 1 and stop.is_set())
         if step % cfg.log_every and step % cfg.eval_every and not leaving:
             continue

@@ -8,12 +8,12 @@ defaults are the paper's low-resolution pre-training; batch_size counts segments
 updated in the same step; the authors alternate the two and count both, so their 1,000,000 steps are 500,000
 of ours.
 
-Where we differ from the authors: data from one folder, without augmentation; no mixture; `large` starts from
-scratch (theirs from aMUSEd's VQ weights); the discriminator learns at a constant rate, from the last
-micro-batch of a step.
+Where we differ from the authors: no augmentation unless asked for; `large` starts from scratch (theirs from
+aMUSEd's VQ weights); the discriminator learns at a constant rate, from the last micro-batch of a step.
 
 Run:   python train_tokenizer.py --preset tiny --data data/push
        torchrun --nproc_per_node=4 train_tokenizer.py --data data/mine
+       torchrun --nproc_per_node=4 train_tokenizer.py --preset bair     one of the paper's runs, see RECIPES
 Continue a run with --resume true; fine-tune another checkpoint with --init_from out/tokenizer.pt --lr 1e-4.
 Writes OUT (the checkpoint), the same name with .jsonl (the numbers) and .png (validation: truth above
 reconstruction)."""
@@ -44,12 +44,14 @@ from common import (
     start_log,
     stop_signal,
 )
-from data import Episodes, prefetch, save_contact_sheet
+from data import draw_segments, open_data, prefetch, save_contact_sheet
 from tokenizer import Decoder, Discriminator, Encoder, Tokenizer, VectorQuantizer
 
 CONFIG = dict(
     preset="small",
-    data="data/push",
+    data="data/push",  # a folder of episodes, or of such folders: a mixture
+    mixture="oxe_sthsth",  # how these are weighted: one of data.py's, or "all"
+    augment="",  # or paper, strong: random crops and colours
     episodes=0,  # train on the first so many alone; 0: all
     out="out/tokenizer.pt",
     init_from="",  # a checkpoint to fine-tune; it sets the sizes of the model, context_frames may change
@@ -57,6 +59,7 @@ CONFIG = dict(
     kind="compressive",  # or one that spends as many tokens on every frame, such as "16x16"
     horizon=16,  # frames of the window that a segment is drawn from
     future_frames=6,
+    shuffle=False,  # frames of the window in any order: for goal-conditioned prediction
     stride=1,  # source frames per step of the context
     batch_size=16,  # segments per process and micro-step
     accumulate=1,  # micro-steps per update
@@ -86,6 +89,26 @@ TINY = dict(lpips=False, l2=10.0, decouple_start=2000, lr=2e-3, schedule="cosine
 TINY.update(batch_size=8, future_frames=3, warmup=100, eval_every=500)
 LARGE = dict(batch_size=2, accumulate=4, discriminator_start=125_000)
 PRESETS = dict(tiny=tokenizer.TINY | TINY, small=tokenizer.SMALL, large=tokenizer.LARGE | LARGE)
+
+# The paper's runs (Table 3), on 4 GPUs; what is not said is as above. Fine-tuning begins with the authors' models.
+OXE = dict(data="data/oxe", augment="paper")
+OXE_64, OXE_256 = "thuml/ivideogpt-oxe-64-act-free", "thuml/ivideogpt-oxe-256-act-free"
+TUNED = dict(init_from=OXE_64, augment="paper", lr=1e-4, max_steps=100_000)
+RECIPES = dict(
+    oxe64=dict(OXE, out="out/oxe64-tokenizer.pt"),
+    oxe64_goal=dict(OXE, init_from=OXE_64, lr=1e-4, shuffle=True, out="out/oxe64_goal-tokenizer.pt"),
+    oxe256=dict(PRESETS["large"], **OXE, out="out/oxe256-tokenizer.pt"),
+    bair=dict(TUNED, data="data/bair", context_frames=1, future_frames=7, out="out/bair-tokenizer.pt"),
+    robonet64=dict(
+        TUNED, data="data/robonet", horizon=12, max_steps=300_000, out="out/robonet64-tokenizer.pt"
+    ),
+    robonet256=dict(
+        TUNED, data="data/robonet256", horizon=12, init_from=OXE_256, augment="", batch_size=2, accumulate=4,
+        out="out/robonet256-tokenizer.pt",
+    ),
+    vp2=dict(TUNED, data="data/vp2", horizon=12, out="out/vp2-tokenizer.pt"),
+)  # fmt: skip
+PRESETS |= RECIPES
 
 
 def update_judge(judge, optimizer, model, frames, grad_clip, autocast):
@@ -128,7 +151,7 @@ def build(cfg):
     if not path:
         return tokenizer.build(cfg.kind, {k: getattr(cfg, k) for k in tokenizer.SMALL}), None
     if cfg.resume:
-        state = load_checkpoint(path, needs=("tokenizer", "step", "optimizer", "rng"))
+        state = load_checkpoint(path, needs=("tokenizer", "step", "segments", "optimizer", "rng"))
         return Tokenizer.from_checkpoint(state["tokenizer"]), state
     free = "context_frames", "dropout", "commitment", "revive_after"
     given = changes_given(cfg, tokenizer.SMALL, free)
@@ -142,7 +165,8 @@ def main(cfg):
     require_positive(cfg, "batch_size", "accumulate", "max_steps", "log_every", "eval_every", "eval_segments")
     rank, world, device = setup_ddp()
     stop, out = stop_signal(), Path(cfg.out)
-    train, val = Episodes(cfg.data, "train", cfg.episodes), Episodes(cfg.data, "val")
+    train = open_data(cfg.data, "train", cfg.episodes, cfg.mixture)
+    val = open_data(cfg.data, "val", mixture=cfg.mixture)
     lpips = perceptual_loss(device) if cfg.lpips else None
     torch.manual_seed(cfg.seed)  # the same weights on all processes
     model, resumed = build(cfg)
@@ -161,9 +185,9 @@ def main(cfg):
     if judge and resumed and "discriminator" not in resumed:
         raise ValueError(f"{cfg.out} holds no discriminator; start one with --init_from instead of --resume")
     judge_optimizer = torch.optim.AdamW(judge.parameters(), lr=cfg.lr, weight_decay=0.0) if judge else None
-    step = 0
+    step = seen = 0  # updates; segments
     if resumed:
-        step = resumed["step"]
+        step, seen = resumed["step"], resumed["segments"]
         optimizer.load_state_dict(resumed["optimizer"])
         if judge:
             judge.load_state_dict(resumed["discriminator"])
@@ -181,12 +205,12 @@ def main(cfg):
     autocast = autocast_for(device, cfg.dtype)
     if step >= cfg.max_steps:
         raise ValueError(f"{out} is at step {step} already; raise --max_steps to go on")
+    batch = cfg.batch_size * cfg.accumulate * world
     if rank == 0:
         out.parent.mkdir(parents=True, exist_ok=True)
         numbers, picture = out.with_suffix(".jsonl"), out.with_suffix(".png")
         start_log(numbers, step)
         size = sum(p.numel() for p in model.parameters())
-        batch = cfg.batch_size * cfg.accumulate * world
         print(f"{device} x {world} | {size:,} parameters | {batch} segments per step")
 
     def save():
@@ -194,14 +218,12 @@ def main(cfg):
         if judge:
             state["discriminator"] = judge.state_dict()
             state["discriminator_optimizer"] = judge_optimizer.state_dict()
-        save_checkpoint(out, tokenizer=model.checkpoint(), step=step, **state)
+        save_checkpoint(out, tokenizer=model.checkpoint(), step=step, segments=seen, **state)
 
-    def fetch(i):
-        share = cfg.seed, rank, world
-        return train.batch(i, cfg.batch_size, cfg.horizon, *share, cfg.stride, t, cfg.future_frames)
-
+    how = dict(context=t, future=cfg.future_frames, shuffle=cfg.shuffle)
+    fetch = draw_segments(train, cfg, cfg.horizon, seen, rank, world, **how)
     segments = val.segments(cfg.eval_segments, t + cfg.future_frames, cfg.stride, cfg.seed)
-    batches = prefetch(fetch, step * cfg.accumulate, cfg.max_steps * cfg.accumulate, device)
+    batches = prefetch(fetch, 0, (cfg.max_steps - step) * cfg.accumulate, device)
     started = since = time.time()
     losses, waited = [], 0.0
     while step < cfg.max_steps:
@@ -230,7 +252,7 @@ def main(cfg):
         if adversary:
             metrics["judge"] = update_judge(judge, judge_optimizer, model, frames, cfg.grad_clip, autocast)
         losses.append(total)
-        step += 1
+        step, seen = step + 1, seen + batch
         leaving = step == cfg.max_steps or (world == 1 and stop.is_set())
         if step % cfg.log_every and step % cfg.eval_every and not leaving:
             continue

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from types import SimpleNamespace
 
 import imageio.v3 as iio
 import numpy as np
@@ -16,7 +17,9 @@ from data import (
     EpisodeWriter,
     PushWorld,
     area_resize,
+    draw_segments,
     expert,
+    floats,
     import_npz,
     import_video,
     load_episode,
@@ -36,10 +39,10 @@ def noise(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def write_numbered(folder, lengths, val_every=1000):
+def write_numbered(folder, lengths, val_every=1000, first=0):
     """Episodes whose frame k shows k (red) and the episode's number (green); actions k + 1, rewards 10 k."""
     with EpisodeWriter(folder, "numbers", val_every=val_every) as writer:
-        for episode, T in enumerate(lengths):
+        for episode, T in enumerate(lengths, first):
             k = np.arange(T)
             frames = np.zeros((T, 2, 2, 3), np.uint8)
             frames[..., 0], frames[..., 1] = k[:, None, None], episode
@@ -201,7 +204,7 @@ def same(a, b):
     return all(torch.equal(a[key], b[key]) for key in ("frames", "actions", "rewards"))
 
 
-def test_a_batch_depends_on_the_seed_and_the_step_alone(push):
+def test_a_batch_depends_on_the_seed_and_the_number_of_its_first_segment_alone(push):
     first, second = Episodes(push), Episodes(push)
     second.batch(0, 8, 6)
     assert same(first.batch(7, 8, 6, seed=1), second.batch(7, 8, 6, seed=1))
@@ -209,13 +212,25 @@ def test_a_batch_depends_on_the_seed_and_the_step_alone(push):
     assert not same(first.batch(7, 8, 6, seed=1), first.batch(7, 8, 6, seed=2))
 
 
-@pytest.mark.parametrize("how", [dict(), dict(context=2, future=2)])
+@pytest.mark.parametrize("how", [dict(), dict(context=2, future=2), dict(context=2, future=2, shuffle=True)])
 def test_two_processes_share_the_batch_of_one(push, how):
-    episodes = Episodes(push)
-    whole = episodes.batch(3, 8, 6, seed=5, **how)
+    episodes, cfg = Episodes(push), SimpleNamespace(batch_size=4, seed=5, stride=1, augment="")
+    whole = episodes.batch(24, 8, 6, seed=5, **how)
     for rank in (0, 1):
-        part = episodes.batch(3, 4, 6, seed=5, rank=rank, world=2, **how)
-        assert same(part, {key: value[rank::2] for key, value in whole.items()})
+        part = floats(draw_segments(episodes, cfg, 6, 16, rank, 2, **how)(1))
+        assert same(part, {key: value[4 * rank :][:4] for key, value in whole.items()})
+
+
+def test_a_run_on_another_number_of_processes_repeats_nothing_and_leaves_nothing_out():
+    class Data:  # yields the numbers of the segments
+        def batch_u8(self, first, n, *_):
+            return range(first, first + n)
+
+    cfg, taken = SimpleNamespace(batch_size=3, seed=0, stride=1, augment=""), []
+    for world, micro_steps in ((1, 4), (4, 2), (2, 5)):  # begun, resumed, resumed
+        fetch = [draw_segments(Data(), cfg, 4, len(taken), rank, world) for rank in range(world)]
+        taken += [number for i in range(micro_steps) for f in fetch for number in f(i)]
+    assert taken == list(range(66))
 
 
 def test_every_start_is_drawn(tmp_path):
@@ -244,6 +259,10 @@ def test_tokenizer_segments_are_the_context_and_distinct_later_frames_in_order(t
         episodes.batch(0, 1, 8, context=2, future=7)
     with pytest.raises(ValueError, match="T is 0, stride 1; expected both at least 1"):
         episodes.batch(0, 1, 0)
+    frames, _ = numbers(episodes.batch(0, 200, 8, stride=2, context=2, future=3, shuffle=True))
+    grid = (frames - frames.amin(1, keepdim=True)) % 2
+    assert frames.shape == (200, 5) and not grid.any() and (frames.diff() < 0).any()
+    assert all(len(set(row.tolist())) == 5 for row in frames) and frames.amax() <= 59
 
 
 def test_segments_are_the_same_at_every_call_and_go_round(tmp_path):
