@@ -962,17 +962,17 @@ def speed(cfg):
 
 
 def write_stand_in(folder, n, size, real=1000, T=30):
-    """n episodes of noise, of which the first `real` are on disk and the others show the same frames again: as
-    many entries as in a large data set, all in the page cache."""
+    """n episodes of noise, of which the first `real` are on disk and the others show the same frames again:
+    the index is as long as that of a large data set, and all frames are in the page cache."""
     rng, real = np.random.default_rng(0), min(n, real)
     with EpisodeWriter(folder, "noise") as writer:
         for _ in range(real):
             frames = rng.integers(0, 256, (T, size, size, 3), np.uint8)
-            writer.add(frames, rng.uniform(-1, 1, (T, 4)), rng.random(T), f"episode_{0:08d}")
+            writer.add(frames, rng.uniform(-1, 1, (T, 4)), rng.random(T))
     which = np.arange(n) % real
     with np.load(folder / "index.npz") as arrays:
         index = {key: arrays[key][which] for key in arrays.files}
-    index["row"], index["number"] = np.arange(n) * T, np.arange(n)
+    index.update(row=np.arange(n) * T, number=np.arange(n), name=[f"train_eps_{i:08d}" for i in range(n)])
     np.savez(folder / "index.npz", **index)
     for name in ("actions.npy", "rewards.npy"):
         rows = np.load(folder / name).reshape(real, T, -1)[which]
@@ -986,27 +986,22 @@ def resident_memory():
     return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
-def read_ahead_of(barrier):
-    read_segments.barrier = barrier
-
-
-def read_segments(folder, rank, cfg):
+def read_segments(folder, rank, cfg, barrier, told):
     """Open a folder and read batches of the stream for some seconds, all processes at once."""
-    read_segments.barrier.wait()
+    barrier.wait()
     memory, began = resident_memory(), time.perf_counter()
     data = Episodes(folder)
     opened = dict(open_seconds=time.perf_counter() - began, open_megabytes=resident_memory() - memory)
-    read_segments.barrier.wait()
+    barrier.wait()
     batches, began = 0, time.perf_counter()
     while (seconds := time.perf_counter() - began) < cfg.seconds:
         data.batch_u8((batches * cfg.workers + rank) * cfg.batch_size, cfg.batch_size, cfg.segment_length)
         batches += 1
-    return dict(opened, rate=batches * cfg.batch_size / seconds)
+    told.put(dict(opened, rate=batches * cfg.batch_size / seconds))
 
 
 def cold_read_share(folder, cfg, n=200):
-    """Bytes that come from the disk over bytes asked for, of segments outside of the page cache; None unless the
-    system tells."""
+    """Bytes read from the disk for each byte asked for, outside of the page cache; None if unknown."""
     data, io = Episodes(folder), Path("/proc/self/io")
     if not io.is_file() or not hasattr(os, "posix_fadvise"):
         return None
@@ -1021,8 +1016,8 @@ def cold_read_share(folder, cfg, n=200):
 
 
 def loader(cfg):
-    """Segments per second and MB/s out of the page cache, for data sets of several sizes, with the time and the
-    memory that it takes to open one; and what an update of the transformer takes in."""
+    """Segments per second and MB/s out of the page cache, from data sets of several sizes, and what it takes
+    to open one; beside what an update of the transformer takes in."""
     require_positive(cfg, "batch_size", "workers", "segment_length")
     require_preset(cfg)
     device, context = find_device(cfg.device), multiprocessing.get_context("spawn")
@@ -1031,10 +1026,10 @@ def loader(cfg):
         for n in tqdm(cfg.episodes, "loader"):
             folder, name = Path(scratch) / str(n), f"{n // 1000}k" if n % 1000 == 0 else str(n)
             write_stand_in(folder, n, cfg.size)
-            barrier = context.Barrier(cfg.workers)
-            with ProcessPoolExecutor(cfg.workers, context, read_ahead_of, (barrier,)) as pool:
-                jobs = [pool.submit(read_segments, folder, rank, cfg) for rank in range(cfg.workers)]
-                told = [job.result() for job in jobs]
+            barrier, told = context.Barrier(cfg.workers), context.Queue()
+            for rank in range(cfg.workers):
+                context.Process(target=read_segments, args=(folder, rank, cfg, barrier, told)).start()
+            told = [told.get(timeout=60 + cfg.seconds) for _ in range(cfg.workers)]
             rows["segments_per_s"][name] = rate = sum(row["rate"] for row in told)
             rows["megabytes_per_s"][name] = rate * cfg.segment_length * cfg.size**2 * 3 / 1e6
             for key in ("open_seconds", "open_megabytes"):

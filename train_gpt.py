@@ -8,10 +8,11 @@ The defaults are the paper's pre-training; batch_size counts segments per proces
 size. The paper pre-trains without actions (--actions false) and adds them in fine-tuning (--init_from
 out/gpt.pt), from a zero projection.
 
-Where we differ from the authors: no augmentation unless asked for; rewards are those of arriving (gpt.py); in `tiny` alone, token embeddings start from the codebooks (`codebook_init`), so that what is
-learned of one code holds for those that look like it, and matrices learn by Muon (Jordan et al. 2024), which
-needs about half of AdamW's updates there; and the codes that one is drawn from are fewer (`top_k`), since
-there are fewer: the unlikely ones add up to drift.
+Where we differ from the authors: no augmentation unless asked for; rewards are those of arriving (gpt.py); in
+`tiny` alone, token embeddings start from the codebooks (`codebook_init`), so that what is learned of one code
+holds for those that look like it, and matrices learn by Muon (Jordan et al. 2024), which needs about half of
+AdamW's updates there; and the codes that one is drawn from are fewer (`top_k`), since there are fewer: the
+unlikely ones add up to drift.
 
 Run:   python train_gpt.py --preset tiny --data data/push --tokenizer out/tokenizer.pt
        torchrun --nproc_per_node=4 train_gpt.py --data data/mine --tokenizer out/tokenizer.pt

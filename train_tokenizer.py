@@ -90,7 +90,7 @@ TINY.update(batch_size=8, future_frames=3, warmup=100, eval_every=500)
 LARGE = dict(batch_size=2, accumulate=4, discriminator_start=125_000)
 PRESETS = dict(tiny=tokenizer.TINY | TINY, small=tokenizer.SMALL, large=tokenizer.LARGE | LARGE)
 
-# The paper's runs (Table 3), on 4 GPUs; what is not said is as above. Fine-tuning begins with the authors' models.
+# The paper's runs (Table 3), on 4 GPUs; what is not said is as above. Fine-tuning begins with their models.
 OXE = dict(data="data/oxe", augment="paper")
 OXE_64, OXE_256 = "thuml/ivideogpt-oxe-64-act-free", "thuml/ivideogpt-oxe-256-act-free"
 TUNED = dict(init_from=OXE_64, augment="paper", lr=1e-4, max_steps=100_000)

@@ -134,6 +134,13 @@ def test_every_setting_of_an_importer_is_a_parameter_of_its_function(command):
     assert set(config) == taken
 
 
+def test_what_a_preset_that_fine_tunes_sets_counts_as_given():
+    config, presets = dict(CONFIG, init_from=""), dict(PRESETS, tuned=dict(init_from="x.pt", steps=5))
+    given = configure(config, "", ["--preset=tuned", "--lr=1"], presets).given
+    assert given == ("init_from", "steps", "preset", "lr")
+    assert configure(config, "", ["--preset=b"], presets).given == ("preset",)
+
+
 @pytest.mark.parametrize("script", [train_tokenizer, train_gpt, mbpo])
 def test_presets_change_only_settings_that_exist_and_keep_their_types(script):
     for preset in script.PRESETS.values():

@@ -3,6 +3,8 @@
 import json
 import random
 import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -262,20 +264,29 @@ def test_grad_clip_bounds_the_gradient_and_0_switches_it_off(script, push, train
     assert norms[0] > 0.1 and norms[1] == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_two_micro_steps_give_the_gradient_of_one_with_twice_the_batch(push, trained, tmp_path, monkeypatch):
-    batch = Episodes.batch
-
-    def rows(self, step, batch_size, *settings, **more):
-        """Rows of one batch of eight, so that both runs see the same segments."""
-        whole, first = batch(self, 0, 8, *settings, **more), step * batch_size
-        return {key: value[first : first + batch_size] for key, value in whole.items()}
-
-    monkeypatch.setattr(Episodes, "batch", rows)
+def test_two_micro_steps_give_the_gradient_of_one_with_twice_the_batch(push, trained, tmp_path):
     one, two = tmp_path / "one.pt", tmp_path / "two.pt"
     settings = {**GPT_RUN, **ONE_STEP, "muon": False, "data": push, "tokenizer": trained.tokenizer}
     train(train_gpt, **{**settings, "batch_size": 8, "out": one})
     train(train_gpt, **{**settings, "batch_size": 4, "out": two}, accumulate=2)
     assert torch.allclose(first_moments(two), first_moments(one), atol=1e-5)
+
+
+def test_two_nodes_train_as_one_with_as_many_processes(push, trained, tmp_path):
+    settings = {**GPT_RUN, "data": push, "tokenizer": trained.tokenizer, "max_steps": 3, "log_every": 1}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meet = "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{free.getsockname()[1]}"
+    losses = []
+    for nodes, how in ((1, ("--standalone",)), (2, ("--nnodes=2", *meet))):
+        out = tmp_path / f"{nodes}.pt"
+        torchrun = "-m", "torch.distributed.run", *how, f"--nproc_per_node={2 // nodes}", "train_gpt.py"
+        command = *torchrun, *flags(**settings, out=out)
+        with ThreadPoolExecutor(nodes) as pool:
+            done = list(pool.map(lambda _, command=command: python(*command), range(nodes)))
+        assert all(node.returncode == 0 for node in done), done
+        losses.append([line["loss"] for line in lines(out) if "loss" in line])
+    assert losses[0] == losses[1] and len(losses[0]) == 3
 
 
 # ---- interruption ----
