@@ -97,50 +97,30 @@ NPZ_CONFIG = dict(
     val_every=20,  # episodes whose number is a multiple of it are for validation; the paper's is 100
     workers=0,  # processes; 0: one per core
 )
-# Those below have settings as for npz, and:
-VIDEO_CONFIG = dict(src="", out="data/video", size=64, min_frames=16, val_every=20, workers=0)
-VP2_CONFIG = dict(
-    src="",
-    out="data/vp2",
-    mask="",  # train or valid: the episodes of that list alone
-    size=0,
-    min_frames=12,
-    val_every=20,
-    workers=0,
-)
+IMPORT = dict(src="", size=64, min_frames=2, val_every=100, workers=0)  # of the others, each as for npz
+VIDEO_CONFIG = dict(IMPORT, out="data/video", min_frames=16, val_every=20)
+VP2_CONFIG = dict(IMPORT, out="data/vp2", mask="", size=0, min_frames=12, val_every=20)  # mask: train, valid
 BAIR_CONFIG = dict(
-    src="",
+    IMPORT,
     out="data/bair",
     split="",  # train or test, where the folder has both
     camera="aux1",  # the paper's, or main
     size=0,
-    min_frames=2,
-    val_every=100,
-    workers=0,
 )
-ROBONET_CONFIG = dict(
-    src="", out="data/robonet", camera="cam0", size=64, min_frames=12, val_every=100, workers=0)
+ROBONET_CONFIG = dict(IMPORT, out="data/robonet", camera="cam0", min_frames=12)
 RLDS_CONFIG = dict(
-    src="",  # folder of one version of the dataset, with features.json
+    IMPORT,
     out="data/rlds",
     split="train",  # TFDS's name
     camera="image",  # among the observations
     actions=True,  # all float features under steps/action side by side
     exclude="",
-    size=64,
-    min_frames=2,
-    val_every=100,
-    workers=0,
 )
 LEROBOT_CONFIG = dict(
-    src="",  # folder of the dataset, with meta/info.json
+    IMPORT,
     out="data/lerobot",
     camera="",  # such as observation.images.top; "": the first
     action="action",  # the column; "": none
-    size=64,
-    min_frames=2,
-    val_every=100,
-    workers=0,
 )
 STHSTH_CONFIG = dict(
     src="",  # folder of the .webm files, or of a folder of .jpg frames for each video
@@ -1236,6 +1216,7 @@ def _write_part(i, job, kind, folder, episodes, size, min_frames, excluded):
                     frames_u8, actions, rewards = _checked(*read(), size)
                     if len(frames_u8) < min_frames:
                         raise ValueError(f"{len(frames_u8)} frames, fewer than --min_frames {min_frames}")
+                    actions = np.zeros((len(frames_u8), 0)) if actions is None else actions
                     yield number, name, frames_u8, actions, rewards
                 except Exception as error:
                     report["skipped"].append((name, _reason(error)))
@@ -1245,15 +1226,15 @@ def _write_part(i, job, kind, folder, episodes, size, min_frames, excluded):
     with EpisodeWriter(part, "", may_be_empty=True) as writer:
         writer.meta.update(kind)
         for number, name, frames_u8, actions, rewards in readable():
-            clipped = None if actions is None else np.clip(actions, -1, 1)
+            clipped = np.clip(actions, -1, 1)
             try:
                 writer.add(frames_u8, clipped, rewards, name, number)
             except ValueError as error:
                 report["skipped"].append((name, str(error)))
                 continue
             report["imported"] += 1
-            report["clipped"] += 0 if actions is None else int((actions != clipped).sum())
-            report["values"] += 0 if actions is None else actions.size
+            report["clipped"] += int((actions != clipped).sum())
+            report["values"] += actions.size
     _write_json(folder / f"part-{i:05d}.json", report)
 
 
@@ -1327,8 +1308,7 @@ def _import(jobs, episodes, out, key="", size=0, min_frames=2, val_every=20, wor
               `_checked` takes), raises an Exception where it finds no more; its keywords hold src
     raises    ValueError, if OUT.partial is of another import or no episode is usable"""
     if workers < 0 or not jobs:
-        raise ValueError(f"--workers is {workers}, files of interest are {len(jobs)}; expected 0 (one for each "
-                         "core) or more, and at least 1 file")
+        raise ValueError(f"{len(jobs)} parts, --workers {workers}; expected at least 1, at least 0")
     src = episodes.keywords["src"]
     writer = EpisodeWriter(out, src, key, val_every)
     folder, settings, excluded = writer.partial, writer.partial / "settings.json", _excluded(exclude)
@@ -1719,22 +1699,10 @@ def _example(record):
 
 
 def _values(feature):
-    """A feature's values: a list of bytes, or an array of float32 or int64."""
-    for kind, content in _fields(feature):
-        values = [value for _, value in _fields(content)]
-        if kind == 1:
-            return values
-        if kind == 2:
-            return np.frombuffer(b"".join(values), "<f4")
-        integers = []
-        for value in values:  # one each, or packed
-            i = 0
-            while not isinstance(value, int) and i < len(value):
-                integer, i = _varint(value, i)
-                integers.append(integer)
-            integers += [value] if isinstance(value, int) else []
-        return np.array(integers, np.uint64).view(np.int64)
-    return []
+    """A feature's values: a list of bytes or an array of float32. (Nothing here needs its integers.)"""
+    kind, content = next(_fields(feature), (1, b""))
+    values = [value for _, value in _fields(content)]
+    return np.frombuffer(b"".join(values), "<f4") if kind == 2 else values
 
 
 def _read_bair(record, camera):

@@ -294,7 +294,7 @@ FORMATS = dict(
                     (dict(action="x"), "no column 'x'; --action takes one of .*, action")),
     sthsth=Format(write_sthsth, data.import_sthsth, "videos/102.webm",
                   ({5}, r"102.webm: it ends after .* s, \d+ frames: truncated"),
-                  (0, {5}, "102.webm: .*Operation not permitted")),
+                  (0, {5}, "102.webm: .*(Invalid data|not permitted)")),
 )
 
 
@@ -402,12 +402,11 @@ def test_without_the_checksum_library_lengths_are_checked_nevertheless(tmp_path,
 
 
 def test_values_of_a_feature_are_read_packed_or_one_by_one():
-    values = np.array([0, 1, 300, 2**62, 2**64 - 7], np.uint64)
-    features = data._example(example(dict(a=values, b=np.float32([1.5, -2]), c=[b"x", b"y\0"], d=[])))
-    assert data._values(features["a"]).tolist() == [0, 1, 300, 2**62, -7]
+    features = data._example(example(dict(a=np.arange(3), b=np.float32([1.5, -2]), c=[b"x", b"y\0"], d=[])))
     assert data._values(features["b"]).tolist() == [1.5, -2]
     assert data._values(features["c"]) == [b"x", b"y\0"] and data._values(features["d"]) == []
-    assert data._values(field(3, varint(8) + varint(5) + varint(8) + varint(300))).tolist() == [5, 300]
+    singly = b"".join(varint(1 << 3 | 5) + struct.pack("<f", value) for value in (1.5, -2))
+    assert data._values(field(2, singly)).tolist() == [1.5, -2]
 
 
 def test_shards_are_read_in_the_order_of_the_official_converter():
