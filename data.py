@@ -1165,6 +1165,14 @@ def _reason(error):
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 
+def _read_json(path):
+    """Its content.   raises  ValueError naming a damaged file"""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
 def _checked(frames, actions, rewards, size=0):
     """What a reader returned, arrays that may be anything, as EpisodeWriter.add takes it.
 
@@ -1248,8 +1256,8 @@ def _write_parts(jobs, folder, write, workers):
                 write(i, jobs[i], kind)
                 bar.update()
                 todo.remove(i)
-            if json.loads(report.read_text())["imported"]:
-                meta = json.loads((folder / f"part-{i:05d}" / "meta.json").read_text())
+            if _read_json(report)["imported"]:
+                meta = _read_json(folder / f"part-{i:05d}" / "meta.json")
                 kind = {key: meta[key] for key in KIND}
                 break
         tasks = [(i, jobs[i], kind) for i in todo]
@@ -1269,14 +1277,14 @@ def _write_parts(jobs, folder, write, workers):
                                  "same command goes on, perhaps with fewer --workers") from None
             finally:
                 pool.shutdown(cancel_futures=True)
-    return [json.loads(report.read_text()) for report in reports]
+    return [_read_json(report) for report in reports]
 
 
 def _merge(folder, n_parts, meta):
     """Parts -> one folder of episodes by number; shards are renamed. One that was killed can begin again."""
     tables, actions, rewards, n_shards, n_frames = [], [], [], 0, 0
     for part in filter(Path.is_dir, (folder / f"part-{i:05d}" for i in range(n_parts))):
-        part_meta = json.loads((part / "meta.json").read_text())
+        part_meta = _read_json(part / "meta.json")
         for shard in range(part_meta["shards"]):
             with contextlib.suppress(FileNotFoundError):  # moved already
                 os.replace(part / f"shard-{shard:05d}.bin", folder / f"shard-{n_shards + shard:05d}.bin")
@@ -1307,18 +1315,18 @@ def _import(jobs, episodes, out, key="", size=0, min_frames=2, val_every=20, wor
     episodes  functools.partial, called with a job's items: yields (number, name, function that returns what
               `_checked` takes), raises an Exception where it finds no more; its keywords hold src
     raises    ValueError, if OUT.partial is of another import or no episode is usable"""
-    if workers < 0 or not jobs:
-        raise ValueError(f"{len(jobs)} parts, --workers {workers}; expected at least 1, at least 0")
+    if workers < 0:
+        raise ValueError(f"--workers is {workers}; expected 0, which is one for each core, or more")
     src = episodes.keywords["src"]
     writer = EpisodeWriter(out, src, key, val_every)
     folder, settings, excluded = writer.partial, writer.partial / "settings.json", _excluded(exclude)
     digest = hashlib.sha256(json.dumps(jobs).encode()).hexdigest()[:16]
     used = dict(_plain(episodes), size=size, min_frames=min_frames, val_every=val_every,
                 exclude=sorted(excluded), files=f"{len(jobs)} parts, {digest}")
-    begun = json.loads(settings.read_text()) if settings.is_file() else None
+    begun = _read_json(settings) if settings.is_file() else None
     if begun and begun != used:
         changed = sorted(k for k in {**begun, **used} if begun.get(k) != used.get(k))
-        raise ValueError(f"{folder} was begun with another {', '.join(changed)}; delete it to begin anew")
+        raise ValueError(f"{folder} was begun with other {', '.join(changed)}; delete it to begin anew")
     if not begun:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -1335,8 +1343,7 @@ def _import(jobs, episodes, out, key="", size=0, min_frames=2, val_every=20, wor
 
 
 def _summarize(reports, folder, src, n_excluded):
-    """Print what was imported and what not, and why.   raises  ValueError where nothing was, of which it
-    leaves nothing"""
+    """Print what was imported and what not, and why.   raises  ValueError, leaving nothing, if nothing was"""
     skipped = [(f"skipped {src}/{name}: {reason}", reason) for r in reports for name, reason in r["skipped"]]
     lines = [line for line, _ in skipped]
     imported, excluded, clipped, values = (
@@ -1350,7 +1357,7 @@ def _summarize(reports, folder, src, n_excluded):
         print(f"clipped {clipped} of {values} action values to [-1, 1]")
     if not imported:
         shutil.rmtree(folder)
-        raise ValueError("no episode was added, so nothing is written; " + (lines or ["all excluded"])[0])
+        raise ValueError("no episode was added, so nothing is written; " + (lines or ["none is wanted"])[0])
     if lines:
         (folder / "skipped.txt").write_text("\n".join(lines) + "\n")
 
@@ -1421,16 +1428,16 @@ def _video_frames(source, start=0.0):
         stream.codec_context.thread_count = 1  # importers run a process on each core
         if start > 0:
             container.seek(int(start / stream.time_base), stream=stream)
-        time, n = 0.0, 0
+        at = 0.0
         for frame in container.decode(stream):
-            time, n = frame.time or 0.0, n + 1
-            if time >= start or start <= 0:
+            at = frame.time or 0.0
+            if at >= start or start <= 0:
                 yield frame.to_ndarray(format="rgb24")
         whole = float(stream.duration * stream.time_base) if stream.duration else 0.0
         if not whole and len(container.streams) == 1:  # sound may last longer
             whole = (container.duration or 0) / 1e6
-        if time + 2 / (stream.average_rate or 1) < 0.9 * whole:  # a cut webm decodes without an error
-            raise ValueError(f"it ends after {time:.2f} of {whole:.2f} s, {n} frames: truncated")
+        if at + 2 / (stream.average_rate or 1) < 0.9 * whole:  # a webm that was cut decodes without an error
+            raise ValueError(f"it ends after {at:.2f} of {whole:.2f} s: truncated")
 
 
 def _read_video(path, size=0):
@@ -1512,9 +1519,11 @@ def _sthsth_list(folder, split):
     if None in files:
         raise FileNotFoundError(f"{folder} has neither {split}.json and labels.json nor {lines.name}; pass "
                                 "the folder of them as --labels")
-    rows, classes = (json.loads(path.read_text()) for path in files)
-    templates = [(row["id"], re.sub(r"[\[\]]", "", row["template"])) for row in rows]
-    return [(video, int(classes[template])) for video, template in templates]
+    rows, classes = map(_read_json, files)
+    templates = [re.sub(r"[\[\]]", "", row["template"]) for row in rows]
+    if unknown := set(templates) - classes.keys():
+        raise ValueError(f"{files[1]} lacks {min(unknown)!r}, which {files[0]} uses; pass files of one set")
+    return [(row["id"], int(classes[template])) for row, template in zip(rows, templates, strict=True)]
 
 
 # ---- importers: HDF5 ----
@@ -1805,15 +1814,15 @@ def import_rlds(src, out, split="train", camera="image", actions=True, exclude="
     if not src or not all(path.is_file() for path in paths):
         raise FileNotFoundError(f"--src {src!r} lacks {paths[0].name} or {paths[1].name}; pass the folder "
                                 "of a dataset's version, such as bridge/0.1.0")
-    tree, about = (json.loads(path.read_text()) for path in paths)
+    tree, about = map(_read_json, paths)
     leaves, place = dict(_rlds_leaves(tree)), "steps/observation/"
-    cameras = [path.removeprefix(place) for path, leaf in leaves.items() if "image" in leaf and place in path]
+    cameras = [path.removeprefix(place) for path in leaves if "image" in leaves[path] and place in path]
     if camera not in cameras:
         raise ValueError(f"no camera {camera!r}; --camera takes one of {', '.join(cameras)}")
     columns = {}
     for path, leaf in sorted(leaves.items()):
-        tensor = leaf.get("tensor", {})
-        if actions and path.startswith("steps/action") and tensor.get("dtype", "").startswith("float"):
+        tensor, wanted = leaf.get("tensor", {}), actions and path.split("/")[:2] == ["steps", "action"]
+        if wanted and tensor.get("dtype", "").startswith("float"):
             columns[path] = int(np.prod([int(n) for n in tensor.get("shape", {}).get("dimensions", ())]))
     lengths = {part["name"]: [int(n) for n in part["shardLengths"]] for part in about["splits"]}
     if split not in lengths:
@@ -1870,7 +1879,7 @@ def import_lerobot(src, out, camera="", action="action", size=64, min_frames=2, 
     root = Path(src)
     if not src or not (root / "meta/info.json").is_file():
         raise FileNotFoundError(f"--src {src!r} has no meta/info.json; pass the folder of a LeRobot dataset")
-    info = json.loads((root / "meta/info.json").read_text())
+    info = _read_json(root / "meta/info.json")
     cameras = [name for name, feature in info["features"].items() if feature["dtype"] == "video"]
     camera = camera or (cameras or [""])[0]
     if camera not in cameras:
