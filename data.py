@@ -95,7 +95,7 @@ NPZ_CONFIG = dict(
     size=0,  # pixels per side after a centre crop; 0 keeps frames as they are
     min_frames=2,  # shorter episodes are skipped
     val_every=20,  # episodes whose number is a multiple of it are for validation; the paper's is 100
-    workers=0,  # processes; 0: one per core
+    workers=0,  # processes; 0: one per core that torch may use
 )
 IMPORT = dict(src="", size=64, min_frames=2, val_every=100, workers=0)  # of the others, each as for npz
 VIDEO_CONFIG = dict(IMPORT, out="data/video", min_frames=16, val_every=20)
@@ -1334,7 +1334,7 @@ def _import(jobs, episodes, out, key="", size=0, min_frames=2, val_every=20, wor
     if not (folder / "meta.json").is_file():
         write = functools.partial(_write_part, folder=folder, episodes=episodes, size=size,
                                   min_frames=min_frames, excluded=excluded)
-        reports = _write_parts(jobs, folder, write, workers or os.cpu_count())
+        reports = _write_parts(jobs, folder, write, workers or torch.get_num_threads())
         _summarize(reports, folder, src, len(excluded))
         _merge(folder, len(jobs), writer.meta)
     for leftover in folder.glob("part-*"):

@@ -570,3 +570,11 @@ def test_the_authors_recordings_are_imported(tmp_path):
     data.import_npz(demos, tmp_path / "out", key="observation", workers=1)
     episodes = Episodes(tmp_path / "out", "all")
     assert (episodes.n_episodes, episodes.frame_shape, episodes.action_dim) == (5, (64, 64, 3), 4)
+
+
+def test_a_writer_numbers_episodes_by_place_unless_told(tmp_path):
+    with data.EpisodeWriter(tmp_path / "out", "test") as writer:
+        for number in (None, None, 7):
+            writer.add(np.zeros((2, 4, 4, 3), np.uint8), number=number)
+    with np.load(tmp_path / "out/index.npz") as index:
+        assert index["number"].tolist() == [0, 1, 7]
