@@ -512,7 +512,7 @@ def test_the_push_command_writes_a_folder_and_wrong_commands_exit_with_a_message
     assert Episodes(out, "all").lengths.tolist() == [5, 5, 5] and "frames/s" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="^ValueError: .* exists and is not an empty folder"):
         data.main(["push", "--out", str(out)])
-    with pytest.raises(SystemExit, match="pull: no such command; expected push, .*, script, npz, video, vp2"):
+    with pytest.raises(SystemExit, match="pull: no such command; expected push, .*, video, vp2, bair"):
         data.main(["pull"])
     with pytest.raises(SystemExit) as exit:
         data.main([])
