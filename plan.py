@@ -43,8 +43,9 @@ import torch
 from tqdm import tqdm
 
 from common import configure, find_device, keep_memory, perceptual_loss, require_positive, run
-from data import HELD_OUT, make_environment, open_vp2, save_gif, to_float, vp2_frames
+from data import HELD_OUT, make_environment, save_gif, to_float
 from evaluate import load_torchscript, perceptual_distance, write_result
+from importers import open_vp2, vp2_frames
 from sample import WorldModel
 
 CONFIG = dict(

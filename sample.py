@@ -27,13 +27,13 @@ from common import configure, find_device, load_checkpoint, require_positive, ru
 from data import (
     Episodes,
     goal_first,
-    load_episode,
     push_segments,
     save_contact_sheet,
     save_side_by_side,
     to_float,
 )
 from gpt import GPT
+from importers import load_episode
 from tokenizer import Tokenizer
 
 CONFIG = dict(

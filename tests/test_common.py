@@ -14,6 +14,7 @@ import common
 import data
 import evaluate
 import gpt
+import importers
 import mbpo
 import sample
 import tokenizer
@@ -125,9 +126,12 @@ def test_every_setting_of_a_model_is_read(model):
     assert not set(model.SMALL) - {node.value for node in nodes_of(model, ast.Constant)}
 
 
-@pytest.mark.parametrize("command", data.COMMANDS)
+COMMANDS = {**data.COMMANDS, **importers.IMPORTERS}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_setting_of_an_importer_is_a_parameter_of_its_function(command):
-    function, config = data.COMMANDS[command]
+    function, config = COMMANDS[command]
     taken = set(inspect.signature(function).parameters) - {"how"}
     if command == "push":  # it hands the others on
         taken |= set(inspect.signature(data.play_push).parameters)

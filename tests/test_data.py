@@ -16,13 +16,9 @@ from data import (
     Episodes,
     EpisodeWriter,
     PushWorld,
-    area_resize,
     draw_segments,
     expert,
     floats,
-    import_npz,
-    import_video,
-    load_episode,
     play_push,
     prefetch,
     push_segments,
@@ -33,6 +29,7 @@ from data import (
     to_float,
     to_u8,
 )
+from importers import area_resize, import_npz, import_video, load_episode
 
 
 def noise(*shape, seed=0):

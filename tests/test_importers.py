@@ -1,4 +1,4 @@
-"""data.py's importers: formats that their own libraries wrote, damage, kills, processes, numbers."""
+"""importers.py: formats that their own libraries wrote, damage, kills, processes, numbers."""
 
 import functools
 import io
@@ -19,8 +19,20 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-import data
-from data import Episodes, interleave
+import importers
+from data import Episodes, EpisodeWriter
+from importers import (
+    _example,
+    _values,
+    import_bair,
+    import_lerobot,
+    import_npz,
+    import_rlds,
+    import_robonet,
+    import_sthsth,
+    import_vp2,
+    interleave,
+)
 
 av = pytest.importorskip("av", reason="pip install av")
 h5py = pytest.importorskip("h5py", reason="pip install h5py")
@@ -258,41 +270,41 @@ class Format(NamedTuple):
 
 
 FORMATS = dict(
-    bair=Format(write_bair, data.import_bair, "traj_3_to_5.tfrecords",
+    bair=Format(write_bair, import_bair, "traj_3_to_5.tfrecords",
                 ({4, 5}, "tfrecords: record 1 of 3 is cut off: truncated"),
                 (0.5, {4}, "traj_4: its checksum is wrong: damaged"),
                 ({4}, "traj_4: action 0 has 3 numbers; expected 4"),
                 (dict(camera="x"), "no camera 'x'; --camera takes one of aux1, main")),
-    rlds=Format(write_rlds, data.import_rlds, "toy-train.tfrecord-00001-of-00003",
+    rlds=Format(write_rlds, import_rlds, "toy-train.tfrecord-00001-of-00003",
                 ({4}, "of-00003: record 1 of 2 is cut off: truncated"),
                 (0.7, {4}, "train_eps_00000004: its checksum is wrong: damaged"),
                 ({4}, r"train_eps_00000004: actions are \(7, 4\); expected finite \(20 or 19, A\)"),
                 (dict(camera="x"), "no camera 'x'; --camera takes one of image, wrist")),
-    robonet=Format(write_robonet, data.import_robonet, "robot_1.hdf5",
+    robonet=Format(write_robonet, import_robonet, "robot_1.hdf5",
                    ({1}, "OSError: .*truncated file"), (0, {1}, "OSError: .*signature not found"),
                    ({1}, "robot_1.hdf5: 8 frames, fewer than --min_frames 12"),  # 7 actions: 8 frames
                    (dict(camera="cam7"), "no camera 'cam7'; --camera takes one of cam0")),
-    vp2=Format(write_vp2, data.import_vp2, "task_1.hdf5",
+    vp2=Format(write_vp2, import_vp2, "task_1.hdf5",
                ({1}, "no file of VP2's: .*truncated file"),
                (0, {1}, "no file of VP2's: .*signature not found"),
                ({1}, r"task_1.hdf5/demo_0: actions are \(7, 5\); expected finite"),
                (dict(mask="x"), "has no mask/x; leave --mask out")),
-    npz=Format(write_npz, data.import_npz, "train_eps_00000001.npz",
+    npz=Format(write_npz, import_npz, "train_eps_00000001.npz",
                ({1}, "BadZipFile: File is not a zip file"), (0.5, {1}, "BadZipFile: Bad CRC-32"),
                ({1}, r"actions are \(7, 2\); expected finite"),
                (dict(key="x"), "no array 'x'; --key takes one of image, action")),
-    lerobot2=Format(write_lerobot, data.import_lerobot,
+    lerobot2=Format(write_lerobot, import_lerobot,
                     "videos/chunk-000/observation.images.top/episode_000001.mp4",
                     ({1}, "episode_000001: .*Invalid data"), (0.002, {1}, "episode_000001: .*Invalid data"),
                     ({1}, r"episode_000001: actions are \(7, 2\); expected finite"),
                     (dict(camera="x"), "no video 'x'; --camera takes one of observation.images.top")),
-    lerobot3=Format(functools.partial(write_lerobot, v3=True), data.import_lerobot,
+    lerobot3=Format(functools.partial(write_lerobot, v3=True), import_lerobot,
                     "data/chunk-000/file-001.parquet",
                     ({2}, "file-001.parquet: .*Parquet magic bytes not found"),
                     (0.2, {2}, "file-001.parquet: OSError: .* CRC checksum verification failed"),
                     ({1}, r"episode_000001: actions are \(7, 2\); expected finite"),
                     (dict(action="x"), "no column 'x'; --action takes one of .*, action")),
-    sthsth=Format(write_sthsth, data.import_sthsth, "videos/102.webm",
+    sthsth=Format(write_sthsth, import_sthsth, "videos/102.webm",
                   ({5}, r"102.webm: it ends after .* s: truncated"),
                   (0, {5}, "102.webm: .*(Invalid data|not permitted)")),
 )
@@ -367,8 +379,8 @@ def test_bad_settings_and_actions_are_told_in_one_line(format, tmp_path, capsys)
     assert all(re.search(f"skipped .*{reason}", line) for line in lines)
 
 
-@pytest.mark.parametrize("module, importer", [("h5py", data.import_vp2), ("pyarrow", data.import_lerobot),
-                                              ("av", data.import_sthsth), ("av", data.import_robonet)])
+@pytest.mark.parametrize("module, importer", [("h5py", import_vp2), ("pyarrow", import_lerobot),
+                                              ("av", import_sthsth), ("av", import_robonet)])
 def test_a_missing_package_is_named(module, importer, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     (tmp_path / "a.hdf5").touch()
@@ -387,7 +399,7 @@ def test_a_file_that_lacks_records_or_has_a_damaged_length_is_named_and_the_rest
     content = bytearray(path.read_bytes())
     content[len(records[0]) + 16 + 1] ^= 1  # the second record's length
     path.write_bytes(content)
-    data.import_bair(tmp_path / "src", tmp_path / "out", workers=1)
+    import_bair(tmp_path / "src", tmp_path / "out", workers=1)
     assert_holds(tmp_path / "out", written, {0, 1, 2, 3, 4, 10})
     printed = capsys.readouterr().out
     assert "traj_3_to_5.tfrecords: it has 2 records, expected 3: truncated" in printed
@@ -397,16 +409,16 @@ def test_a_file_that_lacks_records_or_has_a_damaged_length_is_named_and_the_rest
 def test_without_the_checksum_library_lengths_are_checked_nevertheless(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "google_crc32c", None)
     write_records(tmp_path / "a", [b"123456789", b"abc"])
-    assert list(data._records(tmp_path / "a", 2)) == [b"123456789", b"abc"]
-    assert data._crc32c(b"123456789") == 0xE3069283  # the published check value
+    assert list(importers._records(tmp_path / "a", 2)) == [b"123456789", b"abc"]
+    assert importers._crc32c(b"123456789") == 0xE3069283  # the published check value
 
 
 def test_values_of_a_feature_are_read_packed_or_one_by_one():
-    features = data._example(example(dict(a=np.arange(3), b=np.float32([1.5, -2]), c=[b"x", b"y\0"], d=[])))
-    assert data._values(features["b"]).tolist() == [1.5, -2]
-    assert data._values(features["c"]) == [b"x", b"y\0"] and data._values(features["d"]) == []
+    features = _example(example(dict(a=np.arange(3), b=np.float32([1.5, -2]), c=[b"x", b"y\0"], d=[])))
+    assert _values(features["b"]).tolist() == [1.5, -2]
+    assert _values(features["c"]) == [b"x", b"y\0"] and _values(features["d"]) == []
     singly = b"".join(varint(1 << 3 | 5) + struct.pack("<f", value) for value in (1.5, -2))
-    assert data._values(field(2, singly)).tolist() == [1.5, -2]
+    assert _values(field(2, singly)).tolist() == [1.5, -2]
 
 
 def test_shards_are_read_in_the_order_of_the_official_converter():
@@ -419,12 +431,12 @@ def test_shards_are_read_in_the_order_of_the_official_converter():
 
 
 def test_numbers_come_from_the_shard_lengths_and_listed_episodes_are_left_out(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(data, "interleave", functools.partial(interleave, cycle=2, block=2))
+    monkeypatch.setattr(importers, "interleave", functools.partial(interleave, cycle=2, block=2))
     written = write_rlds(tmp_path / "src")  # its shards hold 3, 2 and 1 episodes, read as 0 1 | 3 4 | 2 | 5
     listed = tmp_path / "list.txt"
     listed.write_text("traj8071, train_eps_00000003.npz\nfive robo_net/train_eps_00000005.npz\n77\n")
     (tmp_path / "src/toy-train.tfrecord-00000-of-00003").unlink()
-    data.import_rlds(tmp_path / "src", tmp_path / "out", exclude=str(listed), actions=False, workers=1)
+    import_rlds(tmp_path / "src", tmp_path / "out", exclude=str(listed), actions=False, workers=1)
     printed = capsys.readouterr().out
     assert "imported 1, skipped 1, excluded 2 of the 3 listed" in printed and "No such file" in printed
     with np.load(tmp_path / "out/index.npz") as index:
@@ -444,10 +456,10 @@ def test_the_official_lists_and_folders_of_pictures_are_read(tmp_path):
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists/train_video_folder.txt").write_text("0 20 2\n1 20 173\n")
     (tmp_path / "lists/val_video_folder.txt").write_text("2 20 1\n")
-    data.import_sthsth(tmp_path / "src", tmp_path / "out", labels=str(tmp_path / "lists"), workers=1)
+    import_sthsth(tmp_path / "src", tmp_path / "out", labels=str(tmp_path / "lists"), workers=1)
     written = {3: ("1", clip(1), np.zeros((T, 0))), 0: ("2", clip(2), np.zeros((T, 0)))}
     assert_holds(tmp_path / "out", written, written)
-    assert len(data.STHSTH_CLASSES) == 95
+    assert len(importers.STHSTH_CLASSES) == 95
 
 
 # ---- kills, processes ----
@@ -462,13 +474,13 @@ def bair(tmp_path):
     """A source and what it is imported to, for comparison."""
     src, out = tmp_path / "src", tmp_path / "out"
     write_bair(src)
-    data.import_bair(src, tmp_path / "whole", workers=1)
+    import_bair(src, tmp_path / "whole", workers=1)
     return src, out, files_of(tmp_path / "whole")
 
 
 def test_finished_parts_are_not_done_again_and_interrupted_ones_are(bair, monkeypatch):
     src, out, whole = bair
-    read, partial = data._read_bair, out.with_name("out.partial")
+    read, partial = importers._read_bair, out.with_name("out.partial")
 
     def killed(record, camera):
         if record == bair_episode(4, 5):
@@ -476,16 +488,16 @@ def test_finished_parts_are_not_done_again_and_interrupted_ones_are(bair, monkey
         return read(record, camera)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(data, "_read_bair", killed)
-        data.import_bair(src, out, workers=1)
+        patch.setattr(importers, "_read_bair", killed)
+        import_bair(src, out, workers=1)
     assert (partial / "part-00000.json").is_file() and not (partial / "part-00001.json").is_file()
     for left in ("part-00001.partial", "part-00001"):  # by a kill that no code could see
         (partial / left).mkdir()
         (partial / left / "shard-00000.bin").write_bytes(b"half")
     (src / "traj_0_to_2.tfrecords").write_bytes(b"changed: whoever reads this finds no record")
     with pytest.raises(ValueError, match="out.partial was begun with other camera, size; delete it"):
-        data.import_bair(src, out, camera="main", size=32, workers=1)
-    data.import_bair(src, out, workers=1)
+        import_bair(src, out, camera="main", size=32, workers=1)
+    import_bair(src, out, workers=1)
     assert files_of(out) == whole and not partial.exists()
 
 
@@ -503,7 +515,7 @@ def test_an_import_that_is_killed_at_any_rename_goes_on(bair, monkeypatch):
 
         monkeypatch.setattr(os, "replace", replace)
         try:
-            data.import_bair(src, out, workers=1)
+            import_bair(src, out, workers=1)
         except KeyboardInterrupt:
             kills += 1
     assert kills > 3 and files_of(out) == whole
@@ -536,7 +548,7 @@ def test_a_terminated_import_leaves_no_process_and_two_processes_do_what_one_doe
     for path, content in blocked.items():
         path.unlink()
         path.write_bytes(content)
-    data.import_bair(src, out, workers=2)
+    import_bair(src, out, workers=2)
     assert files_of(out) == whole
 
 
@@ -545,7 +557,7 @@ def test_many_reasons_are_counted_and_all_are_in_a_file(tmp_path, capsys):
     write_npz(src)
     for i in range(60):  # more than one part
         np.savez(src / f"z{i:02d}.npz", image=np.zeros((1, 4 + i, 4, 3), np.uint8))
-    data.import_npz(src, tmp_path / "out", workers=1)
+    import_npz(src, tmp_path / "out", workers=1)
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 22 and printed[0] == "imported 3, skipped 60"
     assert printed[-1] == "skipped 40 more: N frames, fewer than --min_frames N"
@@ -558,7 +570,7 @@ def test_all_episodes_must_agree_with_the_first_whichever_part_they_are_in(tmp_p
     src.mkdir()
     for i in range(53):
         np.savez(src / f"{i:02d}.npz", image=np.full((3, 4 + (i == 51), 4, 3), i, np.uint8))
-    data.import_npz(src, tmp_path / "out", workers=1)
+    import_npz(src, tmp_path / "out", workers=1)
     assert "imported 52, skipped 1" in capsys.readouterr().out
     episodes = Episodes(tmp_path / "out", "all")
     assert [episodes.read(k)[0, 0, 0, 0] for k in range(52)] == [i for i in range(53) if i != 51]
@@ -567,13 +579,13 @@ def test_all_episodes_must_agree_with_the_first_whichever_part_they_are_in(tmp_p
 @pytest.mark.skipif(not (ROOT.parent / "shared/data").is_dir(), reason="the recordings are not here")
 def test_the_authors_recordings_are_imported(tmp_path):
     demos = ROOT.parent / "shared/data/demonstrations/plate-slide"
-    data.import_npz(demos, tmp_path / "out", key="observation", workers=1)
+    import_npz(demos, tmp_path / "out", key="observation", workers=1)
     episodes = Episodes(tmp_path / "out", "all")
     assert (episodes.n_episodes, episodes.frame_shape, episodes.action_dim) == (5, (64, 64, 3), 4)
 
 
 def test_a_writer_numbers_episodes_by_place_unless_told(tmp_path):
-    with data.EpisodeWriter(tmp_path / "out", "test") as writer:
+    with EpisodeWriter(tmp_path / "out", "test") as writer:
         for number in (None, None, 7):
             writer.add(np.zeros((2, 4, 4, 3), np.uint8), number=number)
     with np.load(tmp_path / "out/index.npz") as index:

@@ -16,7 +16,8 @@ from conftest import ROOT, flags
 import data
 import plan
 from common import configure
-from data import Episodes, PushWorld, import_vp2, make_environment, push_segments
+from data import Episodes, PushWorld, make_environment, push_segments
+from importers import import_vp2
 from plan import Dreamer, Score, VP2Model, icem, make_task, mppi, shifted
 from sample import WorldModel
 
