@@ -16,7 +16,7 @@ Run: python data.py video --src FOLDER --out data/mine --size 64            mp4,
      python data.py rlds --src bridge/0.1.0 --out data/oxe/bridge           Open X-Embodiment as TFRecords,
      python data.py lerobot --src FOLDER --out data/pusht --size 64         or as parquet and mp4, v2.1 and v3
      python data.py sthsth --src VIDEOS --labels FOLDER --out data/oxe/sthsth   Something-Something v2
-     python data.py vp2 --src FOLDER --out data/vp2                         --help tells the settings of each"""
+     python data.py vp2 --src FOLDER --out data/vp2                         --help: a format's settings"""
 
 import contextlib
 import functools
@@ -755,7 +755,7 @@ def _read_rlds(record, camera, columns):
 
 
 def _rlds_episodes(name, numbers, src, split, cameras, columns):
-    """Episodes of a shard, named as the official converter's files; of each camera, where there are several."""
+    """Episodes of a shard, named as the official converter's files; of each camera if there are several."""
     for k, record in enumerate(_records(Path(src) / name, len(numbers))):
         for camera in cameras:
             read = functools.partial(_read_rlds, record, camera, columns)
@@ -780,7 +780,7 @@ def import_rlds(src, out, split="train", camera="", actions=True, exclude="", si
     paper = OXE.get(about.get("name", "").removesuffix(RLDS_SUFFIX), (0, 0, "image"))
     cameras = (camera or paper[2]).split(",")
     if missing := [name for name in cameras if name not in known]:
-        raise ValueError(f"no camera {', '.join(missing)}; --camera takes one of {', '.join(known)}")
+        raise ValueError(f"no camera {', '.join(map(repr, missing))}; --camera takes one of {', '.join(known)}")
     columns = {}
     for path, leaf in sorted(leaves.items()):
         tensor, wanted = leaf.get("tensor", {}), actions and path.split("/")[:2] == ["steps", "action"]

@@ -148,6 +148,7 @@ def write_rlds(src, wrong=False):
             format = "JPEG" if i == 1 else "PNG"
             records.append(example({
                 "steps/observation/image": [encoded(picture, format) for picture in clip(i)],
+                "steps/observation/wrist": [encoded(picture, "PNG") for picture in 255 - clip(i)],
                 "steps/action/world_vector": actions[: 7 if wrong and i == 4 else T, 1:].ravel(),
                 "steps/action/gripper": actions[: 7 if wrong and i == 4 else T, 0],
                 "steps/action/terminate": np.arange(T),
@@ -443,6 +444,16 @@ def test_numbers_come_from_the_shard_lengths_and_listed_episodes_are_left_out(tm
         assert (index["number"].tolist(), index["name"].tolist()) == ([2], ["train_eps_00000002"])
     episodes = Episodes(tmp_path / "out", "all")
     assert np.array_equal(episodes.read(0), written[3][1]) and episodes.action_dim == 0
+
+
+def test_the_camera_is_the_papers_and_several_are_episodes_each(tmp_path, monkeypatch):
+    written = write_rlds(tmp_path / "src")
+    monkeypatch.setitem(importers.OXE, "toy", (1, 1, "image,wrist"))
+    import_rlds(tmp_path / "src", tmp_path / "out", workers=1)
+    episodes = Episodes(tmp_path / "out", "all")
+    assert episodes.n_episodes == 12 and Episodes(tmp_path / "out", "val").n_episodes == 2  # of one number
+    assert list(episodes.names[:2]) == ["image/train_eps_00000000", "wrist/train_eps_00000000"]
+    assert np.array_equal(episodes.read(1), 255 - written[0][1])
 
 
 # ---- Something-Something, other forms ----
