@@ -780,7 +780,7 @@ def import_rlds(src, out, split="train", camera="", actions=True, exclude="", si
     paper = OXE.get(about.get("name", "").removesuffix(RLDS_SUFFIX), (0, 0, "image"))
     cameras = (camera or paper[2]).split(",")
     if missing := [name for name in cameras if name not in known]:
-        raise ValueError(f"no camera {', '.join(map(repr, missing))}; --camera takes one of {', '.join(known)}")
+        raise ValueError(f"no camera {missing[0]!r}; --camera takes one of {', '.join(known)}")
     columns = {}
     for path, leaf in sorted(leaves.items()):
         tensor, wanted = leaf.get("tensor", {}), actions and path.split("/")[:2] == ["steps", "action"]
