@@ -89,8 +89,8 @@ CONFIG = dict(
     seed=0,  # of tasks
 )
 PUSH = dict(  # coloured noise finds its way where mppi's does not
-    task="push_anywhere", out="out/plan/push.json", planner="icem", candidates=40, iterations=2, elites=6,
-    execute="mean", horizon=10, std=(0.8, 0.8), lead=7,
+    task="push_anywhere", out="out/plan/push.json", planner="icem", candidates=60, iterations=2, elites=6,
+    execute="mean", horizon=8, lead=7,
 )  # fmt: skip
 PRESETS = dict(push=PUSH, vp2={})
 DESK_STD, DESK_MANY = (0.5, 0.5, 0.5, 0.1, 0.1), ("open_slide", "open_drawer")
