@@ -68,15 +68,8 @@ mbpo: .venv/ready-test
 	    $(RUN) mbpo.py --preset push --seed $${name#*-} --resume $$resume --out out/mbpo/NAME.pt $$other'
 	$(RUN) mbpo.py --report out/mbpo --out results/mbpo-push
 
-data/push-scene/meta.json: | .venv/ready
-	$(RUN) data.py push --scene 3 --expert_share 0.7 --action_noise 0.5 --out data/push-scene --episodes 1500
-
-plan: .venv/ready data/push-scene/meta.json
-	OMP_NUM_THREADS=1 $(RUN) train_tokenizer.py --preset tiny --init_from assets/push-tiny.pt --data data/push-scene \
-	    --lr 1e-3 --decouple_start 0 --max_steps 800 --eval_every 200 --out out/plan/tokenizer.pt
-	OMP_NUM_THREADS=1 $(RUN) train_gpt.py --preset tiny --init_from assets/push-tiny.pt --tokenizer out/plan/tokenizer.pt \
-	    --data data/push-scene --segment_length 12 --batch_size 4 --max_steps 2500 --eval_every 500 --out out/plan/gpt.pt
-	$(RUN) plan.py --scene 3 --ckpt out/plan/gpt.pt
+plan: .venv/ready
+	$(RUN) plan.py
 	cp out/plan/push.json results/plan-push.json
 
 clean:
