@@ -385,16 +385,18 @@ class Mixture:
     """Folders of episodes as one: a segment's set is drawn by weight, the rest as `Episodes` does.
 
     folder  holds a folder per set, named as in MIXTURES[name]; those that are there share the weights
-    name    or "all": whatever is there, weighted by its number of episodes, every frame
+    name    or "all": whatever is there, weighted by its number of episodes, every frame; "": oxe if any of
+            its sets is there, else all
     has     as Episodes, but neither actions nor rewards: they mean another thing in each set
     raises  ValueError where no set of the mixture is there, or frames differ in shape"""
 
     action_dim, has_reward = 0, False
 
-    def __init__(self, folder, split="train", name="oxe"):
-        if name not in (*MIXTURES, "all"):
+    def __init__(self, folder, split="train", name=""):
+        if name not in (*MIXTURES, "all", ""):
             raise ValueError(f"mixture is {name!r}; expected one of {', '.join(MIXTURES)}, all")
         places = {place.parent.name: place.parent for place in sorted(Path(folder).glob("*/meta.json"))}
+        name = name or ("oxe" if any(s.removesuffix(RLDS_SUFFIX) in OXE for s in places) else "all")
         rows = {s: MIXTURES.get(name, {}).get(s.removesuffix(RLDS_SUFFIX)) for s in places}
         chosen = [s for s in rows if name == "all" or rows[s]]
         if not chosen:
@@ -408,11 +410,13 @@ class Mixture:
         if len(shapes) > 1:
             raise ValueError(f"{folder} has frames {sorted(shapes)}; import all sets with the same --size")
         self.frame_shape, self.n_episodes = shapes.pop(), sum(data.n_episodes for data in self.sets)
-        print(f"{folder} ({split}): {len(chosen)} sets, {self.n_episodes} episodes; mixture {name}")
+        told = [f"{folder} ({split}): {len(chosen)} sets, {self.n_episodes} episodes; mixture {name}"]
         for s, data, weight, step in zip(chosen, self.sets, self.weights, self.steps, strict=True):
-            print(f"  {s}: weight {weight:.4f}, every {step}. frame, {data.n_episodes} episodes")
+            told.append(f"  {s}: weight {weight:.4f}, every {step}. frame, {data.n_episodes} episodes")
         if others := [s for s in places if s not in chosen]:
-            print(f"  left out, as the mixture does not name them: {', '.join(others)}")
+            told.append(f"  left out, as the mixture does not name them: {', '.join(others)}")
+        if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one tells
+            print("\n".join(told))
 
     def batch(self, first, batch_size, T, seed=0, **how):
         """As Episodes.batch; stride multiplies that of the set."""
@@ -452,7 +456,7 @@ class Mixture:
         return dict(joined, actions=joined["rewards"].new_zeros(*joined["rewards"].shape, 0))
 
 
-def open_data(folder, split="train", limit=0, mixture="oxe"):
+def open_data(folder, split="train", limit=0, mixture=""):
     """The Episodes of a folder, or the Mixture of those in its folders.   raises  as they do"""
     if (Path(folder) / "meta.json").is_file() or not any(Path(folder).glob("*/meta.json")):
         return Episodes(folder, split, limit)

@@ -62,6 +62,7 @@ from data import (
     Episodes,
     demonstrations,
     make_environment,
+    open_data,
     play,
     push_segments,
     save_gif,
@@ -835,7 +836,7 @@ def starts_from(world, data):
     t, R = world.context_frames, world.tokenizer.config["resolution"]
     if data == "push":
         return lambda n, seed: push_segments(n, t, seed, R)["frames"]
-    episodes = Episodes(data)
+    episodes = open_data(data)
     return lambda n, seed: episodes.batch(0, n, t, seed, stride=world.trained["stride"])["frames"]
 
 

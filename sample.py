@@ -24,14 +24,7 @@ import torch.nn.functional as F
 
 import official
 from common import configure, find_device, load_checkpoint, require_positive, run, save_checkpoint, uses_bf16
-from data import (
-    Episodes,
-    goal_first,
-    push_segments,
-    save_contact_sheet,
-    save_side_by_side,
-    to_float,
-)
+from data import goal_first, open_data, push_segments, save_contact_sheet, save_side_by_side, to_float
 from gpt import GPT
 from importers import load_episode
 from tokenizer import Tokenizer
@@ -252,7 +245,7 @@ def segments_for(model, data, n, horizon, seed):
     if data == "push":
         batch = push_segments(n, T, seed or 0, model.tokenizer.config["resolution"])
     else:
-        episodes = Episodes(data, "val")
+        episodes = open_data(data, "val")
         if n > episodes.n_episodes:
             print(f"{n} segments of {episodes.n_episodes} episodes: some show the same episode")
         batch = episodes.segments(n, T, trained["stride"], seed, trained["action_agg"])

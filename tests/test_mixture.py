@@ -92,8 +92,9 @@ def test_sets_that_a_mixture_does_not_name_are_left_out_and_said(sets, tmp_path,
     with pytest.raises(ValueError, match="--episodes 2 is for one folder of episodes; .* is a mixture"):
         open_data(tmp_path, limit=2)
     (tmp_path / "bridge").rename(tmp_path / "yours")
+    assert len(open_data(tmp_path).sets) == 2
     with pytest.raises(ValueError, match="has no set of mixture 'oxe'; --mixture all takes what is there"):
-        open_data(tmp_path)
+        open_data(tmp_path, mixture="oxe")
     with EpisodeWriter(tmp_path / "large", "test", val_every=2) as writer:
         writer.add(noise(3, 4, 4, 3))
     with pytest.raises(ValueError, match="frames .*; import all sets with the same --size"):
