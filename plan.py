@@ -530,7 +530,7 @@ def read_records(path, settings):
 
 def main(cfg):
     require_positive(cfg, "episodes", "seeds", "steps", "lead", "horizon", "iterations", "elites")
-    if min(cfg.settle, cfg.candidates, cfg.gamma, *cfg.std) < 0:
+    if min(cfg.settle, cfg.candidates, cfg.gamma, *map(float, cfg.std)) < 0:
         raise ValueError("settle, candidates, gamma and std must not be negative")
     known = "random", "world_model", "oracle", "script"
     if not cfg.models or set(cfg.models) - set(known):
