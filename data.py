@@ -1166,8 +1166,9 @@ class RobosuitePush:
     """VP2's pushing task on robosuite: PushWorld's interface, n = 1, and a second of the robot per action.
 
     Actions (1, 4) in [-1, 1]: motion of the hand (x, y, z; 0.05 m at 1), grip. The script pushes one thing,
-    another in each episode, some 0.3 m away; success is when it has moved 0.08 m. No rewards: 0. Where things
-    lie in episode e depends on (seed, e) alone. `distance` is in m. raises  ImportError without the package
+    another in each episode, some 0.25 m away; success is when it has moved 0.08 m and nothing has fallen off
+    the table. No rewards: 0. Where things lie in episode e depends on (seed, e) alone. `distance` is in m.
+    raises  ImportError without the package
     Source: Zhu et al. 2020; VP2 (Tian et al. 2023), whose scene is drawn by another renderer"""
 
     n, action_dim, action_repeat, tolerance = 1, 4, 1, 0.05
@@ -1205,8 +1206,11 @@ class RobosuitePush:
             pose = *spot, 0.8 + size, 1, 0, 0, 0
             self.simulator.sim.data.set_joint_qpos(thing.joints[0], np.array(pose))
         self.simulator.sim.forward()
-        angle = rng.uniform(-np.pi, np.pi)
-        self.pushed, self.way = rng.integers(4), np.array([np.cos(angle), np.sin(angle)])
+        self.pushed, end = rng.integers(4), 1
+        while np.abs(end).max() > 0.3:  # not off the table
+            angle = rng.uniform(-np.pi, np.pi)
+            self.way = np.array([np.cos(angle), np.sin(angle)])
+            end = spots[self.pushed] + 0.25 * self.way
         self.time, self.stage, self.first = 0, 0, self.places()
         return self.render()
 
@@ -1260,7 +1264,7 @@ class RobosuitePush:
         require_actions(actions, (1, 4))
         self.simulator.step(np.clip(actions[0], -1, 1))
         self.time += 1
-        success = self.distance(self.first) > 0.08
+        success = (self.distance(self.first) > 0.08) & (self.places()[..., 2].min(1) > 0.8)
         return self.render(), np.zeros(1, np.float32), success, np.array([self.time >= self.length])
 
 

@@ -315,7 +315,7 @@ def make_task(env, i, cfg):
             states.append(env.state())
             frame, _, success, ended = env.step(env.expert())
             won, done = won + (won > 0 or bool(success[0])), bool(ended[0])
-        if won and len(states) >= cfg.lead:
+        if won and success[0] and len(states) >= cfg.lead:
             task = SimpleNamespace(start=states[-cfg.lead], goal_u8=frame[0], places=env.places())
             env.restore(task.start)
             if env.distance(task.places)[0] > 3 * env.tolerance:
