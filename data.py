@@ -472,7 +472,7 @@ def goal_first(batch):
     return dict(frames=frames, **padded)
 
 
-def draw_segments(data, cfg, T, seen, rank, world, **how):
+def draw_segments(data, cfg, T, seen, rank, world, augment="", **how):
     """What a trainer reads: a function of the number of its micro-step, for `prefetch`.
 
     Processes take turns at the stream of cfg.seed, batch_size segments each, from number `seen` on: a resumed
@@ -481,9 +481,9 @@ def draw_segments(data, cfg, T, seen, rank, world, **how):
     def fetch(i):
         first = seen + (i * world + rank) * cfg.batch_size
         batch = data.batch_u8(first, cfg.batch_size, T, cfg.seed, cfg.stride, **how)
-        if cfg.augment:
+        if augment:
             draws = uniform(cfg.seed, first, cfg.batch_size, AUGMENT_DRAWS, use=1)
-            batch |= plan_augmentation(draws, *data.frame_shape[:2], data.frame_shape[0], cfg.augment)
+            batch |= plan_augmentation(draws, *data.frame_shape[:2], data.frame_shape[0], augment)
         return batch
 
     return fetch

@@ -287,7 +287,7 @@ def main(cfg):
 
     recorded, arrange = (T - 1, goal_first) if cfg.goal_conditioned else (T, dict)
     first = 0 if cfg.pretokenize else seen
-    fetch = draw_segments(train, cfg, recorded, first, rank, world, action_agg=cfg.action_agg)
+    fetch = draw_segments(train, cfg, recorded, first, rank, world, cfg.augment, action_agg=cfg.action_agg)
     segments = arrange(val.segments(cfg.eval_segments, recorded, cfg.stride, cfg.seed, cfg.action_agg))
     if cfg.pretokenize:
         count = -(-cfg.pretokenize // cfg.batch_size)

@@ -221,7 +221,7 @@ def main(cfg):
         save_checkpoint(out, tokenizer=model.checkpoint(), step=step, segments=seen, **state)
 
     how = dict(context=t, future=cfg.future_frames, shuffle=cfg.shuffle)
-    fetch = draw_segments(train, cfg, cfg.horizon, seen, rank, world, **how)
+    fetch = draw_segments(train, cfg, cfg.horizon, seen, rank, world, cfg.augment, **how)
     segments = val.segments(cfg.eval_segments, t + cfg.future_frames, cfg.stride, cfg.seed)
     batches = prefetch(fetch, 0, (cfg.max_steps - step) * cfg.accumulate, device)
     started = since = time.time()

@@ -211,7 +211,7 @@ def test_a_batch_depends_on_the_seed_and_the_number_of_its_first_segment_alone(p
 
 @pytest.mark.parametrize("how", [dict(), dict(context=2, future=2), dict(context=2, future=2, shuffle=True)])
 def test_two_processes_share_the_batch_of_one(push, how):
-    episodes, cfg = Episodes(push), SimpleNamespace(batch_size=4, seed=5, stride=1, augment="")
+    episodes, cfg = Episodes(push), SimpleNamespace(batch_size=4, seed=5, stride=1)
     whole = episodes.batch(24, 8, 6, seed=5, **how)
     for rank in (0, 1):
         part = floats(draw_segments(episodes, cfg, 6, 16, rank, 2, **how)(1))
@@ -223,7 +223,7 @@ def test_a_run_on_another_number_of_processes_repeats_nothing_and_leaves_nothing
         def batch_u8(self, first, n, *_):
             return range(first, first + n)
 
-    cfg, taken = SimpleNamespace(batch_size=3, seed=0, stride=1, augment=""), []
+    cfg, taken = SimpleNamespace(batch_size=3, seed=0, stride=1), []
     for world, micro_steps in ((1, 4), (4, 2), (2, 5)):  # begun, resumed, resumed
         fetch = [draw_segments(Data(), cfg, 4, len(taken), rank, world) for rank in range(world)]
         taken += [number for i in range(micro_steps) for f in fetch for number in f(i)]

@@ -171,8 +171,8 @@ def test_a_segment_is_augmented_as_one_and_the_same_on_any_process(sets):
     mixture = Mixture(sets)
 
     def first_batch(batch_size, rank, world):
-        cfg = SimpleNamespace(batch_size=batch_size, seed=1, stride=1, augment="strong")
-        return next(prefetch(draw_segments(mixture, cfg, 5, 8, rank, world), 0, 1, "cpu"))
+        cfg = SimpleNamespace(batch_size=batch_size, seed=1, stride=1)
+        return next(prefetch(draw_segments(mixture, cfg, 5, 8, rank, world, "strong"), 0, 1, "cpu"))
 
     whole, parts = first_batch(8, 0, 1), [first_batch(4, rank, 2) for rank in (0, 1)]
     assert set(whole) == {"frames", "actions", "rewards"}

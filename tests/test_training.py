@@ -100,7 +100,7 @@ def test_two_steps_of_the_transformer_write_one_file_with_both_models(trained):
 
 def test_pretokenized_segments_come_once_per_pass_in_a_new_order(push, trained):
     model, tokenizer, data = GPT.load(trained.gpt), Tokenizer.load(trained.tokenizer).eval(), Episodes(push)
-    batches = [data.batch(i, 2, 6) for i in range(3)]
+    batches = [data.batch(2 * i, 2, 6) for i in range(3)]
     draw = train_gpt.shuffled([train_gpt.tokenize(batch, tokenizer, model) for batch in batches])
     tokens, actions, rewards = (torch.cat(parts) for parts in zip(*map(draw, range(3)), strict=True))
     again = torch.cat([draw(i)[0] for i in range(3, 6)])
