@@ -23,8 +23,9 @@ Run: python plan.py                                                    PushWorld
      python plan.py --preset vp2 --task push_red --ckpt out/gpt.pt --goals FILE.hdf5 --classifier FILE.pt \
          --pixel 0.5                                                   and its tasks
 Writes OUT (numbers), NAME.jsonl beside it (a line per episode: the same command, or one for more of them,
-goes on from there) and GIFs: goal | executed | what the plan expects next, and at its end."""
+goes on from there) and GIFs: goal | executed | what it expects of its best candidate, next and at its end."""
 
+import atexit
 import functools
 import json
 import math
@@ -40,6 +41,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from common import configure, find_device, keep_memory, perceptual_loss, require_positive, run
@@ -64,7 +66,7 @@ CONFIG = dict(
     settle=2,  # decisions that it goes on after its success, before the goal is photographed
     # the planner
     planner="mppi",  # or icem
-    candidates=0,  # per decision; 0: VP2's, 200, or 800 for open_slide and open_drawer
+    candidates=0,  # per decision; 0: VP2's, 200; 800 for open_slide and open_drawer; icem: >= 2 elites
     horizon=10,
     std=(),  # of the noise on each action dimension; by default VP2's
     beta=0.5,  # mppi: share of the noise that each step keeps of the one before
@@ -76,9 +78,9 @@ CONFIG = dict(
     colour=2.0,  # icem: exponent of the noise's spectrum, 0 is white
     # the score: a weighted sum
     pixel=1.0,  # of minus the squared error to the goal, summed over frames, pixels and colours
-    reward=0.0,  # of the sum of predicted rewards
+    reward=0.0,  # of the sum of predicted rewards, which are for the pad, wherever push_anywhere has its goal
     lpips=0.0,  # of minus LPIPS to the goal, summed over frames
-    classifier="",  # TorchScript file: frames (M, 3, 64, 64) -> logits of success
+    classifier="",  # VP2's file, or TorchScript: frames (M, 3, 64, 64) -> logits of success
     classifier_weight=10.0,  # of the sum of these logits
     diagnose=True,  # simulate the candidates of failed episodes: why did they fail?
     gifs=3,  # episodes to draw, of the first seed
@@ -114,7 +116,7 @@ def mppi(score, memory, shape, std, cfg, rng):
 
     score   candidates (N,h,A) in [-1, 1] -> (N,), higher is better
     memory  what the last decision returned, {} at first;  shape (N,h,A);  std (A,)
-    returns plan (h,A), whose first row is to be executed, memory, and candidates, scores, weights
+    returns plan (h,A), whose first row is to be executed, memory, (candidates, scores, sample size)
     Source: Williams et al. 2016; VP2's mppi.py and sampler.py"""
     N, h, A = shape
     mean = shifted(memory["mean"]) if memory else np.zeros((h, A))
@@ -126,7 +128,7 @@ def mppi(score, memory, shape, std, cfg, rng):
     weights = np.exp(cfg.gamma * (scores - scores.max()))
     weights /= weights.sum()
     plan = np.tensordot(weights, candidates, 1)
-    return plan, dict(mean=plan), (candidates, scores, weights)
+    return plan, dict(mean=plan), (candidates, scores, 1 / (weights**2).sum())
 
 
 def coloured(shape, exponent, rng):
@@ -144,7 +146,7 @@ def icem(score, memory, shape, std, cfg, rng):
     Noise is coloured; some elites are kept for the next iteration, and for the next decision, where they are
     judged anew; the mean is a candidate of the last iteration. The plan is the best candidate of all or, as a
     learned model is mistaken about each but less about all, the elites' mean (cfg.execute).
-    Arguments and results are those of `mppi`.   Source: Pinneri et al. 2020, Algorithm 1"""
+    Arguments and results are those of `mppi`, sample size None.   Source: Pinneri et al. 2020, Algorithm 1"""
     (N, h, A), share = shape, math.ceil(0.3 * cfg.elites)
     first = N / sum(1.25**-i for i in range(cfg.iterations))
     mean = shifted(memory["mean"]) if memory else np.zeros((h, A))
@@ -165,10 +167,8 @@ def icem(score, memory, shape, std, cfg, rng):
         mean = cfg.momentum * mean + (1 - cfg.momentum) * elites.mean(0)
         spread = cfg.momentum * spread + (1 - cfg.momentum) * elites.std(0)
     candidates, scores = map(np.concatenate, zip(*seen, strict=True))
-    executed = np.argsort(-scores)[: cfg.elites if cfg.execute == "mean" else 1]
-    weights = np.isin(np.arange(len(scores)), executed) / len(executed)
-    plan = mean if cfg.execute == "mean" else candidates[executed[0]]
-    return plan, dict(mean=mean, elites=kept), (candidates, scores, weights)
+    plan = mean if cfg.execute == "mean" else candidates[scores.argmax()]
+    return plan, dict(mean=mean, elites=kept), (candidates, scores, None)
 
 
 PLANNERS = dict(mppi=mppi, icem=icem)
@@ -265,7 +265,37 @@ class VP2Model:
 # ---- what is a good future? ----
 
 
-CLASSIFIER = "VP2's classifier of the task as TorchScript: frames (M, 3, 64, 64) in [0, 1] -> logits (M, 1)"
+CLASSIFIER = "VP2's classifier of the task, or TorchScript: frames (M, 3, 64, 64) in [0, 1] -> logits (M, 1)"
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        first, second = (nn.Conv2d(32, 32, 3, padding=1) for _ in range(2))
+        self.cnv = nn.Sequential(first, nn.ReLU(), second)
+
+    def forward(self, x):
+        return x + self.cnv(x)
+
+
+def load_classifier(path, device):
+    """Frames (M,3,64,64) in [0, 1] -> logits (M,1) of success: VP2's weights, or any network as TorchScript.
+
+    raises  FileNotFoundError, ValueError.   Source: VP2's conv_predictor.py (names of tensors)"""
+    try:
+        return load_torchscript(path, device, CLASSIFIER)
+    except ValueError as error:
+        layers = [nn.Conv2d(3, 32, 3, padding=1)]
+        for _ in range(3):
+            layers += [Residual(), nn.ReLU()]
+        layers += [nn.Conv2d(32, 3, 3, padding=1), nn.Flatten(), nn.Linear(3 * 64 * 64, 1024), nn.ReLU()]
+        network = nn.Module()
+        network.net = nn.Sequential(*layers, nn.Linear(1024, 1))
+        try:
+            network.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+        except Exception:  # whatever it is, it is neither
+            raise error from None
+        return network.net.to(device).eval()
 
 
 class Score:
@@ -275,8 +305,7 @@ class Score:
 
     def __init__(self, cfg, device):
         self.cfg = cfg
-        path = cfg.classifier
-        self.classifier = load_torchscript(path, device, CLASSIFIER) if path else None
+        self.classifier = load_classifier(cfg.classifier, device) if cfg.classifier else None
         self.lpips = perceptual_loss(device) if cfg.lpips else None
 
     @torch.no_grad()
@@ -293,6 +322,8 @@ class Score:
             total += cfg.reward * rewards.sum(1)
         if self.classifier is not None:
             logits = torch.cat([self.classifier(part) for part in frames.flatten(0, 1).split(1024)])
+            if logits.numel() != frames.shape[:2].numel():
+                raise ValueError(f"{cfg.classifier} returns {tuple(logits.shape)}; expected {CLASSIFIER}")
             total += cfg.classifier_weight * logits.view(frames.shape[:2]).sum(1)
         if self.lpips is not None:
             parts = [perceptual_distance(f, goal.expand_as(f), self.lpips) for f in frames.split(32)]
@@ -328,6 +359,7 @@ def read_goals(path, env):
     if not hasattr(env, "state_of_vp2"):
         raise ValueError("--goals is for RoboDesk's and robosuite's tasks")
     tasks, (file, names), want = [], open_vp2(path), (env.size, env.size, 3)
+    env.reset()  # states hold what files do not say
     with file:
         for name in names:
             try:
@@ -353,16 +385,15 @@ class Bench:
 
     def __init__(self, cfg):
         self.cfg, self.device = cfg, find_device(cfg.device)
-        self.world = self.dream = None
-        if "world_model" in cfg.models:
-            how = dict(tokenizer=cfg.tokenizer, temperature=cfg.temperature, top_k=cfg.top_k, dtype=cfg.dtype)
-            self.world = WorldModel.load(cfg.ckpt, cfg.device, **how)
-            self.dream = Dreamer(self.world, 1 / cfg.workers)
-        size = self.world.tokenizer.config["resolution"] if self.world else 64
+        how = dict(tokenizer=cfg.tokenizer, temperature=cfg.temperature, top_k=cfg.top_k, dtype=cfg.dtype)
+        self.world = WorldModel.load(cfg.ckpt, cfg.device, **how)
+        self.dream = Dreamer(self.world, 1 / cfg.workers)
+        size = self.world.tokenizer.config["resolution"]  # whoever plans sees as much
         self.env = env = make_environment(cfg.task, 1, HELD_OUT + cfg.seed, size, cfg.scene)
+        atexit.register(env.close)  # before Python ends, or OpenGL complains
         if not hasattr(env, "foresee"):
             raise ValueError(f"task is {cfg.task!r}; expected push, robosuite_push or one of RoboDesk's")
-        if self.world and self.world.action_dim != env.action_dim:
+        if "world_model" in cfg.models and self.world.action_dim != env.action_dim:
             got = self.world.action_dim, env.action_dim
             raise ValueError(f"{cfg.ckpt} takes {got[0]}-D actions, {cfg.task} {got[1]}-D; pass --ckpt")
         self.score = Score(cfg, self.device)
@@ -399,8 +430,7 @@ class Bench:
         """Play task i; draw: path of a GIF.   returns  a record of what came out"""
         cfg, env, task = self.cfg, self.env, self.task(i)
         rng = np.random.default_rng([cfg.seed, seed, i, *model.encode()])
-        if self.world:
-            self.world.generator.manual_seed(int(rng.integers(2**31)))
+        self.world.generator.manual_seed(int(rng.integers(2**31)))
         env.restore(task.start)
         still, memory, decisions, expected = np.zeros((1, env.action_dim)), {}, [], []
         frame = env.step(still)[0][0]
@@ -428,7 +458,8 @@ class Bench:
         record.update(first=float(distances[0]), least=float(min(distances)))
         if decisions:
             record["seconds"] = statistics.median(seconds)
-            record["ess"] = statistics.mean(1 / (weights**2).sum() for *_, weights in decisions)
+            if cfg.planner == "mppi":
+                record["ess"] = statistics.mean(size for *_, size in decisions)
         if cfg.diagnose and model == "world_model" and not won:
             record["lacks"] = self.diagnose(decisions, task)
         if draw:
@@ -453,7 +484,7 @@ class Bench:
         return dict(zip(REASONS, np.mean(lacks, 0).tolist(), strict=True))
 
     def draw(self, path, task, seen, expected):
-        """GIF: goal | executed | what the plan expects next, and at its end (grey: nothing is planned)."""
+        """GIF: goal | executed | what is expected of the best candidate, next and last (grey: of none)."""
         seen, h = to_float(np.stack(seen[1:])), len(seen) - 1
         goal = to_float(task.goal_u8).expand_as(seen)
         grey = torch.full_like(seen[:1], 0.5)
@@ -519,7 +550,10 @@ def read_records(path, settings):
     """What a run that was broken off has played.   raises  ValueError if it was another run"""
     lines = path.read_text().splitlines(True) if path.is_file() else []
     whole = [line for line in lines if line.endswith("\n")]  # a kill tears the last one
-    first, *records = map(json.loads, whole or ["{}"])
+    try:
+        first, *records = map(json.loads, whole or ["{}"])
+    except json.JSONDecodeError:
+        raise ValueError(f"{path} is damaged; delete it, or choose another --out") from None
     if changed := [k for k in settings if records and first.get(k) != settings[k]]:
         told = f"{path} is of a run with other {', '.join(changed)}"
         raise ValueError(f"{told}; delete it, or choose another --out")
@@ -530,8 +564,15 @@ def read_records(path, settings):
 
 def main(cfg):
     require_positive(cfg, "episodes", "seeds", "steps", "lead", "horizon", "iterations", "elites")
-    if min(cfg.settle, cfg.candidates, cfg.gamma, *map(float, cfg.std)) < 0:
-        raise ValueError("settle, candidates, gamma and std must not be negative")
+    for key in ("settle", "candidates", "gamma", "beta", "momentum", "colour", "gifs", "workers", "seed"):
+        if getattr(cfg, key) < 0:
+            raise ValueError(f"--{key} is {getattr(cfg, key)}; expected 0 or more")
+    try:
+        cfg.std = tuple(map(float, cfg.std))
+    except ValueError:
+        raise ValueError(f"std is {','.join(cfg.std)}; expected numbers, one per action dimension") from None
+    if min(cfg.std, default=0) < 0:
+        raise ValueError(f"std is {cfg.std}; expected 0 or more")
     known = "random", "world_model", "oracle", "script"
     if not cfg.models or set(cfg.models) - set(known):
         raise ValueError(f"models is {','.join(cfg.models)!r}; expected some of {', '.join(known)}")
@@ -539,7 +580,9 @@ def main(cfg):
         raise ValueError(f"planner is {cfg.planner!r}; expected one of {', '.join(PLANNERS)}")
     if cfg.execute not in ("best", "mean"):
         raise ValueError(f"execute is {cfg.execute!r}; expected best or mean")
-    device, out = find_device(cfg.device), Path(cfg.out)
+    device, out, cfg.models = find_device(cfg.device), Path(cfg.out), tuple(dict.fromkeys(cfg.models))
+    if out.suffix != ".json":
+        raise ValueError(f"out is {out}; expected a .json file")
     cfg.workers = cfg.workers or (1 if device.type == "cuda" else os.cpu_count() or 1)
     settings = tuple(sorted(vars(cfg).items()))
     bench = bench_of(settings)  # says here what is wrong, and not in each process
@@ -568,10 +611,11 @@ def main(cfg):
         raise SystemExit(f"\nwhat was played is kept in {kept}: the same command goes on") from None
     numbers = {m: summarize([r for r in records if r["model"] == m], cfg) for m in cfg.models}
     print(f"\n{cfg.task}: {cfg.episodes} tasks, {cfg.seeds} seeds, {cfg.planner}")
-    print(f"{'':14}{'success':>9}{'min':>7}{'max':>7}{'s/decision':>12}{'ess':>7}")
+    print(f"{'':14}{'success':>9}{'min':>7}{'max':>7}{'s/decision':>12}")
     for m, row in numbers.items():
         line = f"{m:14}{row['mean']:9.3f}{row['min']:7.2f}{row['max']:7.2f}"
-        print(line + (f"{row['seconds']:12.3g}{row['ess']:7.1f}" if "seconds" in row else ""))
+        line += f"{row['seconds']:12.3g}" if "seconds" in row else ""
+        print(line + (f"   effective sample size {row['ess']:.1f}" if "ess" in row else ""))
         if "failures" in row:
             parts = (f"{n} {reason} ({row['lacks'][reason]:.3f})" for reason, n in row["failures"].items())
             print("  failed for the most part: " + ", ".join(parts))

@@ -42,10 +42,11 @@ def near(target):
 
 def test_mppi_weighs_candidates_by_their_scores_around_the_shifted_plan():
     cfg, rng, std = settings(gamma=0.05), np.random.default_rng(0), np.array([0.5, 0.0])
-    result, memory, (candidates, scores, weights) = mppi(near(0.4), {}, (50, 4, 2), std, cfg, rng)
+    result, memory, (candidates, scores, effective) = mppi(near(0.4), {}, (50, 4, 2), std, cfg, rng)
     assert candidates.shape == (50, 4, 2) and abs(candidates).max() <= 1 and (candidates[..., 1] == 0).all()
-    by_hand = np.exp(0.05 * (scores - scores.max()))
-    assert weights == pytest.approx(by_hand / by_hand.sum())
+    weights = np.exp(0.05 * (scores - scores.max()))
+    weights /= weights.sum()
+    assert effective == pytest.approx(1 / np.square(weights).sum())
     assert result == pytest.approx((weights[:, None, None] * candidates).sum(0))
     still = settings(gamma=0.0)
     plain, *_ = mppi(near(0.4), memory, (5000, 4, 2), std * 0.1, still, rng)
@@ -70,20 +71,20 @@ def test_planners_come_nearer_from_decision_to_decision(planner):
     for _ in range(6):
         result, memory, told = planner(near(target), memory, (100, 5, 2), np.array([0.5, 0.5]), cfg, rng)
         errors.append(np.square(result - target).mean())
-        assert told[2].sum() == pytest.approx(1) and len(told[0]) == len(told[1]) == len(told[2])
+        assert len(told[0]) == len(told[1])
     assert errors[-1] < 0.6 * errors[0] and errors[-1] < 0.05  # mppi never narrows its noise
 
 
 def test_icem_executes_the_best_candidate_and_keeps_elites():
     cfg, rng = settings(), np.random.default_rng(0)
     std = np.full(2, 0.5)
-    result, memory, (candidates, scores, weights) = icem(near(0.2), {}, (100, 5, 2), std, cfg, rng)
-    assert np.array_equal(result, candidates[scores.argmax()]) and weights[scores.argmax()] == 1
+    result, memory, (candidates, scores, _) = icem(near(0.2), {}, (100, 5, 2), std, cfg, rng)
+    assert np.array_equal(result, candidates[scores.argmax()])
     assert len(candidates) == pytest.approx(100, abs=2) and memory["elites"].shape == (3, 5, 2)
     mean = settings(execute="mean")
-    plan_of_all, later, (candidates, _, weights) = icem(near(0.2), memory, (100, 5, 2), std, mean, rng)
+    plan_of_all, later, (candidates, *_) = icem(near(0.2), memory, (100, 5, 2), std, mean, rng)
     assert np.array_equal(candidates[:3], shifted(memory["elites"]))
-    assert np.array_equal(plan_of_all, later["mean"]) and sorted(weights)[-10:] == [0.1] * 10
+    assert np.array_equal(plan_of_all, later["mean"])
 
 
 def test_coloured_noise_is_smooth_and_of_deviation_1():
@@ -208,8 +209,33 @@ def test_files_that_cannot_be_used_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file .*none.pt; expected VP2"):
         Score(settings(classifier=tmp_path / "none.pt"), torch.device("cpu"))
     (tmp_path / "bad.pt").write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match="bad.pt is no TorchScript"):
+    with pytest.raises(ValueError, match="bad.pt is no TorchScript; expected VP2's"):
         Score(settings(classifier=tmp_path / "bad.pt"), torch.device("cpu"))
+    torch.jit.script(torch.nn.Identity()).save(str(tmp_path / "same.pt"))
+    score = Score(settings(classifier=tmp_path / "same.pt"), torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"same.pt returns \(6, 3, 8, 8\); expected VP2's"):
+        score(torch.zeros(2, 3, 3, 8, 8), None, torch.zeros(3, 8, 8))
+
+
+def test_vp2s_own_classifier_is_read(tmp_path):
+    rng, conv = torch.Generator().manual_seed(0), torch.nn.functional.conv2d
+    shapes = {"0": (32, 3, 3, 3), "7": (3, 32, 3, 3), "9": (1024, 12288), "11": (1, 1024)}
+    shapes |= {f"{i}.cnv.{j}": (32, 32, 3, 3) for i in (1, 3, 5) for j in (0, 2)}
+    w = {f"net.{k}.weight": 0.05 * torch.randn(v, generator=rng) for k, v in shapes.items()}
+    b = {f"net.{k}.bias": torch.randn(v[0], generator=rng) for k, v in shapes.items()}
+    torch.save(w | b, tmp_path / "push_red.pt")
+    x = frames = torch.rand(5, 3, 64, 64, generator=rng)
+
+    def layer(x, k):
+        return conv(x, w[f"net.{k}.weight"], b[f"net.{k}.bias"], padding=1)
+
+    x = layer(x, "0")
+    for i in (1, 3, 5):
+        x = (x + layer(layer(x, f"{i}.cnv.0").relu(), f"{i}.cnv.2")).relu()
+    x = layer(x, "7").flatten(1) @ w["net.9.weight"].T + b["net.9.bias"]
+    want = x.relu() @ w["net.11.weight"].T + b["net.11.bias"]
+    network = plan.load_classifier(tmp_path / "push_red.pt", torch.device("cpu"))
+    assert torch.allclose(network(frames), want, rtol=1e-3, atol=1e-3)
 
 
 # ---- environments that can be taken back ----
@@ -355,7 +381,6 @@ def test_vp2s_tasks_start_where_their_files_say(vp2_file):
         env = make_environment("push_red", seed=3)
     except ImportError as error:
         pytest.skip(str(error))
-    env.reset()
     with pytest.raises(ValueError, match="demo_0 is no task of VP2's"):
         plan.read_goals(vp2_file, env)
     pressed, data = env.state(), env.physics.data
@@ -383,7 +408,7 @@ def test_the_simulator_as_model_solves_push_world_and_random_actions_do_not(tmp_
     how = dict(models=("random", "oracle", "script"), episodes=4, seeds=1, gifs=1, preset="push")
     numbers = run_plan(tmp_path / "push.json", **how)
     assert numbers["oracle"]["mean"] >= 0.75 and numbers["script"]["mean"] == 1
-    assert numbers["random"]["mean"] <= 0.25 and numbers["oracle"]["ess"] >= 1
+    assert numbers["random"]["mean"] <= 0.25 and "ess" not in numbers["oracle"]
     assert {p.name for p in (tmp_path / "push").iterdir()} == {f"{m}-0.gif" for m in how["models"]}
 
 
@@ -407,6 +432,9 @@ def test_a_run_that_is_broken_off_goes_on_and_says_why_episodes_fail(trained, tm
     assert fewer["random"]["seeds"] == numbers["random"]["seeds"][:1] and "world_model" not in fewer
     with pytest.raises(ValueError, match="is of a run with other gamma; delete it"):
         run_plan(out, ckpt=trained.gpt, models=models, gamma=1.0, **SMALL)
+    (tmp_path / "push.jsonl").write_text("\n".join([*lines[:2], "{torn", *lines[2:]]))
+    with pytest.raises(ValueError, match="push.jsonl is damaged; delete it"):
+        run_plan(out, ckpt=trained.gpt, models=models, **SMALL)
 
 
 def test_a_stopped_run_keeps_what_was_played_and_leaves_no_process(tmp_path):
@@ -457,10 +485,14 @@ def test_wrong_settings_are_refused_with_the_reason(trained, tmp_path):
         (dict(planner="cem"), "planner is 'cem'; expected one of mppi, icem"),
         (dict(execute="worst"), "execute is 'worst'; expected best or mean"),
         (dict(std=(0.5, 0.5, 0.5)), "std is .*; expected 2 numbers, one per action dimension"),
-        (dict(std=(0.5, -0.5)), "settle, candidates, gamma and std must not be negative"),
+        (dict(std=(0.5, -0.5)), "std is .*; expected 0 or more"),
+        (dict(std=("a", "b")), "std is a,b; expected numbers, one per action dimension"),
+        (dict(workers=-1), "--workers is -1; expected 0 or more"),
         (dict(episodes=0), "--episodes is 0; expected at least 1"),
         (dict(ckpt=trained.free), "takes 0-D actions, push_anywhere 2-D; pass --ckpt"),
     ):
         with pytest.raises(ValueError, match=message):
             run_plan(out, **{**SMALL, "ckpt": trained.gpt, **wrong})
     assert not out.exists()
+    with pytest.raises(ValueError, match="out is .*push; expected a .json file"):
+        run_plan(tmp_path / "push", ckpt=trained.gpt, **SMALL)
