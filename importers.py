@@ -77,6 +77,7 @@ LEROBOT_CONFIG = dict(
     out="data/lerobot",
     camera="",  # such as observation.images.top; "": the first
     action="action",  # the column; "": none
+    scale=True,  # actions that leave [-1, 1] (joint angles, pixels): by the dataset's extremes; false: clip
 )
 STHSTH_CONFIG = dict(
     src="",  # folder of the .webm files, or of a folder of .jpg frames for each video
@@ -813,7 +814,20 @@ def _read_table(path, columns):
         raise ValueError(f"{path}: {_reason(error)}") from None
 
 
-def _lerobot_episodes(_, batch, src, action, fps):
+def _lerobot_extremes(root, column):
+    """Least and greatest values (A,) of a column, by the dataset's statistics; None where it has none."""
+    if (root / "meta/stats.json").is_file():
+        stats = [_read_json(root / "meta/stats.json")]
+    elif (root / "meta/episodes_stats.jsonl").is_file():
+        lines = (root / "meta/episodes_stats.jsonl").read_text().splitlines()
+        stats = [json.loads(line)["stats"] for line in lines]
+    else:
+        return None
+    least, greatest = ([np.ravel(each[column][key]) for each in stats] for key in ("min", "max"))
+    return np.min(least, 0).tolist(), np.max(greatest, 0).tolist()
+
+
+def _lerobot_episodes(_, batch, src, action, fps, extremes):
     """Episodes of (number, video, its start in seconds, table, length)."""
     table = functools.lru_cache(1)(functools.partial(_read_table, columns=["episode_index", action]))
 
@@ -823,6 +837,9 @@ def _lerobot_episodes(_, batch, src, action, fps):
             rows = table(Path(src) / path)
             mine = rows.filter(np.asarray(rows["episode_index"]) == number)[action].to_pylist()
             actions = np.reshape(mine, (len(mine), -1))
+            if extremes:
+                least, greatest = np.array(extremes)
+                actions = 2 * (actions - least) / np.maximum(greatest - least, 1e-8) - 1
         frames = list(itertools.islice(_video_frames(str(Path(src) / video), start - 0.5 / fps), length))
         if len(frames) != length:
             raise ValueError(f"{video} has {len(frames)} of its {length} frames: truncated")
@@ -832,8 +849,11 @@ def _lerobot_episodes(_, batch, src, action, fps):
         yield episode[0], f"episode_{episode[0]:06d}", functools.partial(read, *episode)
 
 
-def import_lerobot(src, out, camera="", action="action", size=64, min_frames=2, val_every=100, workers=0):
+def import_lerobot(src, out, camera="", action="action", scale=True, size=64, min_frames=2, val_every=100,
+                   workers=0):
     """Import a LeRobot dataset of version 2.x or 3: parquet tables and mp4; numbers are its episode indices.
+
+    Actions that leave [-1, 1] are scaled; their extremes are printed, and kept in OUT/settings.json.
 
     raises  as import_npz, ValueError without such a camera or column, ImportError without pyarrow or PyAV"""
     _optional("pyarrow", "pyarrow", "reading parquet")
@@ -867,7 +887,13 @@ def import_lerobot(src, out, camera="", action="action", size=64, min_frames=2, 
                 items.append((i, video, start, table, length))
     if not items:
         raise FileNotFoundError(f"--src {src!r} has no episodes in meta; pass a whole LeRobot dataset")
-    episodes = functools.partial(_lerobot_episodes, src=str(src), action=action, fps=info["fps"])
+    extremes = _lerobot_extremes(root, action) if action and scale else None
+    if extremes and np.abs(extremes).max() > 1:
+        print(f"actions from {extremes[0]} to {extremes[1]} become -1 to 1")
+    else:
+        extremes = None
+    how = dict(action=action, fps=info["fps"], extremes=extremes)
+    episodes = functools.partial(_lerobot_episodes, src=str(src), **how)
     _import(_batches(items), episodes, out, camera, size, min_frames, val_every, workers)
 
 

@@ -459,6 +459,31 @@ def test_the_camera_is_the_papers_and_several_are_episodes_each(tmp_path, monkey
 # ---- Something-Something, other forms ----
 
 
+@pytest.mark.parametrize("v3", [False, True])
+def test_lerobots_actions_in_other_units_are_scaled_by_its_statistics(v3, tmp_path, capsys):
+    written, stats = write_lerobot(tmp_path / "src", v3=v3), []
+    for _, _, actions in written.values():
+        stats.append(dict(action=dict(min=(actions.min(0) - 3).tolist(), max=(actions.max(0) + 7).tolist())))
+    least = np.min([x["action"]["min"] for x in stats], 0)
+    greatest = np.max([x["action"]["max"] for x in stats], 0)
+    if v3:
+        whole = dict(action=dict(min=least.tolist(), max=greatest.tolist()))
+        (tmp_path / "src/meta/stats.json").write_text(json.dumps(whole))
+    else:
+        lines = [json.dumps(dict(episode_index=i, stats=x)) for i, x in enumerate(stats)]
+        (tmp_path / "src/meta/episodes_stats.jsonl").write_text("\n".join(lines))
+    import_lerobot(tmp_path / "src", tmp_path / "out", workers=1)
+    told = capsys.readouterr().out
+    assert "become -1 to 1" in told and "clipped" not in told
+    episodes = Episodes(tmp_path / "out", "all")
+    for k, number in enumerate(sorted(written)):
+        row, (*_, actions) = episodes.rows[k], written[number]
+        want = 2 * (actions - least) / (greatest - least) - 1
+        assert episodes.actions[row : row + T - 1] == pytest.approx(want[: T - 1], abs=1e-5)
+    import_lerobot(tmp_path / "src", tmp_path / "plain", scale=False, workers=1)
+    assert_holds(tmp_path / "plain", written, written)
+
+
 def test_the_official_lists_and_folders_of_pictures_are_read(tmp_path):
     for i in range(3):
         (tmp_path / f"src/{i}").mkdir(parents=True)
