@@ -13,9 +13,10 @@ Alignment, everywhere: actions[k] is taken while seeing frame k and leads to fra
 on arriving at frame k, so rewards[0] of an episode is 0. All arrays of an episode have one length; its last
 action is unused: zeros.
 
-A folder holds meta.json, index.npz, shard-00000.bin ... (frames back to back, HWC bytes), actions.npy (S,A),
-rewards.npy (S,); it is written as FOLDER.partial and renamed when whole. The official code keeps a compressed
-npz per episode; here a random segment costs one `pread`, far less (a memmap would read too much ahead).
+A folder holds meta.json, index.npz, shard-00000.bin ... (frames back to back, as HWC bytes or as JPEGs, whose
+sizes.npy (S,) is there too), actions.npy (S,A), rewards.npy (S,); it is written as FOLDER.partial and renamed
+when whole. The official code keeps a compressed npz per episode; here a random segment costs one `pread`, far
+less (a memmap would read too much ahead).
 
 Run: python data.py push --out data/push --episodes 2000            (add --help for the settings of each)
      python data.py metaworld --task plate-slide --out data/plate-slide     demonstrations by a script
@@ -25,6 +26,7 @@ Run: python data.py push --out data/push --episodes 2000            (add --help 
 import contextlib
 import copy
 import functools
+import io
 import json
 import mmap
 import os
@@ -38,6 +40,7 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import torch
+from PIL import Image  # imageio brings it
 from tqdm import tqdm
 
 from common import configure, run
@@ -138,6 +141,19 @@ def to_u8(frames):
     return scaled.to("cpu", torch.uint8).movedim(-3, -1).contiguous().numpy()
 
 
+def to_jpeg(frame_u8, quality):
+    """Bytes (H, W, 3) -> a JPEG that keeps colours as sharp as light."""
+    encoded = io.BytesIO()
+    Image.fromarray(frame_u8).save(encoded, "JPEG", quality=quality, subsampling=0)
+    return encoded.getvalue()
+
+
+def from_picture(encoded):
+    """A JPEG or PNG, as bytes, -> bytes (H, W, 3)."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        return np.array(image.convert("RGB"))
+
+
 # ---- episodes on disk ----
 
 
@@ -147,10 +163,10 @@ def write_json(path, content):
     os.replace(path.with_suffix(".new"), path)
 
 
-def write_tables(folder, meta, index, actions, rewards):
+def write_tables(folder, meta, index, **columns):
     """What a folder of episodes holds beside its shards; meta.json, without which it is none, comes last."""
-    np.save(folder / "actions.npy", np.concatenate(actions))
-    np.save(folder / "rewards.npy", np.concatenate(rewards))
+    for name, parts in columns.items():
+        np.save(folder / f"{name}.npy", np.concatenate(parts))
     np.savez(folder / "index.npz", **index)
     write_json(folder / "meta.json", meta)
 
@@ -159,20 +175,25 @@ class EpisodeWriter:
     """Write a folder that Episodes reads: `with EpisodeWriter(out, source) as writer: writer.add(...)`.
 
     The folder appears whole when the block ends; an exception inside the block leaves nothing behind.
+    jpeg    quality (to 100) at which frames are kept as JPEGs; 0: as they are
     raises  ValueError if `out` exists and is not an empty folder, or if no episode was added (which writes
             no folder without an error if it may_be_empty)"""
 
-    def __init__(self, out, source, key="", val_every=20, shard_bytes=10**9, may_be_empty=False):
-        self.out, self.shard_bytes, self.may_be_empty = Path(out), shard_bytes, may_be_empty
+    def __init__(self, out, source, key="", val_every=20, shard_bytes=10**9, may_be_empty=False, jpeg=0):
+        self.out, self.shard_bytes, self.may_be_empty, self.jpeg = Path(out), shard_bytes, may_be_empty, jpeg
         self.partial = self.out.with_name(self.out.name + ".partial")
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise ValueError(f"{out} exists and is not an empty folder; delete it or pass another --out")
         if val_every < 2:
             raise ValueError(f"val_every is {val_every}; expected 2 or more, which leaves some to train on")
-        self.meta = dict(version=FORMAT_VERSION, codec="raw", source=source, key=key, val_every=val_every)
+        if not 0 <= jpeg <= 100:
+            raise ValueError(f"jpeg is {jpeg}; expected a quality to 100, or 0 for frames as they are")
+        self.meta = dict(version=FORMAT_VERSION, codec="jpeg" if jpeg else "raw", source=source, key=key)
+        self.meta.update(val_every=val_every, **(dict(quality=jpeg) if jpeg else {}))
         # the split rule: number % val_every == 0 is for validation
-        self.index = dict(shard=[], offset=[], length=[], row=[], name=[], number=[])
-        self.actions, self.rewards, self.n_frames, self.file, self.n_shards = [], [], 0, None, 0
+        self.index = dict(shard=[], offset=[], bytes=[], length=[], row=[], name=[], number=[])
+        self.columns = dict(actions=[], rewards=[], **(dict(sizes=[]) if jpeg else {}))
+        self.n_frames, self.file, self.n_shards = 0, None, 0
 
     def __enter__(self):
         shutil.rmtree(self.partial, ignore_errors=True)  # what a killed run left
@@ -197,30 +218,35 @@ class EpisodeWriter:
         if kind != first:
             raise ValueError(f"it has {kind}, the first episode {first}; they must agree (--size resizes)")
         actions[-1] = 0  # unused; zero also suits the repeated frames that fill up a short clip
-        if not self.file or self.file.tell() and self.file.tell() + frames_u8.nbytes > self.shard_bytes:
+        content = memoryview(frames_u8).cast("B")
+        if self.jpeg:
+            pictures = [to_jpeg(frame, self.jpeg) for frame in frames_u8]
+            self.columns["sizes"].append(np.array([len(picture) for picture in pictures], np.int32))
+            content = b"".join(pictures)
+        if not self.file or self.file.tell() and self.file.tell() + len(content) > self.shard_bytes:
             if self.file:
                 self.file.close()
             self.file = open(self.partial / f"shard-{self.n_shards:05d}.bin", "wb")
             self.n_shards += 1
-        number = len(self.actions) if number is None else number
-        entry = (self.n_shards - 1, self.file.tell(), T, self.n_frames, name, number)
+        number = len(self.index["row"]) if number is None else number
+        entry = (self.n_shards - 1, self.file.tell(), len(content), T, self.n_frames, name, number)
         for column, value in zip(self.index.values(), entry, strict=True):
             column.append(value)
-        self.file.write(frames_u8)
-        self.actions.append(actions)
-        self.rewards.append(rewards)
+        self.file.write(content)
+        self.columns["actions"].append(actions)
+        self.columns["rewards"].append(rewards)
         self.n_frames += T
 
     def __exit__(self, kind, error, trace):
         if self.file:
             self.file.close()
-        if kind is not None or not self.actions:
+        if kind is not None or not self.n_frames:
             shutil.rmtree(self.partial)
             if kind is None and not self.may_be_empty:
                 raise ValueError(f"no episode was added, so {self.out} is not written")
             return
-        meta = dict(self.meta, episodes=len(self.actions), frames=self.n_frames, shards=self.n_shards)
-        write_tables(self.partial, meta, self.index, self.actions, self.rewards)
+        meta = dict(self.meta, episodes=len(self.index["row"]), frames=self.n_frames, shards=self.n_shards)
+        write_tables(self.partial, meta, self.index, **self.columns)
         os.replace(self.partial, self.out)
 
 
@@ -239,17 +265,19 @@ class Episodes:
         if not (self.folder / "meta.json").is_file():
             raise FileNotFoundError(f"no episodes at {folder}; try: python data.py push --out {folder}")
         self.meta = meta = json.loads((self.folder / "meta.json").read_text())
-        if (meta["version"], meta["codec"]) != (FORMAT_VERSION, "raw"):
+        if meta["version"] != FORMAT_VERSION or meta["codec"] not in ("raw", "jpeg"):
             raise ValueError(f"{folder} has format {meta['version']}, codec {meta['codec']}; "
-                             f"expected {FORMAT_VERSION}, raw; import it again")
+                             f"expected {FORMAT_VERSION}, raw or jpeg; import it again")
         self.frame_shape, self.action_dim = tuple(meta["frame_shape"]), meta["action_dim"]
         self.has_reward, self.frame_bytes = meta["has_reward"], int(np.prod(meta["frame_shape"]))
         with np.load(self.folder / "index.npz") as arrays:
             index = {key: arrays[key] for key in arrays.files}
         self.actions, self.rewards = (map_rows(self.folder / f"{key}.npy") for key in ("actions", "rewards"))
+        self.sizes = map_rows(self.folder / "sizes.npy") if meta["codec"] == "jpeg" else None
         self.paths = [self.folder / f"shard-{shard:05d}.bin" for shard in range(meta["shards"])]
         ends = np.zeros(meta["shards"], np.int64)
-        np.maximum.at(ends, index["shard"], index["offset"] + index["length"] * self.frame_bytes)
+        n_bytes = index.get("bytes", index["length"] * self.frame_bytes)
+        np.maximum.at(ends, index["shard"], index["offset"] + n_bytes)
         for path, expected in zip(self.paths, ends, strict=True):
             found = path.stat().st_size if path.is_file() else 0
             if found != expected:
@@ -275,10 +303,20 @@ class Episodes:
 
     def read(self, episode, start=0, stop=None):
         """Frames start..stop-1 of one episode, as bytes (stop-start, H, W, 3)."""
-        stop = int(self.lengths[episode]) if stop is None else stop
-        offset = int(self.offsets[episode]) + start * self.frame_bytes
-        data = os.pread(self._open(int(self.shards[episode])), (stop - start) * self.frame_bytes, offset)
-        return np.frombuffer(data, np.uint8).reshape(-1, *self.frame_shape)
+        return self.pick(episode, np.arange(start, self.lengths[episode] if stop is None else stop))
+
+    def pick(self, episode, frames):
+        """Frames of these numbers (T,) of one episode, as bytes (T, H, W, 3), by one read of their span."""
+        first, last, row = int(frames.min()), int(frames.max()), int(self.rows[episode])
+        edges = self.frame_bytes * np.arange(first, last + 2)
+        if self.sizes is not None:
+            edges = np.append(0, self.sizes[row : row + last + 1].cumsum(dtype=np.int64))[first:]
+        start, length = int(self.offsets[episode] + edges[0]), int(edges[-1] - edges[0])
+        data = os.pread(self._open(int(self.shards[episode])), length, start)
+        if self.sizes is None:
+            return np.frombuffer(data, np.uint8).reshape(-1, *self.frame_shape)[frames - first]
+        edges = edges - edges[0]
+        return np.stack([from_picture(data[edges[k] : edges[k + 1]]) for k in frames - first])
 
     def _open(self, shard):
         if shard not in self.files:
@@ -348,8 +386,7 @@ class Episodes:
         kept = np.minimum(kept, self.lengths[episodes, None] - 1)
         frames_u8 = np.empty((*kept.shape, *self.frame_shape), np.uint8)
         for b, episode in enumerate(episodes):
-            first, last = int(kept[b].min()), int(kept[b].max())
-            frames_u8[b] = self.read(episode, first, last + 1)[kept[b] - first]
+            frames_u8[b] = self.pick(episode, kept[b])
         rows = self.rows[episodes, None] + kept
         actions = self.actions[rows]
         if action_agg == "sum":

@@ -41,7 +41,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import KIND, OXE, RLDS_SUFFIX, EpisodeWriter, to_float, to_u8, write_json, write_tables
+from data import (
+    KIND,
+    OXE,
+    RLDS_SUFFIX,
+    EpisodeWriter,
+    from_picture,
+    to_float,
+    to_u8,
+    write_json,
+    write_tables,
+)
 
 NPZ_CONFIG = dict(
     src="",  # folder, searched with its subfolders
@@ -52,8 +62,9 @@ NPZ_CONFIG = dict(
     min_frames=2,  # shorter episodes are skipped
     val_every=20,  # episodes whose number is a multiple of it are for validation; the paper's is 100
     workers=0,  # processes; 0: one per core that torch may use
+    jpeg=0,  # quality at which frames are kept as JPEGs, say 95 for 256x256: a tenth of the bytes; 0: raw
 )
-IMPORT = dict(src="", size=64, min_frames=2, val_every=100, workers=0)  # of the others, each as for npz
+IMPORT = dict(src="", size=64, min_frames=2, val_every=100, workers=0, jpeg=0)  # of others, as for npz
 VIDEO_CONFIG = dict(IMPORT, out="data/video", min_frames=16, val_every=20)
 VP2_CONFIG = dict(IMPORT, out="data/vp2", mask="", size=0, min_frames=12, val_every=20)  # mask: train, valid
 BAIR_CONFIG = dict(
@@ -86,6 +97,7 @@ STHSTH_CONFIG = dict(
     size=64,
     min_frames=16,
     workers=0,
+    jpeg=0,
 )
 
 
@@ -166,7 +178,7 @@ def _begin_worker():
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _write_part(i, job, kind, folder, episodes, size, min_frames, excluded):
+def _write_part(i, job, kind, folder, episodes, size, min_frames, jpeg, excluded):
     """Import one job into folder/part-i; part-i.json, the report on it, says that it is done."""
     part = folder / f"part-{i:05d}"
     report = dict(imported=0, excluded=0, clipped=0, values=0, skipped=[])
@@ -190,7 +202,7 @@ def _write_part(i, job, kind, folder, episodes, size, min_frames, excluded):
         except Exception as error:
             report["skipped"].append((job[0], _reason(error)))
 
-    with EpisodeWriter(part, "", may_be_empty=True) as writer:
+    with EpisodeWriter(part, "", may_be_empty=True, jpeg=jpeg) as writer:
         writer.meta.update(kind)
         for number, name, frames_u8, actions, rewards in readable():
             clipped = np.clip(actions, -1, 1)
@@ -241,7 +253,7 @@ def _write_parts(jobs, folder, write, workers):
 
 def _merge(folder, n_parts, meta):
     """Parts -> one folder of episodes by number; shards are renamed. One that was killed can begin again."""
-    tables, actions, rewards, n_shards, n_frames = [], [], [], 0, 0
+    tables, columns, n_shards, n_frames = [], {}, 0, 0
     for part in filter(Path.is_dir, (folder / f"part-{i:05d}" for i in range(n_parts))):
         part_meta = _read_json(part / "meta.json")
         for shard in range(part_meta["shards"]):
@@ -251,14 +263,14 @@ def _merge(folder, n_parts, meta):
             tables.append(dict(arrays))
         tables[-1]["shard"] += n_shards
         tables[-1]["row"] += n_frames
-        actions.append(np.load(part / "actions.npy"))
-        rewards.append(np.load(part / "rewards.npy"))
+        for path in part.glob("*.npy"):
+            columns.setdefault(path.stem, []).append(np.load(path))
         n_shards, n_frames = n_shards + part_meta["shards"], n_frames + part_meta["frames"]
     index = {key: np.concatenate([table[key] for table in tables]) for key in tables[0]}
     order = np.argsort(index["number"], kind="stable")
     meta = dict(meta, **{key: part_meta[key] for key in KIND}, episodes=len(order), frames=n_frames)
     index = {key: column[order] for key, column in index.items()}
-    write_tables(folder, dict(meta, shards=n_shards), index, actions, rewards)
+    write_tables(folder, dict(meta, shards=n_shards), index, **columns)
 
 
 def _plain(partial):
@@ -267,7 +279,7 @@ def _plain(partial):
     return dict(nested, reader=partial.func.__name__)
 
 
-def _import(jobs, episodes, out, key="", size=0, min_frames=2, val_every=20, workers=0, exclude=""):
+def _import(jobs, episodes, out, key, size, min_frames, val_every, workers, jpeg, exclude=""):
     """Write the episodes of all jobs; name and count what is unusable. A killed import goes on where it was.
 
     jobs      a name and further arguments each, of plain data; a job's episodes are written together
@@ -277,10 +289,10 @@ def _import(jobs, episodes, out, key="", size=0, min_frames=2, val_every=20, wor
     if workers < 0:
         raise ValueError(f"--workers is {workers}; expected 0, which is one for each core, or more")
     src = episodes.keywords["src"]
-    writer = EpisodeWriter(out, src, key, val_every)
+    writer = EpisodeWriter(out, src, key, val_every, jpeg=jpeg)
     folder, settings, excluded = writer.partial, writer.partial / "settings.json", _excluded(exclude)
     digest = hashlib.sha256(json.dumps(jobs).encode()).hexdigest()[:16]
-    used = dict(_plain(episodes), size=size, min_frames=min_frames, val_every=val_every,
+    used = dict(_plain(episodes), size=size, min_frames=min_frames, val_every=val_every, jpeg=jpeg,
                 exclude=sorted(excluded), files=f"{len(jobs)} parts, {digest}")
     begun = _read_json(settings) if settings.is_file() else None
     if begun and begun != used:
@@ -292,7 +304,7 @@ def _import(jobs, episodes, out, key="", size=0, min_frames=2, val_every=20, wor
         write_json(settings, used)
     if not (folder / "meta.json").is_file():
         write = functools.partial(_write_part, folder=folder, episodes=episodes, size=size,
-                                  min_frames=min_frames, excluded=excluded)
+                                  min_frames=min_frames, jpeg=jpeg, excluded=excluded)
         reports = _write_parts(jobs, folder, write, workers or torch.get_num_threads())
         _summarize(reports, folder, src, len(excluded))
         _merge(folder, len(jobs), writer.meta)
@@ -369,14 +381,6 @@ def _read_npz(path, key):
     return frames, actions, rewards
 
 
-def _picture(encoded):
-    """A JPEG or PNG, as bytes, -> bytes (H, W, 3)."""
-    from PIL import Image  # imageio brings it
-
-    with Image.open(io.BytesIO(encoded)) as image:
-        return np.array(image.convert("RGB"))
-
-
 def _video_frames(source, start=0.0):
     """The frames of a video, a path or an open file, from `start` seconds on: bytes (H, W, 3), one by one.
 
@@ -402,7 +406,7 @@ def _video_frames(source, start=0.0):
 def _read_video(path, size=0):
     """A video's frames, or those of a folder of .jpg files; no actions, no rewards."""
     if path.is_dir():
-        frames = (_picture(picture.read_bytes()) for picture in sorted(path.glob("*.jpg")))
+        frames = (from_picture(picture.read_bytes()) for picture in sorted(path.glob("*.jpg")))
     elif path.suffix.lower() == ".gif":
         frames = iio.imiter(path, plugin="pillow", mode="RGB")
     else:
@@ -428,26 +432,26 @@ def load_episode(path, key="image", size=0):
     return frames_u8, None if actions is None else np.clip(actions, -1, 1).astype(np.float32)
 
 
-def import_npz(src, out, key="image", exclude="", size=0, min_frames=2, val_every=20, workers=0):
+def import_npz(src, out, key="image", exclude="", size=0, min_frames=2, val_every=20, workers=0, jpeg=0):
     """Import the official code's .npz episodes: `key` (T,H,W,3), `action` (T,A) or (T-1,A), `reward` (T,).
 
     An episode's number is its place among the sorted names, which is the official code's rule.
     raises  FileNotFoundError where there is none, ValueError (nothing is written) where none can be used"""
     jobs = _batches(list(enumerate(_files(src, (".npz",)))))
     episodes = functools.partial(_file_episodes, src=str(src), read=functools.partial(_read_npz, key=key))
-    _import(jobs, episodes, out, key, size, min_frames, val_every, workers, exclude)
+    _import(jobs, episodes, out, key, size, min_frames, val_every, workers, jpeg, exclude)
 
 
-def import_video(src, out, size=64, min_frames=16, val_every=20, workers=0):
+def import_video(src, out, size=64, min_frames=16, val_every=20, workers=0, jpeg=0):
     """Import mp4, webm and gif files, without actions.   raises as import_npz, ImportError without PyAV"""
     names = _files(src, VIDEO_TYPES)
     if not all(name.lower().endswith(".gif") for name in names):
         _optional("av", "av", "reading mp4 and webm")
     episodes = functools.partial(_file_episodes, src=str(src), read=functools.partial(_read_video, size=size))
-    _import(_batches(list(enumerate(names))), episodes, out, "", size, min_frames, val_every, workers)
+    _import(_batches(list(enumerate(names))), episodes, out, "", size, min_frames, val_every, workers, jpeg)
 
 
-def import_sthsth(src, out, labels="", size=64, min_frames=16, workers=0):
+def import_sthsth(src, out, labels="", size=64, min_frames=16, workers=0, jpeg=0):
     """Import the videos of Something-Something v2 in the 95 classes that the official code keeps.
 
     src     folder of ID.webm files, at any depth, or of folders ID with .jpg frames
@@ -465,7 +469,7 @@ def import_sthsth(src, out, labels="", size=64, min_frames=16, workers=0):
                 folder = (Path(src) / video).is_dir()
                 items.append((2 * k + parity, video if folder else found.get(video, f"{video}.webm")))
     episodes = functools.partial(_file_episodes, src=str(src), read=functools.partial(_read_video, size=size))
-    _import(_batches(items), episodes, out, "", size, min_frames, 2, workers)
+    _import(_batches(items), episodes, out, "", size, min_frames, 2, workers, jpeg)
 
 
 def _sthsth_list(folder, split):
@@ -528,7 +532,7 @@ def _vp2_episodes(name, first, start, stop, src, mask):
             yield first + k, f"{name}/{demo}", functools.partial(read, demo)
 
 
-def import_vp2(src, out, mask="", size=0, min_frames=12, val_every=20, workers=0):
+def import_vp2(src, out, mask="", size=0, min_frames=12, val_every=20, workers=0, jpeg=0):
     """Import the episodes of VP2's HDF5 files under a folder; mask: "train" or "valid" for those alone.
 
     raises  as import_npz, ImportError without h5py"""
@@ -542,7 +546,7 @@ def import_vp2(src, out, mask="", size=0, min_frames=12, val_every=20, workers=0
         jobs += [(name, number + start, start, start + 50) for start in range(0, len(demos), 50)]
         number += len(demos)
     episodes = functools.partial(_vp2_episodes, src=str(src), mask=mask)
-    _import(jobs, episodes, out, "vp2", size, min_frames, val_every, workers)
+    _import(jobs, episodes, out, "vp2", size, min_frames, val_every, workers, jpeg)
 
 
 def _read_robonet(path, camera):
@@ -559,7 +563,7 @@ def _read_robonet(path, camera):
         if mp4:
             frames = list(itertools.islice(_video_frames(io.BytesIO(video["frames"][()].tobytes())), T))
         else:
-            frames = [_picture(video[f"frame{t}"][()].tobytes()) for t in range(T)]
+            frames = [from_picture(video[f"frame{t}"][()].tobytes()) for t in range(T)]
         states, actions = env["state"][()], file["policy/actions"][()]
         # the official loader reads JPEG with cv2, which swaps the colours that image_format then speaks of
         swapped = (about["image_format"] == "BGR") == mp4
@@ -574,7 +578,7 @@ def _read_robonet(path, camera):
     return np.stack(frames[:T])[..., :: -1 if swapped else 1], actions, None
 
 
-def import_robonet(src, out, camera="cam0", size=64, min_frames=12, val_every=100, workers=0):
+def import_robonet(src, out, camera="cam0", size=64, min_frames=12, val_every=100, workers=0, jpeg=0):
     """Import RoboNet's HDF5 files, with actions of 5 numbers; an episode's number is its file's place.
 
     raises  as import_npz, ImportError without h5py or PyAV"""
@@ -583,7 +587,7 @@ def import_robonet(src, out, camera="cam0", size=64, min_frames=12, val_every=10
     jobs = _batches(list(enumerate(_files(src, (".hdf5",)))))
     read = functools.partial(_read_robonet, camera=camera)
     episodes = functools.partial(_file_episodes, src=str(src), read=read)
-    _import(jobs, episodes, out, camera, size, min_frames, val_every, workers)
+    _import(jobs, episodes, out, camera, size, min_frames, val_every, workers, jpeg)
 
 
 # ---- TFRecord ----
@@ -695,7 +699,7 @@ def _bair_episodes(name, start, n, src, camera):
         yield start + k, f"traj_{start + k}", functools.partial(_read_bair, record, camera)
 
 
-def import_bair(src, out, split="", camera="aux1", size=0, min_frames=2, val_every=100, workers=0):
+def import_bair(src, out, split="", camera="aux1", size=0, min_frames=2, val_every=100, workers=0, jpeg=0):
     """Import BAIR robot pushing from its TFRecord files; numbers are those in the files' names.
 
     raises  as import_npz, ValueError where --split must choose"""
@@ -710,7 +714,7 @@ def import_bair(src, out, split="", camera="aux1", size=0, min_frames=2, val_eve
                          f"one of them, such as train or test ({', '.join(folders)})")
     episodes = functools.partial(_bair_episodes, src=str(src), camera=camera)
     jobs.sort(key=lambda job: job[1])
-    _import(jobs, episodes, out, camera, size, min_frames, val_every, workers)
+    _import(jobs, episodes, out, camera, size, min_frames, val_every, workers, jpeg)
 
 
 def interleave(lengths, cycle=16, block=16):
@@ -748,7 +752,7 @@ def _rlds_leaves(feature, path=""):
 def _read_rlds(record, camera, columns):
     """An episode: frames, and the columns {name: width} side by side as actions (T, A)."""
     features = _example(record)
-    frames = np.stack([_picture(picture) for picture in _values(features[f"steps/observation/{camera}"])])
+    frames = np.stack([from_picture(picture) for picture in _values(features[f"steps/observation/{camera}"])])
     actions = [np.reshape(_values(features[name]), (-1, width)) for name, width in columns.items()]
     if len({len(column) for column in actions}) > 1:
         raise ValueError(f"actions have {[len(column) for column in actions]} rows; expected as many in each")
@@ -765,7 +769,7 @@ def _rlds_episodes(name, numbers, src, split, cameras, columns):
 
 
 def import_rlds(src, out, split="train", camera="", actions=True, exclude="", size=64, min_frames=2,
-                val_every=100, workers=0):
+                val_every=100, workers=0, jpeg=0):
     """Import a dataset of Open X-Embodiment in RLDS's form: TFRecord shards of episodes, pictures encoded.
 
     Numbers are those of the official converter (`interleave`), on which its splits and the list of RoboNet's
@@ -799,7 +803,7 @@ def import_rlds(src, out, split="train", camera="", actions=True, exclude="", si
         raise FileNotFoundError(f"--src {src!r} has no *-{split}.tfrecord-* files; pass a folder that has")
     jobs = [(found.get(e, f"*-{split}.tfrecord-{e}"), n) for e, n in zip(endings, numbers, strict=True)]
     episodes = functools.partial(_rlds_episodes, src=str(src), split=split, cameras=cameras, columns=columns)
-    _import(jobs, episodes, out, ",".join(cameras), size, min_frames, val_every, workers, exclude)
+    _import(jobs, episodes, out, ",".join(cameras), size, min_frames, val_every, workers, jpeg, exclude)
 
 
 # ---- LeRobot ----
@@ -850,7 +854,7 @@ def _lerobot_episodes(_, batch, src, action, fps, extremes):
 
 
 def import_lerobot(src, out, camera="", action="action", scale=True, size=64, min_frames=2, val_every=100,
-                   workers=0):
+                   workers=0, jpeg=0):
     """Import a LeRobot dataset of version 2.x or 3: parquet tables and mp4; numbers are its episode indices.
 
     Actions that leave [-1, 1] are scaled; their extremes are printed, and kept in OUT/settings.json.
@@ -894,7 +898,7 @@ def import_lerobot(src, out, camera="", action="action", scale=True, size=64, mi
         extremes = None
     how = dict(action=action, fps=info["fps"], extremes=extremes)
     episodes = functools.partial(_lerobot_episodes, src=str(src), **how)
-    _import(_batches(items), episodes, out, camera, size, min_frames, val_every, workers)
+    _import(_batches(items), episodes, out, camera, size, min_frames, val_every, workers, jpeg)
 
 
 IMPORTERS = {

@@ -83,6 +83,32 @@ def test_episodes_come_back_bit_for_bit_across_shards(tmp_path):
         assert np.array_equal(episodes.rewards[rows], rewards.astype(np.float32))
 
 
+def test_frames_kept_as_jpegs_are_the_same_to_the_eye_in_a_tenth_of_the_bytes(tmp_path):
+    across, written = np.linspace(0, 200, 128), []
+    for T in (6, 3, 8):  # smooth, and moving
+        planes = [np.add.outer(across / 4, x) for x in (across, 50 - across / 4, across / 2)]
+        frames = np.stack(planes, -1) + 9 * np.arange(T)[:, None, None, None]
+        written.append(frames.clip(0, 255).astype(np.uint8))
+    for name, jpeg in (("raw", 0), ("jpeg", 95)):
+        with EpisodeWriter(tmp_path / name, "test", shard_bytes=20_000, jpeg=jpeg) as writer:
+            for frames in written:
+                writer.add(frames)
+    raw, small = (Episodes(tmp_path / name, "all") for name in ("raw", "jpeg"))
+    assert small.meta["quality"] == 95 and raw.meta["shards"] == 3 and small.meta["shards"] > 1
+    assert sum(path.stat().st_size for path in small.paths) < 0.15 * sum(frames.nbytes for frames in written)
+    for i, frames in enumerate(written):
+        for start, stop in ((0, None), (1, 3), (2, 3)):
+            error = small.read(i, start, stop) / 255 - frames[start:stop] / 255
+            assert -10 * np.log10(np.square(error).mean()) > 40
+    of_raw, of_small = (data.batch(5, 20, 3, stride=2)["frames"] for data in (raw, small))
+    assert of_raw.shape == of_small.shape and (of_raw - of_small).abs().mean() < 0.01
+    small.paths[0].write_bytes(small.paths[0].read_bytes()[:-1])
+    with pytest.raises(ValueError, match="shard-00000.bin has .* bytes, expected"):
+        Episodes(tmp_path / "jpeg")
+    with pytest.raises(ValueError, match="jpeg is 101; expected a quality to 100"):
+        EpisodeWriter(tmp_path / "other", "test", jpeg=101)
+
+
 def test_training_and_validation_share_no_episode(push):
     names = {split: Episodes(push, split).names.tolist() for split in ("train", "val", "all")}
     assert len(names["val"]) == 3 and len(names["train"]) == 9
@@ -132,7 +158,7 @@ def test_a_missing_truncated_or_foreign_folder_is_named(push, tmp_path):
         Episodes(cut)
     meta = json.loads((other / "meta.json").read_text())
     (other / "meta.json").write_text(json.dumps({**meta, "version": 99}))
-    with pytest.raises(ValueError, match="has format 99, codec raw; expected 1, raw"):
+    with pytest.raises(ValueError, match="has format 99, codec raw; expected 1, raw or jpeg"):
         Episodes(other)
 
 

@@ -341,6 +341,13 @@ def test_frames_and_actions_come_back(format, tmp_path, capsys):
         assert all(np.array_equal(episodes.read(k), written[n][1]) for k, n in enumerate(sorted(written)))
 
 
+def test_frames_are_kept_as_jpegs_where_that_is_asked_for(format, tmp_path):
+    written = format.write(tmp_path / "src")
+    format.importer(tmp_path / "src", tmp_path / "out", workers=1, jpeg=98)
+    assert_holds(tmp_path / "out", written, written)
+    assert Episodes(tmp_path / "out", "all").meta["codec"] == "jpeg"
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
 def test_damage_costs_what_it_concerns_alone(format, damage, tmp_path, capsys):
     written = format.write(tmp_path / "src")
