@@ -27,9 +27,11 @@ import contextlib
 import copy
 import functools
 import io
+import itertools
 import json
 import mmap
 import os
+import resource
 import shutil
 import sys
 import time
@@ -263,7 +265,8 @@ class Episodes:
         if split not in ("train", "val", "all"):
             raise ValueError(f"split is {split!r}; expected train, val or all")
         if not (self.folder / "meta.json").is_file():
-            raise FileNotFoundError(f"no episodes at {folder}; try: python data.py push --out {folder}")
+            ways = f"python data.py push --out {folder}, or an importer (python data.py --help)"
+            raise FileNotFoundError(f"no episodes at {folder}; try: {ways}")
         self.meta = meta = json.loads((self.folder / "meta.json").read_text())
         if meta["version"] != FORMAT_VERSION or meta["codec"] not in ("raw", "jpeg"):
             raise ValueError(f"{folder} has format {meta['version']}, codec {meta['codec']}; "
@@ -296,6 +299,7 @@ class Episodes:
         self.shards, self.offsets, self.lengths, self.rows, self.names = (
             index[key][ids] for key in ("shard", "offset", "length", "row", "name"))
         self.n_episodes, self.files = len(ids), {}
+        self.max_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 3  # train, val, and all else
 
     def __del__(self):
         for file in getattr(self, "files", {}).values():
@@ -306,21 +310,26 @@ class Episodes:
         return self.pick(episode, np.arange(start, self.lengths[episode] if stop is None else stop))
 
     def pick(self, episode, frames):
-        """Frames of these numbers (T,) of one episode, as bytes (T, H, W, 3), by one read of their span."""
-        first, last, row = int(frames.min()), int(frames.max()), int(self.rows[episode])
-        edges = self.frame_bytes * np.arange(first, last + 2)
+        """Frames of these numbers (T,) of one episode, as bytes (T, H, W, 3); none between them is read."""
+        row, wanted, parts = int(self.rows[episode]), np.unique(frames), []
+        ends = self.frame_bytes * np.arange(wanted[-1] + 2)
         if self.sizes is not None:
-            edges = np.append(0, self.sizes[row : row + last + 1].cumsum(dtype=np.int64))[first:]
-        start, length = int(self.offsets[episode] + edges[0]), int(edges[-1] - edges[0])
-        data = os.pread(self._open(int(self.shards[episode])), length, start)
-        if self.sizes is None:
-            return np.frombuffer(data, np.uint8).reshape(-1, *self.frame_shape)[frames - first]
-        edges = edges - edges[0]
-        return np.stack([from_picture(data[edges[k] : edges[k + 1]]) for k in frames - first])
+            ends[1:] = self.sizes[row : row + wanted[-1] + 1].cumsum(dtype=np.int64)
+        shard, offset = self._open(int(self.shards[episode])), int(self.offsets[episode])
+        for together in np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1):
+            first, after = int(together[0]), int(together[-1]) + 1
+            data = os.pread(shard, int(ends[after] - ends[first]), offset + int(ends[first]))
+            if self.sizes is None:
+                parts.append(np.frombuffer(data, np.uint8).reshape(-1, *self.frame_shape))
+            else:
+                edges = ends[first : after + 1] - ends[first]
+                parts.append(np.stack([from_picture(data[a:b]) for a, b in itertools.pairwise(edges)]))
+        found = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return found[np.searchsorted(wanted, frames)]
 
     def _open(self, shard):
         if shard not in self.files:
-            if len(self.files) == 500:  # of the 1,024 files that a process may have open by default
+            if len(self.files) >= self.max_files:
                 os.close(self.files.pop(next(iter(self.files))))
             self.files[shard] = os.open(self.paths[shard], os.O_RDONLY)
             if hasattr(os, "posix_fadvise"):  # nothing that was not asked for is read
@@ -433,12 +442,15 @@ class Mixture:
         if name not in (*MIXTURES, "all", ""):
             raise ValueError(f"mixture is {name!r}; expected one of {', '.join(MIXTURES)}, all")
         places = {place.parent.name: place.parent for place in sorted(Path(folder).glob("*/meta.json"))}
+        places = {s: place for s, place in places.items() if not s.endswith(".partial")}
         name = name or ("oxe" if any(s.removesuffix(RLDS_SUFFIX) in OXE for s in places) else "all")
         rows = {s: MIXTURES.get(name, {}).get(s.removesuffix(RLDS_SUFFIX)) for s in places}
         chosen = [s for s in rows if name == "all" or rows[s]]
         if not chosen:
             raise ValueError(f"{folder} has no set of mixture {name!r}; --mixture all takes what is there")
         self.sets = [Episodes(places[s], split) for s in chosen]
+        for data in self.sets:
+            data.max_files = max(1, data.max_files // len(self.sets))
         if name == "all":
             rows = {s: (data.n_episodes, 1) for s, data in zip(chosen, self.sets, strict=True)}
         weights, self.steps = np.array([rows[s][0] for s in chosen]), [rows[s][1] for s in chosen]
@@ -1449,9 +1461,12 @@ def main(argv):
     if not argv or argv[0] not in commands:
         print(__doc__)
         asked = not argv or argv[0] in ("-h", "--help")
-        raise SystemExit(0 if asked else f"\n{argv[0]}: no such command; expected {', '.join(commands)}")
+        known = f"{', '.join(commands)} (each with --help)"
+        print(f"\ncommands: {known}")
+        raise SystemExit(0 if asked else f"\n{argv[0]}: no such command; expected {known}")
     function, config = commands[argv[0]]
-    run(lambda cfg: function(**vars(cfg)), configure(config, __doc__, argv[1:]))
+    doc = f"{sys.modules[function.__module__].__doc__}\n\n{argv[0]}: {function.__doc__}"
+    run(lambda cfg: function(**vars(cfg)), configure(config, doc, argv[1:]))
 
 
 if __name__ == "__main__":

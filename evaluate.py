@@ -1000,7 +1000,7 @@ def read_segments(folder, rank, cfg, barrier, told):
     told.put(dict(opened, rate=batches * cfg.batch_size / seconds))
 
 
-def cold_read_share(folder, cfg, n=200):
+def cold_read_share(folder, cfg, stride, n=200):
     """Bytes read from the disk for each byte asked for, outside of the page cache; None if unknown."""
     data, io = Episodes(folder), Path("/proc/self/io")
     if not io.is_file() or not hasattr(os, "posix_fadvise"):
@@ -1010,9 +1010,10 @@ def cold_read_share(folder, cfg, n=200):
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     before = int(re.search(r"read_bytes: (\d+)", io.read_text())[1])
-    data.batch_u8(0, n, cfg.segment_length)
+    T = cfg.segment_length // stride
+    data.batch_u8(0, n, T, stride=stride)
     read = int(re.search(r"read_bytes: (\d+)", io.read_text())[1]) - before
-    return read / (n * cfg.segment_length * data.frame_bytes) or None  # 0: a file system in memory
+    return read / (n * T * data.frame_bytes) or None  # 0: a file system in memory
 
 
 def loader(cfg):
@@ -1034,7 +1035,7 @@ def loader(cfg):
             rows["megabytes_per_s"][name] = rate * cfg.segment_length * cfg.size**2 * 3 / 1e6
             for key in ("open_seconds", "open_megabytes"):
                 rows[key][name] = max(row[key] for row in told)
-        rows["cold_bytes_read_per_byte"] = cold_read_share(folder, cfg)
+        rows["cold_bytes_read_per_byte"] = {f"stride {k}": cold_read_share(folder, cfg, k) for k in (1, 4)}
     settings = {**gpt.PRESETS[cfg.preset], "segment_length": cfg.segment_length}
     layout = layout_of(TOKENIZER_OF[cfg.preset])
     update = alone(train_steps, settings, layout, cfg.batch_size, (False,), str(device), "auto", 3)

@@ -7,6 +7,14 @@ command. What cannot be read costs its episode alone, and is listed with the rea
 that they have in their source, on which the split into training and validation rests: one that is skipped
 shifts no other. TensorFlow is never needed.
 
+Settings of all or most, for which 0 or nothing is: as it is, or none:
+    --size        pixels per side, after a crop to the centre square
+    --min_frames  shorter episodes are skipped
+    --val_every   episodes whose number is a multiple of it are for validation; the paper's is 100
+    --exclude     a file with an episode's number or name in each line, which are left out
+    --jpeg        quality at which frames are kept as JPEGs, say 95 for 256x256: a tenth of the bytes
+    --workers     processes; 0: one per core that torch may use
+
 T frames, H/W height and width, A action dim.
 
 Run: python data.py video --src FOLDER --out data/mine --size 64            mp4, webm, gif
@@ -57,14 +65,14 @@ NPZ_CONFIG = dict(
     src="",  # folder, searched with its subfolders
     out="data/npz",
     key="image",  # the array that holds the frames, which chooses the camera
-    exclude="",  # file with an episode's number or name in each line, which are left out
-    size=0,  # pixels per side after a centre crop; 0 keeps frames as they are
-    min_frames=2,  # shorter episodes are skipped
-    val_every=20,  # episodes whose number is a multiple of it are for validation; the paper's is 100
-    workers=0,  # processes; 0: one per core that torch may use
-    jpeg=0,  # quality at which frames are kept as JPEGs, say 95 for 256x256: a tenth of the bytes; 0: raw
+    exclude="",
+    size=0,
+    min_frames=2,
+    val_every=20,
+    workers=0,
+    jpeg=0,
 )
-IMPORT = dict(src="", size=64, min_frames=2, val_every=100, workers=0, jpeg=0)  # of others, as for npz
+IMPORT = dict(src="", size=64, min_frames=2, val_every=100, workers=0, jpeg=0)
 VIDEO_CONFIG = dict(IMPORT, out="data/video", min_frames=16, val_every=20)
 VP2_CONFIG = dict(IMPORT, out="data/vp2", mask="", size=0, min_frames=12, val_every=20)  # mask: train, valid
 BAIR_CONFIG = dict(
@@ -74,7 +82,7 @@ BAIR_CONFIG = dict(
     camera="aux1",  # the paper's, or main
     size=0,
 )
-ROBONET_CONFIG = dict(IMPORT, out="data/robonet", camera="cam0", min_frames=12)
+ROBONET_CONFIG = dict(IMPORT, out="data/robonet", camera="cam0", min_frames=12, exclude="")
 RLDS_CONFIG = dict(
     IMPORT,
     out="data/rlds",
@@ -89,6 +97,7 @@ LEROBOT_CONFIG = dict(
     camera="",  # such as observation.images.top; "": the first
     action="action",  # the column; "": none
     scale=True,  # actions that leave [-1, 1] (joint angles, pixels): by the dataset's extremes; false: clip
+    exclude="",
 )
 STHSTH_CONFIG = dict(
     src="",  # folder of the .webm files, or of a folder of .jpg frames for each video
@@ -122,6 +131,11 @@ def area_resize(frames_u8, size):
     return square if side == size else to_u8(weights @ to_float(square) @ weights.T)
 
 
+def _stack(frames, size=0):
+    """Frames one by one -> (T,H,W,3), none of which is kept in full if they are to be small."""
+    return np.stack([area_resize(frame[None], size)[0] if size else frame for frame in frames])
+
+
 def _optional(module, package, why):
     """A module that is no requirement.   raises  ImportError that names the package to install"""
     try:
@@ -140,6 +154,14 @@ def _read_json(path):
     """Its content.   raises  ValueError naming a damaged file"""
     try:
         return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def _read_json_lines(path):
+    """As _read_json, of a file with a value in each line."""
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
 
@@ -290,7 +312,8 @@ def _import(jobs, episodes, out, key, size, min_frames, val_every, workers, jpeg
         raise ValueError(f"--workers is {workers}; expected 0, which is one for each core, or more")
     src = episodes.keywords["src"]
     writer = EpisodeWriter(out, src, key, val_every, jpeg=jpeg)
-    folder, settings, excluded = writer.partial, writer.partial / "settings.json", _excluded(exclude)
+    folder, settings, listed = writer.partial, writer.partial / "settings.json", _listed(exclude)
+    excluded = {word for words in listed for word in words}
     digest = hashlib.sha256(json.dumps(jobs).encode()).hexdigest()[:16]
     used = dict(_plain(episodes), size=size, min_frames=min_frames, val_every=val_every, jpeg=jpeg,
                 exclude=sorted(excluded), files=f"{len(jobs)} parts, {digest}")
@@ -306,21 +329,21 @@ def _import(jobs, episodes, out, key, size, min_frames, val_every, workers, jpeg
         write = functools.partial(_write_part, folder=folder, episodes=episodes, size=size,
                                   min_frames=min_frames, jpeg=jpeg, excluded=excluded)
         reports = _write_parts(jobs, folder, write, workers or torch.get_num_threads())
-        _summarize(reports, folder, src, len(excluded))
+        _summarize(reports, folder, src, len(listed))
         _merge(folder, len(jobs), writer.meta)
     for leftover in folder.glob("part-*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     os.replace(folder, out)
 
 
-def _summarize(reports, folder, src, n_excluded):
+def _summarize(reports, folder, src, n_listed):
     """Print what was imported and what not, and why.   raises  ValueError, leaving nothing, if nothing was"""
     skipped = [(f"skipped {src}/{name}: {reason}", reason) for r in reports for name, reason in r["skipped"]]
     lines = [line for line, _ in skipped]
     imported, excluded, clipped, values = (
         sum(r[key] for r in reports) for key in ("imported", "excluded", "clipped", "values"))
     print(f"imported {imported}, skipped {len(lines)}" + (
-        f", excluded {excluded} of the {n_excluded} listed" if n_excluded else ""))
+        f", excluded {excluded} of the {n_listed} listed" if n_listed else ""))
     print(*lines[:20], sep="\n", end="\n" if lines else "")
     for reason, n in Counter(re.sub(r"\d+", "N", reason) for _, reason in skipped[20:]).most_common(20):
         print(f"skipped {n} more: {reason}")
@@ -334,15 +357,17 @@ def _summarize(reports, folder, src, n_excluded):
 
 
 def _stem(name):
-    return name.rsplit("/", 1)[-1].removesuffix(".npz")
+    return name.rsplit("/", 1)[-1].removesuffix(".npz").removesuffix(".hdf5")
 
 
-def _excluded(path):
-    """The episodes that a list names, by number or name: the last word of each line, .npz or not."""
+def _listed(path):
+    """The words of each line of a list, less .npz or .hdf5: an episode's numbers or names, whichever it has.
+
+    (The official list of RoboNet's test episodes has the HDF5 file's name, then the converter's.)"""
     if path and not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}; --exclude takes a list of episodes, one in each line")
     lines = Path(path).read_text().splitlines() if path else []
-    return {_stem(re.split(r"[\s,]+", line.strip())[-1]) for line in lines if line.strip()}
+    return [[_stem(word) for word in re.split(r"[\s,]+", line.strip())] for line in lines if line.strip()]
 
 
 def _batches(items):
@@ -411,7 +436,7 @@ def _read_video(path, size=0):
         frames = iio.imiter(path, plugin="pillow", mode="RGB")
     else:
         frames = _video_frames(str(path))
-    return np.stack([area_resize(f[None], size)[0] if size else f for f in frames]), None, None
+    return _stack(frames, size), None, None
 
 
 def load_episode(path, key="image", size=0):
@@ -578,7 +603,8 @@ def _read_robonet(path, camera):
     return np.stack(frames[:T])[..., :: -1 if swapped else 1], actions, None
 
 
-def import_robonet(src, out, camera="cam0", size=64, min_frames=12, val_every=100, workers=0, jpeg=0):
+def import_robonet(src, out, camera="cam0", exclude="", size=64, min_frames=12, val_every=100, workers=0,
+                   jpeg=0):
     """Import RoboNet's HDF5 files, with actions of 5 numbers; an episode's number is its file's place.
 
     raises  as import_npz, ImportError without h5py or PyAV"""
@@ -587,7 +613,7 @@ def import_robonet(src, out, camera="cam0", size=64, min_frames=12, val_every=10
     jobs = _batches(list(enumerate(_files(src, (".hdf5",)))))
     read = functools.partial(_read_robonet, camera=camera)
     episodes = functools.partial(_file_episodes, src=str(src), read=read)
-    _import(jobs, episodes, out, camera, size, min_frames, val_every, workers, jpeg)
+    _import(jobs, episodes, out, camera, size, min_frames, val_every, workers, jpeg, exclude)
 
 
 # ---- TFRecord ----
@@ -608,15 +634,23 @@ def _masked(crc):
     return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
 
 
+def _checksum(says=False):
+    """What computes a checksum of data, or None without google-crc32c, which it says if asked to."""
+    try:
+        from google_crc32c import value
+    except ImportError:
+        if says:
+            print("damaged pictures will not be noticed: checksums need pip install google-crc32c")
+        return None
+    return value
+
+
 def _records(path, expected):
     """Yield the records of a TFRecord file, bytes; None for one whose checksum is wrong.
 
     Records are: length (8 bytes), its checksum (4), data, their checksum (4), which google-crc32c can verify.
     raises  ValueError where the next one cannot be found, or if there are not as many as expected"""
-    try:
-        from google_crc32c import value as checksum
-    except ImportError:
-        checksum = None
+    checksum = _checksum()
     with open(path, "rb") as file:
         for k in itertools.count():
             head = file.read(12)
@@ -714,6 +748,7 @@ def import_bair(src, out, split="", camera="aux1", size=0, min_frames=2, val_eve
                          f"one of them, such as train or test ({', '.join(folders)})")
     episodes = functools.partial(_bair_episodes, src=str(src), camera=camera)
     jobs.sort(key=lambda job: job[1])
+    _checksum(says=True)
     _import(jobs, episodes, out, camera, size, min_frames, val_every, workers, jpeg)
 
 
@@ -749,21 +784,21 @@ def _rlds_leaves(feature, path=""):
         yield path, feature
 
 
-def _read_rlds(record, camera, columns):
+def _read_rlds(record, camera, columns, size):
     """An episode: frames, and the columns {name: width} side by side as actions (T, A)."""
     features = _example(record)
-    frames = np.stack([from_picture(picture) for picture in _values(features[f"steps/observation/{camera}"])])
+    frames = _stack(map(from_picture, _values(features[f"steps/observation/{camera}"])), size)
     actions = [np.reshape(_values(features[name]), (-1, width)) for name, width in columns.items()]
     if len({len(column) for column in actions}) > 1:
         raise ValueError(f"actions have {[len(column) for column in actions]} rows; expected as many in each")
     return frames, np.concatenate(actions, 1) if actions else None, None
 
 
-def _rlds_episodes(name, numbers, src, split, cameras, columns):
+def _rlds_episodes(name, numbers, src, split, cameras, columns, size):
     """Episodes of a shard, named as the official converter's files; of each camera if there are several."""
     for k, record in enumerate(_records(Path(src) / name, len(numbers))):
         for camera in cameras:
-            read = functools.partial(_read_rlds, record, camera, columns)
+            read = functools.partial(_read_rlds, record, camera, columns, size)
             folder = f"{camera}/" if len(cameras) > 1 else ""
             yield numbers[k], f"{folder}{split}_eps_{numbers[k]:08d}", read
 
@@ -802,7 +837,11 @@ def import_rlds(src, out, split="train", camera="", actions=True, exclude="", si
     if not found:
         raise FileNotFoundError(f"--src {src!r} has no *-{split}.tfrecord-* files; pass a folder that has")
     jobs = [(found.get(e, f"*-{split}.tfrecord-{e}"), n) for e, n in zip(endings, numbers, strict=True)]
-    episodes = functools.partial(_rlds_episodes, src=str(src), split=split, cameras=cameras, columns=columns)
+    _checksum(says=True)
+    how = dict(split=split, cameras=cameras, columns=columns, size=size)
+    episodes = functools.partial(_rlds_episodes, src=str(src), **how)
+    if about.get("name") == "robo_net" and not exclude:
+        print("without --exclude, RoboNet's test videos are among these episodes")
     _import(jobs, episodes, out, ",".join(cameras), size, min_frames, val_every, workers, jpeg, exclude)
 
 
@@ -823,15 +862,16 @@ def _lerobot_extremes(root, column):
     if (root / "meta/stats.json").is_file():
         stats = [_read_json(root / "meta/stats.json")]
     elif (root / "meta/episodes_stats.jsonl").is_file():
-        lines = (root / "meta/episodes_stats.jsonl").read_text().splitlines()
-        stats = [json.loads(line)["stats"] for line in lines]
+        stats = [line["stats"] for line in _read_json_lines(root / "meta/episodes_stats.jsonl")]
     else:
+        return None
+    if any(column not in each for each in stats):
         return None
     least, greatest = ([np.ravel(each[column][key]) for each in stats] for key in ("min", "max"))
     return np.min(least, 0).tolist(), np.max(greatest, 0).tolist()
 
 
-def _lerobot_episodes(_, batch, src, action, fps, extremes):
+def _lerobot_episodes(_, batch, src, action, fps, extremes, size):
     """Episodes of (number, video, its start in seconds, table, length)."""
     table = functools.lru_cache(1)(functools.partial(_read_table, columns=["episode_index", action]))
 
@@ -844,20 +884,24 @@ def _lerobot_episodes(_, batch, src, action, fps, extremes):
             if extremes:
                 least, greatest = np.array(extremes)
                 actions = 2 * (actions - least) / np.maximum(greatest - least, 1e-8) - 1
-        frames = list(itertools.islice(_video_frames(str(Path(src) / video), start - 0.5 / fps), length))
+        shown = itertools.islice(_video_frames(str(Path(src) / video), start - 0.5 / fps), length)
+        frames = _stack(shown, size)
         if len(frames) != length:
             raise ValueError(f"{video} has {len(frames)} of its {length} frames: truncated")
-        return np.stack(frames), actions, None
+        return frames, actions, None
 
     for episode in batch:
         yield episode[0], f"episode_{episode[0]:06d}", functools.partial(read, *episode)
 
 
-def import_lerobot(src, out, camera="", action="action", scale=True, size=64, min_frames=2, val_every=100,
-                   workers=0, jpeg=0):
+def import_lerobot(src, out, camera="", action="action", scale=True, exclude="", size=64, min_frames=2,
+                   val_every=100, workers=0, jpeg=0):
     """Import a LeRobot dataset of version 2.x or 3: parquet tables and mp4; numbers are its episode indices.
 
-    Actions that leave [-1, 1] are scaled; their extremes are printed, and kept in OUT/settings.json.
+    camera  the name of one video, such as observation.images.top; by default the first
+    action  column of the actions; none by --action=
+    scale   actions that leave [-1, 1] by the dataset's extremes, which are printed and kept in
+            OUT/settings.json; false: clip them
 
     raises  as import_npz, ValueError without such a camera or column, ImportError without pyarrow or PyAV"""
     _optional("pyarrow", "pyarrow", "reading parquet")
@@ -867,15 +911,16 @@ def import_lerobot(src, out, camera="", action="action", scale=True, size=64, mi
         raise FileNotFoundError(f"--src {src!r} has no meta/info.json; pass the folder of a LeRobot dataset")
     info = _read_json(root / "meta/info.json")
     cameras = [name for name, feature in info["features"].items() if feature["dtype"] == "video"]
-    camera = camera or (cameras or [""])[0]
+    if not cameras:
+        raise ValueError(f"{root} has no videos; those with pictures inside the tables are not read")
+    camera = camera or cameras[0]
     if camera not in cameras:
         raise ValueError(f"no video {camera!r}; --camera takes one of {', '.join(cameras)}")
     if action and action not in info["features"]:
         raise ValueError(f"no column {action!r}; --action takes one of {', '.join(info['features'])}")
     items = []
     if info["codebase_version"].startswith("v2"):  # a file for each episode
-        for line in (root / "meta/episodes.jsonl").read_text().splitlines():
-            episode = json.loads(line)
+        for episode in _read_json_lines(root / "meta/episodes.jsonl"):
             i = episode["episode_index"]
             keys = dict(episode_chunk=i // info["chunks_size"], episode_index=i, video_key=camera)
             items.append((i, info["video_path"].format(**keys), 0.0, info["data_path"].format(**keys),
@@ -896,9 +941,9 @@ def import_lerobot(src, out, camera="", action="action", scale=True, size=64, mi
         print(f"actions from {extremes[0]} to {extremes[1]} become -1 to 1")
     else:
         extremes = None
-    how = dict(action=action, fps=info["fps"], extremes=extremes)
+    how = dict(action=action, fps=info["fps"], extremes=extremes, size=size)
     episodes = functools.partial(_lerobot_episodes, src=str(src), **how)
-    _import(_batches(items), episodes, out, camera, size, min_frames, val_every, workers, jpeg)
+    _import(_batches(items), episodes, out, camera, size, min_frames, val_every, workers, jpeg, exclude)
 
 
 IMPORTERS = {

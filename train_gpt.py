@@ -8,11 +8,12 @@ The defaults are the paper's pre-training; batch_size counts segments per proces
 size. The paper pre-trains without actions (--actions false) and adds them in fine-tuning (--init_from
 out/gpt.pt), from a zero projection.
 
-Where we differ from the authors: no augmentation unless asked for; rewards are those of arriving (gpt.py); in
-`tiny` alone, token embeddings start from the codebooks (`codebook_init`), so that what is learned of one code
-holds for those that look like it, and matrices learn by Muon (Jordan et al. 2024), which needs about half of
-AdamW's updates there; and the codes that one is drawn from are fewer (`top_k`), since there are fewer: the
-unlikely ones add up to drift.
+Where we differ from the authors: no augmentation unless asked for, and then of the stored square, which
+theirs crops from the whole picture; gradients are not clipped (as in their scripts, but for `medium`; Table 3
+says that they are); rewards are those of arriving (gpt.py); in `tiny` alone, token embeddings start from the
+codebooks (`codebook_init`), so that what is learned of one code holds for those that look like it, and
+matrices learn by Muon (Jordan et al. 2024), which needs about half of AdamW's updates there; and the codes
+that one is drawn from are fewer (`top_k`), since there are fewer: the unlikely ones add up to drift.
 
 Run:   python train_gpt.py --preset tiny --data data/push --tokenizer out/tokenizer.pt
        torchrun --nproc_per_node=4 train_gpt.py --data data/mine --tokenizer out/tokenizer.pt
@@ -102,8 +103,9 @@ PRESETS = {
 # The paper's runs (Table 3), on 4 GPUs, each after the tokenizer's of its name; what is not said is as above.
 OXE = dict(data="data/oxe", augment="paper", tokenizer="out/oxe64-tokenizer.pt")
 OXE_64, OXE_256 = "thuml/ivideogpt-oxe-64-act-free", "thuml/ivideogpt-oxe-256-act-free"
-BAIR = dict(init_from=OXE_64, data="data/bair", augment="paper", tokenizer="out/bair-tokenizer.pt")
-ROBONET = dict(data="data/robonet", augment="paper", segment_length=12, max_steps=600_000)
+TUNED = dict(augment="paper", att_dropout=0.1)
+BAIR = dict(TUNED, init_from=OXE_64, data="data/bair", tokenizer="out/bair-tokenizer.pt")
+ROBONET = dict(TUNED, data="data/robonet", segment_length=12, max_steps=600_000)
 RECIPES = dict(
     oxe64=dict(OXE, out="out/oxe64.pt"),
     oxe64_medium=dict(PRESETS["medium"], **OXE, out="out/oxe64_medium.pt"),
@@ -120,8 +122,8 @@ RECIPES = dict(
         batch_size=4, accumulate=2, out="out/robonet256.pt",
     ),
     vp2=dict(
-        init_from=OXE_64, data="data/vp2", augment="paper", tokenizer="out/vp2-tokenizer.pt",
-        segment_length=12, max_steps=200_000, out="out/vp2.pt",
+        TUNED, init_from=OXE_64, data="data/vp2", tokenizer="out/vp2-tokenizer.pt", segment_length=12,
+        max_steps=200_000, out="out/vp2.pt",
     ),
 )  # fmt: skip
 PRESETS |= RECIPES

@@ -8,8 +8,9 @@ defaults are the paper's low-resolution pre-training; batch_size counts segments
 updated in the same step; the authors alternate the two and count both, so their 1,000,000 steps are 500,000
 of ours.
 
-Where we differ from the authors: no augmentation unless asked for; `large` starts from scratch (theirs from
-aMUSEd's VQ weights); the discriminator learns at a constant rate, from the last micro-batch of a step.
+Where we differ from the authors: no augmentation unless asked for, and then of the stored square, which
+theirs crops from the whole picture; `large` starts from scratch (theirs from aMUSEd's VQ weights); the
+discriminator learns at a constant rate, from the last micro-batch of a step.
 
 Run:   python train_tokenizer.py --preset tiny --data data/push
        torchrun --nproc_per_node=4 train_tokenizer.py --data data/mine
@@ -96,8 +97,10 @@ OXE_64, OXE_256 = "thuml/ivideogpt-oxe-64-act-free", "thuml/ivideogpt-oxe-256-ac
 TUNED = dict(init_from=OXE_64, augment="paper", lr=1e-4, max_steps=100_000)
 RECIPES = dict(
     oxe64=dict(OXE, out="out/oxe64-tokenizer.pt"),
-    oxe64_goal=dict(OXE, init_from=OXE_64, lr=1e-4, shuffle=True, out="out/oxe64_goal-tokenizer.pt"),
-    oxe256=dict(PRESETS["large"], **OXE, out="out/oxe256-tokenizer.pt"),
+    oxe64_goal=dict(
+        OXE, init_from=OXE_64, lr=1e-4, shuffle=True, max_steps=275_000, out="out/oxe64_goal-tokenizer.pt"
+    ),
+    oxe256=dict(PRESETS["large"], **OXE, mixture="oxe", out="out/oxe256-tokenizer.pt"),
     bair=dict(TUNED, data="data/bair", context_frames=1, future_frames=7, out="out/bair-tokenizer.pt"),
     robonet64=dict(
         TUNED, data="data/robonet", horizon=12, max_steps=300_000, out="out/robonet64-tokenizer.pt"

@@ -466,6 +466,33 @@ def test_the_camera_is_the_papers_and_several_are_episodes_each(tmp_path, monkey
 # ---- Something-Something, other forms ----
 
 
+def test_damaged_metadata_of_lerobots_is_named(tmp_path):
+    write_lerobot(tmp_path / "src")
+    meta = tmp_path / "src/meta"
+    (meta / "episodes_stats.jsonl").write_text('{"stats": {}}\n{"stats')
+    with pytest.raises(ValueError, match="episodes_stats.jsonl is damaged"):
+        import_lerobot(tmp_path / "src", tmp_path / "out")
+    (meta / "episodes_stats.jsonl").unlink()
+    (meta / "stats.json").write_text("{}")  # tells nothing of actions
+    (meta / "episodes.jsonl").write_bytes((meta / "episodes.jsonl").read_bytes()[:-9])
+    with pytest.raises(ValueError, match="episodes.jsonl is damaged"):
+        import_lerobot(tmp_path / "src", tmp_path / "out")
+    info = json.loads((meta / "info.json").read_text())
+    info["features"]["observation.images.top"]["dtype"] = "image"
+    (meta / "info.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match="src has no videos; those with pictures"):
+        import_lerobot(tmp_path / "src", tmp_path / "out")
+
+
+def test_episodes_of_robonets_files_are_left_out_by_the_files_names(tmp_path, capsys):
+    written = write_robonet(tmp_path / "src")
+    name = written[1][0]
+    (tmp_path / "list.txt").write_text(f"{name.removesuffix('.hdf5')}, train_eps_00012345.npz\n")
+    import_robonet(tmp_path / "src", tmp_path / "out", exclude=str(tmp_path / "list.txt"), workers=1)
+    assert f"imported {len(written) - 1}, skipped 0, excluded 1 of the 1 listed" in capsys.readouterr().out
+    assert_holds(tmp_path / "out", written, set(written) - {1})
+
+
 @pytest.mark.parametrize("v3", [False, True])
 def test_lerobots_actions_in_other_units_are_scaled_by_its_statistics(v3, tmp_path, capsys):
     written, stats = write_lerobot(tmp_path / "src", v3=v3), []

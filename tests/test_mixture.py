@@ -110,6 +110,28 @@ def test_numbers_depend_on_seed_use_and_row_alone():
         assert not np.isin(whole, other).any()
 
 
+def test_many_shards_need_few_open_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("resource.getrlimit", lambda _: (24, 24))
+    for name in ("bridge", "viola"):
+        with EpisodeWriter(tmp_path / name, "test", val_every=2, shard_bytes=1) as writer:
+            for i in range(40):
+                writer.add(np.full((3, 4, 4, 3), i, np.uint8))
+    mixture = Mixture(tmp_path)
+    assert [data.meta["shards"] for data in mixture.sets] == [40, 40]
+    frames = mixture.batch_u8(0, 200, 2)["frames_u8"]
+    assert torch.equal(frames, Mixture(tmp_path).batch_u8(0, 200, 2)["frames_u8"])
+    assert len(frames.unique()) == 20
+    assert sum(len(data.files) for data in mixture.sets) <= 8
+
+
+def test_what_an_import_has_not_finished_is_no_set(tmp_path):
+    for name in ("bridge", "viola.partial"):
+        with EpisodeWriter(tmp_path / name, "test", val_every=2) as writer:
+            writer.add(noise(3, 4, 4, 3))
+            writer.add(noise(3, 4, 4, 3))
+    assert len(Mixture(tmp_path, name="all").sets) == 1
+
+
 # ---- augmentation ----
 
 
