@@ -1459,11 +1459,11 @@ def main(argv):
 
     commands = {**COMMANDS, **importers.IMPORTERS}
     if not argv or argv[0] not in commands:
-        print(__doc__)
-        asked = not argv or argv[0] in ("-h", "--help")
         known = f"{', '.join(commands)} (each with --help)"
-        print(f"\ncommands: {known}")
-        raise SystemExit(0 if asked else f"\n{argv[0]}: no such command; expected {known}")
+        if argv and argv[0] not in ("-h", "--help"):
+            raise SystemExit(f"{argv[0]}: no such command; expected {known}")
+        print(f"{__doc__}\n\ncommands: {known}")
+        raise SystemExit(0)
     function, config = commands[argv[0]]
     doc = f"{sys.modules[function.__module__].__doc__}\n\n{argv[0]}: {function.__doc__}"
     run(lambda cfg: function(**vars(cfg)), configure(config, doc, argv[1:]))

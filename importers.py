@@ -460,7 +460,8 @@ def load_episode(path, key="image", size=0):
 def import_npz(src, out, key="image", exclude="", size=0, min_frames=2, val_every=20, workers=0, jpeg=0):
     """Import the official code's .npz episodes: `key` (T,H,W,3), `action` (T,A) or (T-1,A), `reward` (T,).
 
-    An episode's number is its place among the sorted names, which is the official code's rule.
+    An episode's number is its place among the sorted names, which is the official code's rule. What array the
+    frames are in chooses the camera: BAIR's has image and aux1_image.
     raises  FileNotFoundError where there is none, ValueError (nothing is written) where none can be used"""
     jobs = _batches(list(enumerate(_files(src, (".npz",)))))
     episodes = functools.partial(_file_episodes, src=str(src), read=functools.partial(_read_npz, key=key))
@@ -607,6 +608,7 @@ def import_robonet(src, out, camera="cam0", exclude="", size=64, min_frames=12, 
                    jpeg=0):
     """Import RoboNet's HDF5 files, with actions of 5 numbers; an episode's number is its file's place.
 
+    camera  cam0 and so on, as many as the robot has
     raises  as import_npz, ImportError without h5py or PyAV"""
     _optional("h5py", "h5py", "reading HDF5")
     _optional("av", "av", "reading mp4")
@@ -736,6 +738,7 @@ def _bair_episodes(name, start, n, src, camera):
 def import_bair(src, out, split="", camera="aux1", size=0, min_frames=2, val_every=100, workers=0, jpeg=0):
     """Import BAIR robot pushing from its TFRecord files; numbers are those in the files' names.
 
+    split   train or test, where the folder has both;  camera  aux1, the paper's, or main
     raises  as import_npz, ValueError where --split must choose"""
     jobs = []
     for name in _files(src, (".tfrecords",)):
@@ -809,6 +812,9 @@ def import_rlds(src, out, split="train", camera="", actions=True, exclude="", si
 
     Numbers are those of the official converter (`interleave`), on which its splits and the list of RoboNet's
     test episodes depend; dataset_info.json alone gives them, so that a missing shard shifts nothing.
+
+    split    TFDS' name;  actions  all float features under steps/action side by side; false: none
+    camera   among the observations, or several, each an episode; by default the paper's (data.OXE), or image
     raises  as import_npz, ValueError where features.json has no such camera"""
     paths = [Path(src) / name for name in ("features.json", "dataset_info.json")]
     if not src or not all(path.is_file() for path in paths):
