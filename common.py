@@ -99,6 +99,14 @@ def require_positive(cfg, *keys):
             raise ValueError(f"--{key} is {getattr(cfg, key)}; expected at least 1")
 
 
+def require_not_negative(cfg, *keys, most=math.inf):
+    """Raise ValueError unless all these settings are from 0 to `most`."""
+    for key in keys:
+        if not 0 <= getattr(cfg, key) <= most:
+            end = "or more" if most == math.inf else f"to {most}"
+            raise ValueError(f"--{key} is {getattr(cfg, key)}; expected 0 {end}")
+
+
 def find_device(name):
     """The torch.device of that name; of "" a GPU if there is one.   raises  ValueError without a GPU"""
     try:

@@ -15,8 +15,8 @@ action is unused: zeros.
 
 A folder holds meta.json, index.npz, shard-00000.bin ... (frames back to back, as HWC bytes or as JPEGs, whose
 sizes.npy (S,) is there too), actions.npy (S,A), rewards.npy (S,); it is written as FOLDER.partial and renamed
-when whole. The official code keeps a compressed npz per episode; here a random segment costs one `pread`, far
-less (a memmap would read too much ahead).
+when whole. The official code keeps a compressed npz per episode; here a random segment costs one `pread`, or
+one for each of its frames that lie apart, far less (a memmap would read too much ahead).
 
 Run: python data.py push --out data/push --episodes 2000            (add --help for the settings of each)
      python data.py metaworld --task plate-slide --out data/plate-slide     demonstrations by a script
@@ -299,7 +299,8 @@ class Episodes:
         self.shards, self.offsets, self.lengths, self.rows, self.names = (
             index[key][ids] for key in ("shard", "offset", "length", "row", "name"))
         self.n_episodes, self.files = len(ids), {}
-        self.max_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 3  # train, val, and all else
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.max_files = (4096 if limit == resource.RLIM_INFINITY else limit) // 3  # train, val, and all else
 
     def __del__(self):
         for file in getattr(self, "files", {}).values():
@@ -441,8 +442,8 @@ class Mixture:
     def __init__(self, folder, split="train", name=""):
         if name not in (*MIXTURES, "all", ""):
             raise ValueError(f"mixture is {name!r}; expected one of {', '.join(MIXTURES)}, all")
-        places = {place.parent.name: place.parent for place in sorted(Path(folder).glob("*/meta.json"))}
-        places = {s: place for s, place in places.items() if not s.endswith(".partial")}
+        found = sorted(place.parent for place in Path(folder).glob("*/meta.json"))
+        places = {place.name: place for place in found if place.suffix != ".partial"}
         name = name or ("oxe" if any(s.removesuffix(RLDS_SUFFIX) in OXE for s in places) else "all")
         rows = {s: MIXTURES.get(name, {}).get(s.removesuffix(RLDS_SUFFIX)) for s in places}
         chosen = [s for s in rows if name == "all" or rows[s]]

@@ -763,12 +763,18 @@ def alone(fn, *args):
             return {}
 
 
+def own(file, name):
+    """A number that Linux tells of this process; None elsewhere."""
+    path = Path("/proc/self") / file
+    return int(re.search(rf"{name}:\s+(\d+)", path.read_text())[1]) if path.is_file() else None
+
+
 def peak_memory(device):
     """Most memory in GB that this process has held: of the GPU or, on Linux, of the machine."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
-    status = Path("/proc/self/status")  # what `resource` tells of a process includes its parent's
-    return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024 / 1e9 if status.is_file() else None
+    kilobytes = own("status", "VmHWM")  # what `resource` tells of a process includes its parent's
+    return kilobytes and kilobytes * 1024 / 1e9
 
 
 def flops_of_segment(model):
@@ -981,17 +987,13 @@ def write_stand_in(folder, n, size, real=1000, T=30):
     (folder / "meta.json").write_text(json.dumps({**meta, "episodes": n, "frames": n * T}))
 
 
-def resident_memory():
-    """MB of this process, on Linux."""
-    return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-
-
 def read_segments(folder, rank, cfg, barrier, told):
     """Open a folder and read batches of the stream for some seconds, all processes at once."""
     barrier.wait()
-    memory, began = resident_memory(), time.perf_counter()
+    before, began = own("status", "VmRSS"), time.perf_counter()
     data = Episodes(folder)
-    opened = dict(open_seconds=time.perf_counter() - began, open_megabytes=resident_memory() - memory)
+    seconds, after = time.perf_counter() - began, own("status", "VmRSS")
+    opened = dict(open_seconds=seconds, open_megabytes=after and (after - before) / 1024)
     barrier.wait()
     batches, began = 0, time.perf_counter()
     while (seconds := time.perf_counter() - began) < cfg.seconds:
@@ -1002,17 +1004,17 @@ def read_segments(folder, rank, cfg, barrier, told):
 
 def cold_read_share(folder, cfg, stride, n=200):
     """Bytes read from the disk for each byte asked for, outside of the page cache; None if unknown."""
-    data, io = Episodes(folder), Path("/proc/self/io")
-    if not io.is_file() or not hasattr(os, "posix_fadvise"):
+    if own("io", "read_bytes") is None or not hasattr(os, "posix_fadvise"):
         return None
+    data = Episodes(folder)
     for path in data.paths:
         with open(path, "rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    before = int(re.search(r"read_bytes: (\d+)", io.read_text())[1])
+    before = own("io", "read_bytes")
     T = cfg.segment_length // stride
     data.batch_u8(0, n, T, stride=stride)
-    read = int(re.search(r"read_bytes: (\d+)", io.read_text())[1]) - before
+    read = own("io", "read_bytes") - before
     return read / (n * T * data.frame_bytes) or None  # 0: a file system in memory
 
 
@@ -1034,7 +1036,7 @@ def loader(cfg):
             rows["segments_per_s"][name] = rate = sum(row["rate"] for row in told)
             rows["megabytes_per_s"][name] = rate * cfg.segment_length * cfg.size**2 * 3 / 1e6
             for key in ("open_seconds", "open_megabytes"):
-                rows[key][name] = max(row[key] for row in told)
+                rows[key][name] = max((row[key] for row in told if row[key] is not None), default=None)
         rows["cold_bytes_read_per_byte"] = {f"stride {k}": cold_read_share(folder, cfg, k) for k in (1, 4)}
     settings = {**gpt.PRESETS[cfg.preset], "segment_length": cfg.segment_length}
     layout = layout_of(TOKENIZER_OF[cfg.preset])

@@ -150,20 +150,17 @@ def _reason(error):
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 
-def _read_json(path):
+def _read_json(path, parse=json.loads):
     """Its content.   raises  ValueError naming a damaged file"""
     try:
-        return json.loads(path.read_text())
+        return parse(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
 def _read_json_lines(path):
     """As _read_json, of a file with a value in each line."""
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+    return _read_json(path, lambda text: [json.loads(line) for line in text.splitlines()])
 
 
 def _checked(frames, actions, rewards, size=0):
@@ -371,7 +368,7 @@ def _listed(path):
 
 
 def _batches(items):
-    """Small items as jobs: enough to go on from after a kill, few enough to keep every shard open."""
+    """Small items as jobs: enough to go on from after a kill, few enough for large shards."""
     n = max(50, len(items) // 500)
     return [(items[i][1], items[i : i + n]) for i in range(0, len(items), n)]
 

@@ -50,6 +50,7 @@ from common import (
     load_checkpoint,
     log,
     perceptual_loss,
+    require_not_negative,
     require_positive,
     run,
     save_checkpoint,
@@ -729,10 +730,8 @@ def main(cfg):
     if Path(cfg.out).suffix != ".pt":
         raise ValueError(f"out is {cfg.out}; expected NAME.pt, with NAME.jsonl and others beside it")
     require_positive(cfg, *(k for k in vars(cfg) if k.endswith("_every")), *POSITIVE)
-    for key in (*NOT_NEGATIVE, *FRACTIONS):
-        if not 0 <= getattr(cfg, key) <= (1 if key in FRACTIONS else float("inf")):
-            most = "to 1" if key in FRACTIONS else "or more"
-            raise ValueError(f"--{key} is {getattr(cfg, key)}; expected 0 {most}")
+    require_not_negative(cfg, *NOT_NEGATIVE)
+    require_not_negative(cfg, *FRACTIONS, most=1)
     loop = Loop(cfg)
     start_log(loop.numbers, loop.step)
     size = sum(p.numel() for p in loop.agent.parameters())

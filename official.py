@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+OXE_64, OXE_256 = "thuml/ivideogpt-oxe-64-act-free", "thuml/ivideogpt-oxe-256-act-free"  # to fine-tune
 FILES = dict(tokenizer="diffusion_pytorch_model.safetensors", transformer="model.safetensors")
 
 # Our settings and theirs; what a setting must be, because nothing else is built here; tensors' names.

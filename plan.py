@@ -44,7 +44,15 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from common import configure, find_device, keep_memory, perceptual_loss, require_positive, run
+from common import (
+    configure,
+    find_device,
+    keep_memory,
+    perceptual_loss,
+    require_not_negative,
+    require_positive,
+    run,
+)
 from data import HELD_OUT, make_environment, save_gif, to_float
 from evaluate import load_torchscript, perceptual_distance, write_result
 from importers import open_vp2, vp2_frames
@@ -564,9 +572,8 @@ def read_records(path, settings):
 
 def main(cfg):
     require_positive(cfg, "episodes", "seeds", "steps", "lead", "horizon", "iterations", "elites")
-    for key in ("settle", "candidates", "gamma", "beta", "momentum", "colour", "gifs", "workers", "seed"):
-        if getattr(cfg, key) < 0:
-            raise ValueError(f"--{key} is {getattr(cfg, key)}; expected 0 or more")
+    zero_or_more = "settle", "candidates", "gamma", "beta", "momentum", "colour", "gifs", "workers", "seed"
+    require_not_negative(cfg, *zero_or_more)
     try:
         cfg.std = tuple(map(float, cfg.std))
     except ValueError:

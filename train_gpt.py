@@ -49,6 +49,7 @@ from common import (
 )
 from data import draw_segments, goal_first, open_data, prefetch, save_contact_sheet
 from gpt import GPT
+from official import OXE_64, OXE_256
 from tokenizer import Tokenizer
 
 MODEL = {
@@ -102,7 +103,6 @@ PRESETS = {
 
 # The paper's runs (Table 3), on 4 GPUs, each after the tokenizer's of its name; what is not said is as above.
 OXE = dict(data="data/oxe", augment="paper", tokenizer="out/oxe64-tokenizer.pt")
-OXE_64, OXE_256 = "thuml/ivideogpt-oxe-64-act-free", "thuml/ivideogpt-oxe-256-act-free"
 TUNED = dict(augment="paper", att_dropout=0.1)
 BAIR = dict(TUNED, init_from=OXE_64, data="data/bair", tokenizer="out/bair-tokenizer.pt")
 ROBONET = dict(TUNED, data="data/robonet", segment_length=12, max_steps=600_000)

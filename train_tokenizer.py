@@ -46,6 +46,7 @@ from common import (
     stop_signal,
 )
 from data import draw_segments, open_data, prefetch, save_contact_sheet
+from official import OXE_64, OXE_256
 from tokenizer import Decoder, Discriminator, Encoder, Tokenizer, VectorQuantizer
 
 CONFIG = dict(
@@ -93,7 +94,6 @@ PRESETS = dict(tiny=tokenizer.TINY | TINY, small=tokenizer.SMALL, large=tokenize
 
 # The paper's runs (Table 3), on 4 GPUs; what is not said is as above. Fine-tuning begins with their models.
 OXE = dict(data="data/oxe", augment="paper")
-OXE_64, OXE_256 = "thuml/ivideogpt-oxe-64-act-free", "thuml/ivideogpt-oxe-256-act-free"
 TUNED = dict(init_from=OXE_64, augment="paper", lr=1e-4, max_steps=100_000)
 RECIPES = dict(
     oxe64=dict(OXE, out="out/oxe64-tokenizer.pt"),
