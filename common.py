@@ -8,12 +8,16 @@ Functions only. Nothing here imports another file of ours."""
 
 import ctypes
 import difflib
+import errno
 import hashlib
+import importlib.util
 import json
 import math
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -108,14 +112,29 @@ def require_not_negative(cfg, *keys, most=math.inf):
 
 
 def find_device(name):
-    """The torch.device of that name; of "" a GPU if there is one.   raises  ValueError without a GPU"""
+    """The torch.device of that name; of "" a CUDA GPU if there is one, else the CPU. Apple's GPU is "mps".
+
+    raises  ValueError where torch does not have that device"""
+    expected = "expected cpu, cuda, cuda:1 for the second GPU, or mps"
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
-        raise ValueError(f"device is {name!r}; expected cpu or cuda, or cuda:1 for the second GPU") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {name!r}; {expected}") from None
+    counts = dict(cpu=1, cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available()))
+    if device.type not in counts:
+        raise ValueError(f"device is {name!r}; {expected}")
+    count = counts[device.type]
+    if not count:
         raise ValueError(f"device is {device} but torch sees no GPU; pass --device cpu")
+    if (device.index or 0) >= count:
+        raise ValueError(f"device is {device} but torch sees {count} of them, numbered from 0")
     return device
+
+
+def can_compile(device):
+    """Whether torch.compile works there: it needs Triton (not on Windows) and a GPU of capability 7.0."""
+    has_triton = importlib.util.find_spec("triton") is not None
+    return device.type == "cuda" and has_triton and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def keep_memory():
@@ -129,19 +148,38 @@ def keep_memory():
         return  # another system's allocator
 
 
+def one_line(error):
+    """What an error from below means and what to do, as one line; None for one that needs its traceback."""
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    if isinstance(error, OSError):
+        no_space = errno.errorcode.get(error.errno) in ("ENOSPC", "EDQUOT")
+        no_space = no_space or "requested and" in text  # numpy: "100 requested and 0 written"
+        hint = "; free some disk space and run it again, with --resume true if it was training"
+        return f"{type(error).__name__}: {text}{hint if no_space else ''}"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+        return f"out of memory: {text}; use smaller batches (--help lists the settings)"
+    if not isinstance(error, ValueError | ImportError | FloatingPointError):
+        return None
+    trace = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    is_ours = Path(trace.tb_frame.f_code.co_filename).parent == Path(__file__).parent
+    return f"{type(error).__name__}: {text}" if is_ours else None
+
+
 def run(main, cfg):
-    """Call main(cfg); our own errors on bad input become one line, all others keep their traceback."""
+    """Call main(cfg); bad input, a full disk and lack of memory become one line, bugs a traceback."""
     keep_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # file names need not be UTF-8
+            stream.reconfigure(errors="backslashreplace")
     try:
         main(cfg)
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        trace = error.__traceback__
-        while trace.tb_next:
-            trace = trace.tb_next
-        ours = Path(trace.tb_frame.f_code.co_filename).parent == Path(__file__).parent
-        if not ours and not getattr(error, "filename", None):  # the system's errors about files name them
+    except Exception as error:
+        line = one_line(error)
+        if line is None:
             raise
-        raise SystemExit(f"{type(error).__name__}: {error}") from None
+        raise SystemExit(line) from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -193,10 +231,12 @@ def setup_ddp():
 
 
 def uses_bf16(device, dtype):
-    """Whether the setting dtype, "bf16", "float32" or "auto" (bf16 on GPUs alone), means bf16 there."""
+    """Whether the setting dtype means bf16 there: "bf16", "float32", or "auto": bf16 on GPUs that have it."""
     if dtype not in ("auto", "bf16", "float32"):
         raise ValueError(f"dtype is {dtype!r}; expected auto, bf16 or float32")
-    return dtype == "bf16" or (dtype == "auto" and device.type == "cuda")
+    if dtype == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return dtype == "bf16"
 
 
 def autocast_for(device, dtype):
@@ -239,13 +279,63 @@ def lr_at(step, lr, warmup, max_steps, schedule):
     return lr * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, max_steps - warmup))))
 
 
+def beside(out, ending):
+    """The file that goes with `out`: out/gpt.pt -> out/gpt.jsonl, but out/lr0.003 -> out/lr0.003.jsonl."""
+    path = Path(out)
+    stem = path.stem if path.suffix in (".pt", ".json") else path.name
+    return path.with_name(stem + ending)
+
+
+def claim(out, endings=(), overwrite=True, resume=None):
+    """Check that the file `out` and those `beside` it can be written, before any work is done.
+
+    overwrite  False: refuse an `out` that exists, unless `resume` goes on with it (None: nothing can)
+    returns    its Path without symbolic links, so that temporary files lie on the same disk as `out`
+    raises     ValueError saying what is in the way"""
+    path = Path(out).resolve()
+    for file in (path, *(beside(path, ending) for ending in endings)):
+        if file.is_dir():
+            raise ValueError(f"--out {out}: {file} is a folder; expected the name of a file")
+        if file.exists() and not os.access(file, os.W_OK):
+            raise ValueError(f"--out {out}: {file} is read-only; pass another --out")
+    if path.exists() and not (overwrite or resume):
+        go_on = "" if resume is None else "--resume true goes on with it, "
+        raise ValueError(f"{out} exists: {go_on}--overwrite true replaces it, or pass another --out")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"--out {out}: cannot write to {path.parent} ({error.strerror})") from None
+    return path
+
+
 def save_checkpoint(path, **state):
-    """Write plain data to one file, under a temporary name first: a kill leaves the old file whole."""
+    """Write plain data to one file, under a temporary name first: a kill leaves the old file whole.
+
+    raises  OSError, which names the file and the space that is left; the old file is kept"""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
+    try:
+        torch.save(state, partial)
+    except (RuntimeError, OSError) as error:  # of a full disk, torch says "unexpected pos 576 vs 534"
+        free = shutil.disk_usage(path.parent).free / 1e6
+        partial.unlink(missing_ok=True)
+        kept = "the file before it is kept" if path.exists() else "nothing was saved"
+        told = f"cannot write {path} ({free:.0f} MB free there; {str(error).splitlines()[0]}): {kept}"
+        raise OSError(f"{told}; free some space, then --resume true or the same command") from None
     os.replace(partial, path)
+
+
+def require_content(path):
+    """Raise ValueError if a file is empty or a pointer of Git LFS, which stands for a file not downloaded."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if not head:
+        raise ValueError(f"{path} is empty (0 bytes); copy or download it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a pointer of Git LFS, not the file itself; run git lfs pull there")
 
 
 def load_checkpoint(path, device="cpu", needs=()):
@@ -254,6 +344,7 @@ def load_checkpoint(path, device="cpu", needs=()):
     raises  FileNotFoundError where there is no file, ValueError where it is not a checkpoint of ours"""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; train one (README.md) or pass the path of one")
+    require_content(path)
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # pickle, zip and torch each raise their own kinds on a damaged file
@@ -269,12 +360,21 @@ def load_checkpoint(path, device="cpu", needs=()):
     return state
 
 
+def _step_of(line):
+    """The step that a line of a log was written at; infinity if the line is damaged."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
 def start_log(out, step):
-    """Begin the .jsonl file `out`, or on resuming at `step` drop the lines that will be written again."""
+    """Begin the .jsonl file `out`, or on resuming at `step` drop the lines that will be written again.
+
+    Damaged lines, which a kill or a full disk leaves, are dropped too."""
     out = Path(out)
-    lines = out.read_text().splitlines(True) if step and out.is_file() else []
-    whole = [line for line in lines if line.endswith("\n")]  # a kill may have torn the last one
-    out.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+    lines = out.read_text(errors="replace").splitlines(True) if step and out.is_file() else []
+    out.write_text("".join(line for line in lines if line.endswith("\n") and _step_of(line) <= step))
 
 
 def log(step, out, **numbers):

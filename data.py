@@ -31,9 +31,9 @@ import itertools
 import json
 import mmap
 import os
-import resource
 import shutil
 import sys
+import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +46,11 @@ from PIL import Image  # imageio brings it
 from tqdm import tqdm
 
 from common import configure, run
+
+try:
+    import resource  # how many files may be open; Windows has no such limit to ask for
+except ImportError:
+    resource = None
 
 PUSH_CONFIG = dict(
     out="data/push",
@@ -159,6 +164,20 @@ def from_picture(encoded):
 # ---- episodes on disk ----
 
 
+def kind_of(frames_u8, actions, rewards):
+    """What all episodes of a folder must agree in: {key of KIND: value}."""
+    action_dim = 0 if actions is None else actions.shape[1]
+    values = list(frames_u8.shape[1:]), action_dim, rewards is not None
+    return dict(zip(KIND, values, strict=True))
+
+
+def put_in_place(folder, out):
+    """Rename a folder to `out`, which may be an empty folder."""
+    if out.is_dir():
+        out.rmdir()  # Windows does not replace folders
+    os.replace(folder, out)
+
+
 def write_json(path, content):
     """Whole or not at all, however the process ends."""
     path.with_suffix(".new").write_text(json.dumps(content, indent=1) + "\n")
@@ -178,14 +197,17 @@ class EpisodeWriter:
 
     The folder appears whole when the block ends; an exception inside the block leaves nothing behind.
     jpeg    quality (to 100) at which frames are kept as JPEGs; 0: as they are
-    raises  ValueError if `out` exists and is not an empty folder, or if no episode was added (which writes
-            no folder without an error if it may_be_empty)"""
+    raises  ValueError if `out` exists and is not an empty folder, cannot be replaced, or if no episode was
+            added (which writes no folder without an error if it may_be_empty)"""
 
     def __init__(self, out, source, key="", val_every=20, shard_bytes=10**9, may_be_empty=False, jpeg=0):
-        self.out, self.shard_bytes, self.may_be_empty, self.jpeg = Path(out), shard_bytes, may_be_empty, jpeg
+        self.shard_bytes, self.may_be_empty, self.jpeg = shard_bytes, may_be_empty, jpeg
+        self.out = Path(out).resolve()  # of a link, the folder it leads to: all is written on that disk
         self.partial = self.out.with_name(self.out.name + ".partial")
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise ValueError(f"{out} exists and is not an empty folder; delete it or pass another --out")
+        if os.path.ismount(self.out):
+            raise ValueError(f"{out} is a mount point, which cannot be replaced; pass --out {out}/episodes")
         if val_every < 2:
             raise ValueError(f"val_every is {val_every}; expected 2 or more, which leaves some to train on")
         if not 0 <= jpeg <= 100:
@@ -215,10 +237,10 @@ class EpisodeWriter:
         rewards = np.array(rewards if has_reward else np.zeros(T), np.float32)
         if actions.ndim != 2 or len(actions) != T or rewards.shape != (T,):
             raise ValueError(f"actions {actions.shape}, rewards {rewards.shape}; expected ({T}, A), ({T},)")
-        kind = dict(zip(KIND, (list(shape[1:]), actions.shape[1], has_reward), strict=True))
-        first = {key: self.meta.setdefault(key, value) for key, value in kind.items()}
-        if kind != first:
-            raise ValueError(f"it has {kind}, the first episode {first}; they must agree (--size resizes)")
+        kind = kind_of(frames_u8, actions, rewards if has_reward else None)
+        others = {key: self.meta.setdefault(key, value) for key, value in kind.items()}
+        if kind != others:
+            raise ValueError(f"it has {kind}, other episodes {others}; they must agree (--size resizes)")
         actions[-1] = 0  # unused; zero also suits the repeated frames that fill up a short clip
         content = memoryview(frames_u8).cast("B")
         if self.jpeg:
@@ -249,7 +271,7 @@ class EpisodeWriter:
             return
         meta = dict(self.meta, episodes=len(self.index["row"]), frames=self.n_frames, shards=self.n_shards)
         write_tables(self.partial, meta, self.index, **self.columns)
-        os.replace(self.partial, self.out)
+        put_in_place(self.partial, self.out)
 
 
 class Episodes:
@@ -258,7 +280,8 @@ class Episodes:
     folder  what EpisodeWriter wrote;  split "train", "val" (number % val_every == 0) or "all"
     limit   the first so many of those alone; 0: all
     has     frame_shape (H, W, 3), action_dim, has_reward, n_episodes, lengths, names, meta
-    raises  FileNotFoundError where no such folder is, ValueError at another format or a truncated file"""
+    raises  FileNotFoundError where no such folder is, ValueError at another format, a truncated file, or
+            files that do not belong together"""
 
     def __init__(self, folder, split="train", limit=0):
         self.folder = Path(folder)
@@ -277,6 +300,7 @@ class Episodes:
             index = {key: arrays[key] for key in arrays.files}
         self.actions, self.rewards = (map_rows(self.folder / f"{key}.npy") for key in ("actions", "rewards"))
         self.sizes = map_rows(self.folder / "sizes.npy") if meta["codec"] == "jpeg" else None
+        self._require_rows(index)
         self.paths = [self.folder / f"shard-{shard:05d}.bin" for shard in range(meta["shards"])]
         ends = np.zeros(meta["shards"], np.int64)
         n_bytes = index.get("bytes", index["length"] * self.frame_bytes)
@@ -298,13 +322,29 @@ class Episodes:
         ids = ids[: limit or None]
         self.shards, self.offsets, self.lengths, self.rows, self.names = (
             index[key][ids] for key in ("shard", "offset", "length", "row", "name"))
-        self.n_episodes, self.files = len(ids), {}
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.max_files = (4096 if limit == resource.RLIM_INFINITY else limit) // 3  # train, val, and all else
+        self.n_episodes, self.files, self.lock = len(ids), {}, threading.Lock()
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if resource else 512
+        if resource and limit == resource.RLIM_INFINITY:
+            limit = 4096
+        self.max_files = limit // 3  # train, val, and all else
 
     def __del__(self):
         for file in getattr(self, "files", {}).values():
-            os.close(file)
+            file.close()
+
+    def _require_rows(self, index):
+        """Raise ValueError unless the tables have a row for each frame that the index speaks of."""
+        n_frames = int((index["row"] + index["length"]).max(initial=0))
+        tables = dict(actions=self.actions, rewards=self.rewards)
+        if self.sizes is not None:
+            tables["sizes"] = self.sizes
+        for name, table in tables.items():
+            if len(table) != n_frames:
+                raise ValueError(f"{self.folder}/{name}.npy has {len(table)} rows, index.npz {n_frames} "
+                                 "frames; copy the whole folder again")
+        if self.actions.shape[1:] != (self.action_dim,):
+            raise ValueError(f"{self.folder}/actions.npy has rows {self.actions.shape[1:]}, meta.json says "
+                             f"action_dim {self.action_dim}; copy the whole folder again")
 
     def read(self, episode, start=0, stop=None):
         """Frames start..stop-1 of one episode, as bytes (stop-start, H, W, 3)."""
@@ -319,7 +359,7 @@ class Episodes:
         shard, offset = self._open(int(self.shards[episode])), int(self.offsets[episode])
         for together in np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1):
             first, after = int(together[0]), int(together[-1]) + 1
-            data = os.pread(shard, int(ends[after] - ends[first]), offset + int(ends[first]))
+            data = self._bytes(shard, int(ends[after] - ends[first]), offset + int(ends[first]))
             if self.sizes is None:
                 parts.append(np.frombuffer(data, np.uint8).reshape(-1, *self.frame_shape))
             else:
@@ -331,11 +371,19 @@ class Episodes:
     def _open(self, shard):
         if shard not in self.files:
             if len(self.files) >= self.max_files:
-                os.close(self.files.pop(next(iter(self.files))))
-            self.files[shard] = os.open(self.paths[shard], os.O_RDONLY)
+                self.files.pop(next(iter(self.files))).close()
+            self.files[shard] = open(self.paths[shard], "rb", buffering=0)
             if hasattr(os, "posix_fadvise"):  # nothing that was not asked for is read
-                os.posix_fadvise(self.files[shard], 0, 0, os.POSIX_FADV_RANDOM)
+                os.posix_fadvise(self.files[shard].fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         return self.files[shard]
+
+    def _bytes(self, file, count, start):
+        """Bytes start..start+count-1 of an open file."""
+        if hasattr(os, "pread"):
+            return os.pread(file.fileno(), count, start)
+        with self.lock:  # Windows: two threads share the file's position
+            file.seek(start)
+            return file.read(count)
 
     def batch(self, first, batch_size, T, seed=0, **how):
         """Random segments: episode uniform, start uniform, T frames `stride` apart.
@@ -409,7 +457,8 @@ class Episodes:
 def map_rows(path):
     """A .npy file whose rows are read when they are asked for, and no others."""
     table = np.load(path, mmap_mode="r")
-    table._mmap.madvise(mmap.MADV_RANDOM)
+    if hasattr(mmap, "MADV_RANDOM") and table.size:
+        table._mmap.madvise(mmap.MADV_RANDOM)
     return table
 
 
@@ -460,7 +509,8 @@ class Mixture:
         if len(shapes) > 1:
             raise ValueError(f"{folder} has frames {sorted(shapes)}; import all sets with the same --size")
         self.frame_shape, self.n_episodes = shapes.pop(), sum(data.n_episodes for data in self.sets)
-        told = [f"{folder} ({split}): {len(chosen)} sets, {self.n_episodes} episodes; mixture {name}"]
+        told = [f"{folder} ({split}): {len(chosen)} sets, {self.n_episodes} episodes; mixture {name}",
+                "  (actions and rewards are left out: they mean another thing in each set)"]
         for s, data, weight, step in zip(chosen, self.sets, self.weights, self.steps, strict=True):
             told.append(f"  {s}: weight {weight:.4f}, every {step}. frame, {data.n_episodes} episodes")
         if others := [s for s in places if s not in chosen]:
@@ -956,7 +1006,8 @@ def push_segments(n, T, seed=0, size=64):
 
 def before_mujoco():
     """What has to happen before anybody imports mujoco."""
-    os.environ.setdefault("MUJOCO_GL", "egl")  # draws without a display
+    if sys.platform == "linux":
+        os.environ.setdefault("MUJOCO_GL", "egl")  # draws without a display
     import torch._dynamo  # noqa: F401  triton's LLVM crashes if it is loaded after the renderer's
 
 

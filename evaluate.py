@@ -20,6 +20,7 @@ Run: python evaluate.py                                       the released check
      python evaluate.py loader                                how fast segments are read, without a model
      python evaluate.py tokenizers|decouple|transfer|adapt|scaling|goal    analyses (section 4.4)"""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -50,6 +51,8 @@ import official
 import tokenizer
 from common import (
     autocast_for,
+    beside,
+    claim,
     configure,
     find_device,
     keep_memory,
@@ -72,6 +75,7 @@ CONFIG = dict(
     tokenizer="",  # another tokenizer's checkpoint
     data="",  # a folder of episodes (its validation split) or "push"; by default the model's own
     out="out/metrics.json",
+    overwrite=False,  # replace the numbers of another command; by default they are kept
     episodes=64,  # test videos
     samples=1,  # futures of each
     horizon=14,  # predicted frames
@@ -123,6 +127,7 @@ LOADER = dict(
     preset="tiny",  # of the transformer whose appetite is told
     device="",
     out="results/loader.json",
+    overwrite=False,
 )
 # a second, dense bf16, as NVIDIA says
 PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12}
@@ -132,7 +137,7 @@ def lab(name, *groups, **own):
     """Settings of an analysis, and where its checkpoints, its numbers and its picture go."""
     merged = {k: v for group in groups for k, v in group.items()}
     places = dict(folder=f"out/{name}", out=f"out/{name}/numbers.json", picture=f"out/{name}/picture.png")
-    return {**merged, **places, **own}
+    return {**merged, **places, "overwrite": False, **own}
 
 
 TRAINING = dict(  # what is in the folder already is not trained again
@@ -149,7 +154,7 @@ TUNING = dict(data="data/push-cyan", tune_lr=3e-4, tokenizer_steps=500, steps=50
 TOKENIZERS = lab("tokenizers", TRAINING, VIDEOS, kinds=("compressive", "16x16", "4x4"), patch=2, steps=1000,
                  lpips=True, repeats=3)
 DECOUPLE = dict(VIDEOS, ckpt=TRAINING["ckpt"], data="push", batch_size=8, seed=0,
-                out="out/decouple/numbers.json", picture="out/decouple/picture.png")
+                out="out/decouple/numbers.json", picture="out/decouple/picture.png", overwrite=False)
 TRANSFER = lab("transfer", TRAINING, VIDEOS, WORLDS, TUNING)
 ADAPT = lab("adapt", TRAINING, VIDEOS, WORLDS, TUNING, shots=(10, 100, 1000))  # episodes
 SCALING = lab("scaling", TRAINING, sizes=("2x96", "4x192"), steps=1500, eval_every=100)  # layers x width
@@ -349,7 +354,22 @@ def provenance():
         commit = "unknown"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     machine = f"{cpu_name()}, {gpu}, torch {torch.__version__}"
-    return dict(command=" ".join(["python", *sys.argv]), commit=commit, machine=machine)
+    return dict(command=command_line(), commit=commit, machine=machine)
+
+
+def command_line():
+    return " ".join(["python", *sys.argv])
+
+
+def claim_result(cfg):
+    """`claim` cfg.out before the work. The same command replaces its numbers; another one's are refused.
+
+    raises  ValueError"""
+    path, command = Path(cfg.out), None
+    if path.is_file() and not cfg.overwrite:
+        with contextlib.suppress(ValueError):  # a damaged file is refused, too
+            command = json.loads(path.read_text()).get("command")
+    cfg.out = claim(cfg.out, (".md", ".png"), cfg.overwrite or command == command_line())
 
 
 def write_result(path, numbers):
@@ -465,7 +485,8 @@ def report(out, columns, errors=None, missing=None, **others):
     others.update(dict(stderr=errors) if errors else {}, missing=missing or {})
     write_result(out, {**columns, **others})
     lines = ["| " + " | ".join(line) + " |" for line in cells]
-    Path(out).with_suffix(".md").write_text("\n".join([lines[0], "|---" * len(width) + "|", *lines[1:], ""]))
+    text = "\n".join([lines[0], "|---" * len(width) + "|", *lines[1:], ""])
+    beside(out, ".md").write_text(text, encoding="utf-8")
 
 
 def find_networks(device, lpips, fvd=None):
@@ -494,9 +515,10 @@ def start_parts(cfg, model, data, networks, rank):
     """The folder where batches are kept until all are measured. A broken-off run's are taken over.
 
     raises  ValueError if they were measured otherwise"""
-    folder = Path(cfg.out).with_suffix(".parts")
-    settings = {k: v for k, v in vars(cfg).items() if k not in ("out", "device", "curves", "given")}
-    total = lambda tensors: sum(x.sum(dtype=torch.float64).item() for x in tensors)  # noqa: E731
+    folder = beside(cfg.out, ".parts")
+    elsewhere = "out", "overwrite", "device", "curves", "given"
+    settings = {k: v for k, v in vars(cfg).items() if k not in elsewhere}
+    total = lambda tensors: sum(x.cpu().sum(dtype=torch.float64).item() for x in tensors)  # noqa: E731
     settings.update(weights=total([*model.gpt.parameters(), *model.tokenizer.parameters()]))
     code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     settings.update(code=hashlib.sha256(code).hexdigest(), videos=total(data.values()), judges=list(networks))
@@ -516,9 +538,10 @@ def start_parts(cfg, model, data, networks, rank):
 
 def main(cfg):
     require_positive(cfg, "episodes", "samples", "horizon", "repeats", "batch_size")
+    claim_result(cfg)
     curves = {path: read_curve(path) for path in cfg.curves}
     rank, world, device = setup_ddp()
-    device = torch.device(cfg.device) if cfg.device else device
+    device = find_device(cfg.device) if cfg.device else device
     draw = dict(temperature=cfg.temperature, top_k=cfg.top_k, dtype=cfg.dtype)
     model = WorldModel.load(cfg.ckpt, str(device), cfg.tokenizer, cfg.context_frames, **draw)
     require_frames(cfg, model.context_frames + cfg.horizon - model.goal_conditioned)
@@ -557,7 +580,7 @@ def main(cfg):
     if curves:
         panels = [(Path(path).stem, "step", "validation PSNR (dB)", {"": curve["val_psnr"]})
                   for path, curve in curves.items()]
-        draw_curves(Path(cfg.out).with_suffix(".png"), panels)
+        draw_curves(beside(cfg.out, ".png"), panels)
     shutil.rmtree(folder)
 
 
@@ -954,7 +977,8 @@ def speed(cfg):
     machine = (torch.cuda.get_device_name() if gpu else cpu_name()).lower()
     out = cfg.out or f"results/speed-{re.sub('[^a-z0-9]+', '-', machine)}.json"
     cfg.train_batch, cfg.clips = cfg.train_batch or (64 if gpu else 4), cfg.clips or (16 if gpu else 1)
-    numbers = json.loads(Path(out).read_text()) if Path(out).is_file() else {}
+    out = claim(out)
+    numbers = json.loads(out.read_text()) if out.is_file() else {}
     for part in tqdm(cfg.parts, "speed"):
         rows = PARTS[part](cfg, device)
         numbers.setdefault("measured", {})[part] = dict(settings=vars(cfg), **provenance())
@@ -1023,6 +1047,7 @@ def loader(cfg):
     to open one; beside what an update of the transformer takes in."""
     require_positive(cfg, "batch_size", "workers", "segment_length")
     require_preset(cfg)
+    claim_result(cfg)
     device, context = find_device(cfg.device), multiprocessing.get_context("spawn")
     rows = {key: {} for key in ("segments_per_s", "megabytes_per_s", "open_seconds", "open_megabytes")}
     with tempfile.TemporaryDirectory() as scratch:
@@ -1044,7 +1069,7 @@ def loader(cfg):
     rows["training_segments_per_s"] = cfg.batch_size / update["seconds"][0] if update else None
     for name, value in flatten(rows):
         print(f"{name:30}{'unknown' if value is None else f'{value:.4g}':>12}")
-    write_result(cfg.out, {**rows, "settings": vars(cfg)})
+    write_result(cfg.out, {**rows, "settings": dict(vars(cfg), out=str(cfg.out))})
 
 
 # ---- analyses (section 4.4): each trains what it compares, prints a table and draws a picture ----
@@ -1226,7 +1251,7 @@ def scaling(cfg):
         sizes.update((k, max(1, D * whole[k] // whole["n_embd"])) for k in ("n_head", "n_mlp"))
         out, every = f"{cfg.folder}/{name}.pt", dict(eval_every=cfg.eval_every)
         train("train_gpt.py", out, cfg, cfg.steps, tokenizer=cfg.ckpt, **every, **sizes)
-        model, curve = GPT.load(out), read_curve(Path(out).with_suffix(".jsonl"))["val_ce"]
+        model, curve = GPT.load(out), read_curve(beside(out, ".jsonl"))["val_ce"]
         flops = flops_of_segment(model) * cfg.batch_size * cfg.processes
         by_step[name], by_flops[name] = curve, [(step * flops, loss) for step, loss in curve]
         row = dict(parameters=sum(p.numel() for p in model.parameters()), FLOPs=float(by_flops[name][-1][0]))
@@ -1254,6 +1279,13 @@ def goal(cfg):
     draw_futures(cfg, models)
 
 
+def analyse(function, cfg):
+    """Run an analysis, once it is sure that its numbers and its picture can be written."""
+    claim_result(cfg)
+    cfg.picture = claim(cfg.picture)
+    function(cfg)
+
+
 COMMANDS = {
     "speed": (speed, SPEED),
     "loader": (loader, LOADER),
@@ -1269,7 +1301,8 @@ COMMANDS = {
 if __name__ == "__main__":
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
         function, config = COMMANDS[sys.argv[1]]
-        run(function, configure(config, f"evaluate.py {sys.argv[1]}: {function.__doc__}", sys.argv[2:]))
+        start = functools.partial(analyse, function) if "picture" in config else function
+        run(start, configure(config, f"evaluate.py {sys.argv[1]}: {function.__doc__}", sys.argv[2:]))
     elif sys.argv[1:2] and not sys.argv[1].startswith("-"):
         raise SystemExit(f"{sys.argv[1]}: no such command; expected {', '.join(COMMANDS)}, or settings alone")
     else:

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import official
-from common import load_checkpoint
+from common import can_compile, load_checkpoint
 from tokenizer import TokenLayout, layout_of, official_config
 
 # Paper Table 2 and 3. segment_length: frames per training clip, after which a rollout takes a new context.
@@ -166,6 +166,7 @@ class Cache:
         self.grows = weight.is_cpu  # attention is over what is written; a GPU's recording has one shape
         self.noise = None  # of the next frame
         self.recordings = {} if weight.is_cuda else None  # CUDA graphs by name; None: nothing is recorded
+        self.compiles = can_compile(weight.device)
 
     def rewind(self, pending):
         """Back to the end of what was read, whose last token is `pending` (B n_b, 1)."""
@@ -374,7 +375,8 @@ class GPT(nn.Module):
         x = self.embed(tokens) + acted
         if self.config["places"]:
             x = x + self.places[self.place_of[place]]
-        run, rope = Block.forward if cache.recordings is None else compiled_block(), self.rope[:, place]
+        run = compiled_block() if cache.compiles else Block.forward
+        rope = self.rope[:, place]
         (*_, P, capacity), first = cache.sizes, cache.first
         end = int(positions[-1]) + 1 if cache.grows else capacity
         where = dict(positions=positions + first, unseen=cache.unseen[positions, : P + end], end=first + end)
@@ -461,7 +463,7 @@ class GPT(nn.Module):
         context codes (B, t, N), future frames so far (B, k, n), actions (B, t+k, A) or None
         returns codes (B, n), rewards (B,) in environment units or None"""
         cache = self.prefill(context, past=past, actions=actions, room=1)
-        cache.recordings = None  # for a single frame
+        cache.recordings, cache.compiles = None, False  # for a single frame
         action = None if actions is None else actions[:, -1]
         codes, _ = self.imagine(cache, action, temperature, top_k, generator)
         return codes, None if self.reward is None else self.rewards(self.last_state(cache))

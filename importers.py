@@ -7,6 +7,10 @@ command. What cannot be read costs its episode alone, and is listed with the rea
 that they have in their source, on which the split into training and validation rests: one that is skipped
 shifts no other. TensorFlow is never needed.
 
+What an episode's files hold beside its frames, actions and rewards is named in one line and left out.
+Sources that must agree (frames and rows of actions, index and files) are compared: an episode in which they
+do not is skipped with both counts. Actions that leave [-1, 1] are clipped and counted; meta.json says so.
+
 Settings of all or most, for which 0 or nothing is: as it is, or none:
     --size        pixels per side, after a crop to the centre square
     --min_frames  shorter episodes are skipped
@@ -17,7 +21,7 @@ Settings of all or most, for which 0 or nothing is: as it is, or none:
 
 T frames, H/W height and width, A action dim.
 
-Run: python data.py video --src FOLDER --out data/mine --size 64            mp4, webm, gif
+Run: python data.py video --src FOLDER --out data/mine --size 64            mp4, mov, webm, gif and others
      python data.py npz --src FOLDER --out data/bair --key aux1_image       the official code's episodes
      python data.py bair --src softmotion30_44k --split train --out data/bair
      python data.py robonet --src hdf5 --out data/robonet --size 64
@@ -43,18 +47,23 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import NamedTuple
 
 import imageio.v3 as iio
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from common import require_content
 from data import (
     KIND,
     OXE,
     RLDS_SUFFIX,
     EpisodeWriter,
     from_picture,
+    kind_of,
+    put_in_place,
     to_float,
     to_u8,
     write_json,
@@ -96,7 +105,8 @@ LEROBOT_CONFIG = dict(
     out="data/lerobot",
     camera="",  # such as observation.images.top; "": the first
     action="action",  # the column; "": none
-    scale=True,  # actions that leave [-1, 1] (joint angles, pixels): by the dataset's extremes; false: clip
+    scale=True,  # actions that leave [-1, 1] (joint angles, pixels): by their extremes; false: clip
+    percentiles=False,  # by the 1st and 99th percentile instead, against single glitches; the rest is clipped
     exclude="",
 )
 STHSTH_CONFIG = dict(
@@ -110,7 +120,9 @@ STHSTH_CONFIG = dict(
 )
 
 
-VIDEO_TYPES = (".mp4", ".webm", ".gif")
+VIDEO_TYPES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif")
+ACTION_NAMES = "action", "actions"  # of arrays in an .npz
+REWARD_NAMES = "reward", "rewards"
 # Something-Something's classes with motion worth learning, of 174 (the official code's choice)
 STHSTH_CLASSES = {c for first, last in ((1, 1), (5, 6), (13, 21), (27, 31), (33, 40), (42, 43), (45, 58),
                                         (85, 120), (122, 123), (139, 141), (143, 148), (156, 160), (164, 164),
@@ -131,9 +143,32 @@ def area_resize(frames_u8, size):
     return square if side == size else to_u8(weights @ to_float(square) @ weights.T)
 
 
+class Recording(NamedTuple):
+    """What a reader found in an episode's files: arrays that may be anything until they are `_checked`."""
+
+    frames: np.ndarray  # (T, H, W, 3) of integers
+    actions: np.ndarray | None = None  # (T, A), or (T-1, A): the last one is unused
+    rewards: np.ndarray | None = None  # (T,) on arriving at each frame, or (T-1,) of the actions
+    left: tuple = ()  # names of what is there and not imported
+
+
+def _small(frame, size):
+    """A frame (H, W, 3) in the size that is kept."""
+    return area_resize(frame[None], size)[0] if size else frame
+
+
 def _stack(frames, size=0):
     """Frames one by one -> (T,H,W,3), none of which is kept in full if they are to be small."""
-    return np.stack([area_resize(frame[None], size)[0] if size else frame for frame in frames])
+    kept = [_small(frame, size) for frame in frames]
+    if not kept:
+        raise ValueError("it has no frames")
+    return np.stack(kept)
+
+
+def _of_next_frame(rewards):
+    """Rewards (T,) of the action taken at each frame -> rewards (T,) on arriving at each frame (data.py)."""
+    rewards = np.reshape(rewards, -1)
+    return np.concatenate([[0.0], rewards[:-1]])
 
 
 def _optional(module, package, why):
@@ -146,14 +181,15 @@ def _optional(module, package, why):
 
 def _reason(error):
     """One line; zlib, Pillow, PyAV, HDF5 and Arrow each raise their own kinds on damaged files."""
-    text = (str(error) or "no reason given").splitlines()[0]
+    text = (getattr(error, "strerror", None) or str(error) or "no reason given").splitlines()[0]
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 
 def _read_json(path, parse=json.loads):
     """Its content.   raises  ValueError naming a damaged file"""
+    require_content(path)
     try:
-        return parse(path.read_text())
+        return parse(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
 
@@ -163,11 +199,11 @@ def _read_json_lines(path):
     return _read_json(path, lambda text: [json.loads(line) for line in text.splitlines()])
 
 
-def _checked(frames, actions, rewards, size=0):
-    """What a reader returned, arrays that may be anything, as EpisodeWriter.add takes it.
+def _checked(recording, size=0):
+    """A Recording as EpisodeWriter.add takes it: frames_u8, actions and rewards of one length, or None.
 
-    frames (T,H,W,3) of integers, actions (T,A), (T-1,A) or None, rewards (T,), (T,1) or None
     raises  ValueError"""
+    frames, actions, rewards, _ = recording
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype.kind not in "iu" or not frames.size:
         raise ValueError(f"frames are {frames.dtype} {frames.shape}; expected integers (T, H, W, 3)")
     if frames.min() < 0 or frames.max() > 255:
@@ -176,13 +212,17 @@ def _checked(frames, actions, rewards, size=0):
     T = len(frames_u8)
     if actions is not None and actions.ndim == 2 and len(actions) == T - 1:
         actions = np.concatenate([actions, np.zeros_like(actions[:1])])
+    if rewards is not None:
+        rewards = rewards.reshape(-1)
+        if len(rewards) == T - 1:
+            rewards = np.concatenate([np.zeros_like(rewards[:1]), rewards])
     if any(x is not None and x.dtype.kind not in "biuf" for x in (actions, rewards)):
         raise ValueError("actions or rewards are not numbers")
     if actions is not None and (actions.ndim != 2 or len(actions) != T or not np.isfinite(actions).all()):
         raise ValueError(f"actions are {actions.shape}; expected finite ({T} or {T - 1}, A)")
-    if rewards is not None and not np.isfinite(rewards).all():
-        raise ValueError("rewards are not all finite")
-    return frames_u8, actions, None if rewards is None else rewards.reshape(-1)
+    if rewards is not None and (len(rewards) != T or not np.isfinite(rewards).all()):
+        raise ValueError(f"rewards are {rewards.shape}; expected finite ({T} or {T - 1},)")
+    return frames_u8, actions, rewards
 
 
 def _begin_worker():
@@ -200,7 +240,7 @@ def _begin_worker():
 def _write_part(i, job, kind, folder, episodes, size, min_frames, jpeg, excluded):
     """Import one job into folder/part-i; part-i.json, the report on it, says that it is done."""
     part = folder / f"part-{i:05d}"
-    report = dict(imported=0, excluded=0, clipped=0, values=0, skipped=[])
+    report = dict(imported=0, excluded=0, clipped=0, values=0, skipped=[], left={})
     shutil.rmtree(part, ignore_errors=True)  # from a process that was killed before its report
 
     def readable():
@@ -211,10 +251,13 @@ def _write_part(i, job, kind, folder, episodes, size, min_frames, jpeg, excluded
                     report["excluded"] += 1
                     continue
                 try:
-                    frames_u8, actions, rewards = _checked(*read(), size)
+                    recording = read()
+                    frames_u8, actions, rewards = _checked(recording, size)
                     if len(frames_u8) < min_frames:
                         raise ValueError(f"{len(frames_u8)} frames, fewer than --min_frames {min_frames}")
                     actions = np.zeros((len(frames_u8), 0)) if actions is None else actions
+                    for other in recording.left:
+                        report["left"][other] = report["left"].get(other, 0) + 1
                     yield number, name, frames_u8, actions, rewards
                 except Exception as error:
                     report["skipped"].append((name, _reason(error)))
@@ -236,20 +279,29 @@ def _write_part(i, job, kind, folder, episodes, size, min_frames, jpeg, excluded
     write_json(folder / f"part-{i:05d}.json", report)
 
 
-def _write_parts(jobs, folder, write, workers):
+def _usual_kind(jobs, episodes, size, excluded, n=5):
+    """What episodes are like, {key of KIND: value}: the first kind that two share, of about n over all jobs.
+
+    The others must be like them, whichever comes first: so an odd episode costs none but itself."""
+    kinds = []
+    for job in jobs[:: max(1, len(jobs) // n)]:
+        with contextlib.suppress(Exception):  # a job that cannot be read: its part will say why
+            for number, name, read in itertools.islice(episodes(*job), max(2, n // len(jobs))):
+                if {str(number), _stem(name)} & excluded:
+                    continue
+                with contextlib.suppress(Exception):  # an episode that cannot: likewise
+                    kind = kind_of(*_checked(read(), size))
+                    if kind in kinds:
+                        return kind
+                    kinds.append(kind)
+    return kinds[0] if kinds else {}
+
+
+def _write_parts(jobs, folder, write, kind, workers):
     """All parts that are not done yet, on that many processes; returns the reports."""
     reports = [folder / f"part-{i:05d}.json" for i in range(len(jobs))]
-    todo, kind = [i for i, report in enumerate(reports) if not report.is_file()], {}
+    todo = [i for i, report in enumerate(reports) if not report.is_file()]
     with tqdm(total=len(jobs), desc="import", unit="part", initial=len(jobs) - len(todo)) as bar:
-        for i, report in enumerate(reports):  # one by one, until an episode says what the others must be like
-            if i in todo:
-                write(i, jobs[i], kind)
-                bar.update()
-                todo.remove(i)
-            if _read_json(report)["imported"]:
-                meta = _read_json(folder / f"part-{i:05d}" / "meta.json")
-                kind = {key: meta[key] for key in KIND}
-                break
         tasks = [(i, jobs[i], kind) for i in todo]
         if workers == 1 or len(tasks) < 2:
             for task in tasks:
@@ -298,12 +350,13 @@ def _plain(partial):
     return dict(nested, reader=partial.func.__name__)
 
 
-def _import(jobs, episodes, out, key, size, min_frames, val_every, workers, jpeg, exclude=""):
+def _import(jobs, episodes, out, key, size, min_frames, val_every, workers, jpeg, exclude="", scaling=None):
     """Write the episodes of all jobs; name and count what is unusable. A killed import goes on where it was.
 
     jobs      a name and further arguments each, of plain data; a job's episodes are written together
-    episodes  functools.partial, called with a job's items: yields (number, name, function that returns what
-              `_checked` takes), raises an Exception where it finds no more; its keywords hold src
+    episodes  functools.partial, called with a job's items: yields (number, name, function that returns a
+              Recording), raises an Exception where it finds no more; its keywords hold src
+    scaling   how its actions were scaled, for meta.json
     raises    ValueError, if OUT.partial is of another import or no episode is usable"""
     if workers < 0:
         raise ValueError(f"--workers is {workers}; expected 0, which is one for each core, or more")
@@ -314,6 +367,7 @@ def _import(jobs, episodes, out, key, size, min_frames, val_every, workers, jpeg
     digest = hashlib.sha256(json.dumps(jobs).encode()).hexdigest()[:16]
     used = dict(_plain(episodes), size=size, min_frames=min_frames, val_every=val_every, jpeg=jpeg,
                 exclude=sorted(excluded), files=f"{len(jobs)} parts, {digest}")
+    used = json.loads(json.dumps(used))  # as it will be read back
     begun = _read_json(settings) if settings.is_file() else None
     if begun and begun != used:
         changed = sorted(k for k in {**begun, **used} if begun.get(k) != used.get(k))
@@ -325,16 +379,19 @@ def _import(jobs, episodes, out, key, size, min_frames, val_every, workers, jpeg
     if not (folder / "meta.json").is_file():
         write = functools.partial(_write_part, folder=folder, episodes=episodes, size=size,
                                   min_frames=min_frames, jpeg=jpeg, excluded=excluded)
-        reports = _write_parts(jobs, folder, write, workers or torch.get_num_threads())
-        _summarize(reports, folder, src, len(listed))
-        _merge(folder, len(jobs), writer.meta)
+        kind = _usual_kind(jobs, episodes, size, excluded)
+        reports = _write_parts(jobs, folder, write, kind, workers or torch.get_num_threads())
+        clipped = _summarize(reports, folder, src, len(listed))
+        _merge(folder, len(jobs), dict(writer.meta, action_scaling=scaling, clipped_action_values=clipped))
     for leftover in folder.glob("part-*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    os.replace(folder, out)
+    put_in_place(folder, writer.out)
 
 
 def _summarize(reports, folder, src, n_listed):
-    """Print what was imported and what not, and why.   raises  ValueError, leaving nothing, if nothing was"""
+    """Print what was imported and what not, and why; returns how many action values were clipped.
+
+    raises  ValueError, leaving nothing, if nothing was imported"""
     skipped = [(f"skipped {src}/{name}: {reason}", reason) for r in reports for name, reason in r["skipped"]]
     lines = [line for line, _ in skipped]
     imported, excluded, clipped, values = (
@@ -344,13 +401,20 @@ def _summarize(reports, folder, src, n_listed):
     print(*lines[:20], sep="\n", end="\n" if lines else "")
     for reason, n in Counter(re.sub(r"\d+", "N", reason) for _, reason in skipped[20:]).most_common(20):
         print(f"skipped {n} more: {reason}")
+    left = Counter()
+    for report in reports:
+        left.update(report["left"])
+    if left:
+        print("in the episodes but not imported: " + ", ".join(f"{name} ({n})" for name, n in left.items()))
     if clipped:
         print(f"clipped {clipped} of {values} action values to [-1, 1]")
     if not imported:
         shutil.rmtree(folder)
         raise ValueError("no episode was added, so nothing is written; " + (lines or ["none is wanted"])[0])
     if lines:
-        (folder / "skipped.txt").write_text("\n".join(lines) + "\n")
+        text = "\n".join(lines) + "\n"  # file names need not be UTF-8
+        (folder / "skipped.txt").write_bytes(text.encode(errors="backslashreplace"))
+    return clipped
 
 
 def _stem(name):
@@ -363,7 +427,7 @@ def _listed(path):
     (The official list of RoboNet's test episodes has the HDF5 file's name, then the converter's.)"""
     if path and not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}; --exclude takes a list of episodes, one in each line")
-    lines = Path(path).read_text().splitlines() if path else []
+    lines = Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines() if path else []
     return [[_stem(word) for word in re.split(r"[\s,]+", line.strip())] for line in lines if line.strip()]
 
 
@@ -373,71 +437,216 @@ def _batches(items):
     return [(items[i][1], items[i : i + n]) for i in range(0, len(items), n)]
 
 
+def _tell_left(names):
+    """Print one line about files that are there but not read, by type."""
+    types = Counter(Path(name).suffix.lower() or Path(name).name for name in names)
+    if types:
+        print("files that are not read: " + ", ".join(f"{n} {kind}" for kind, n in types.most_common(10)))
+
+
 def _files(src, types):
-    """Files of these types under the folder src, their names from there.   raises  FileNotFoundError"""
-    paths = sorted(p for p in Path(src).rglob("*") if p.suffix.lower() in types) if src else []
-    if not paths:
+    """Files of these types under the folder src, their names from there; tells what else is there.
+
+    raises  FileNotFoundError where there is none"""
+    names = []
+    others = []
+    for path in sorted(Path(src).rglob("*")) if src else ():
+        name = path.relative_to(src).as_posix()
+        if path.suffix.lower() in types:
+            names.append(name)
+        elif path.is_file() and not path.name.startswith("."):
+            others.append(name)
+    if not names:
         raise FileNotFoundError(f"--src {src!r} has no {', '.join(types)} files; pass a folder that has")
-    return [str(path.relative_to(src)) for path in paths]
+    _tell_left(others)
+    return names
 
 
 def _file_episodes(_, batch, src, read):
-    """Episodes that are a file each, of (number, name)."""
-    for number, name in batch:
-        yield number, name, functools.partial(read, Path(src) / name)
+    """Episodes that are a file each, of (number, name, further arguments of `read`)."""
+    for number, name, *others in batch:
+        yield number, name, functools.partial(read, Path(src) / name, *others)
 
 
 # ---- npz and videos ----
 
 
 def _read_npz(path, key):
-    """Frames, actions or None, rewards or None of a file, whatever they are."""
+    """A Recording of a file's arrays: frames under `key`, actions and rewards under their usual names."""
+    require_content(path)
     with np.load(path) as arrays:
         if key not in arrays:
             raise ValueError(f"no array {key!r}; --key takes one of {', '.join(arrays.files)}")
-        names = (key, "action", "reward")
-        frames, actions, rewards = (arrays[name] if name in arrays else None for name in names)
+        action = next((name for name in ACTION_NAMES if name in arrays), None)
+        reward = next((name for name in REWARD_NAMES if name in arrays), None)
+        frames = arrays[key]
+        actions = arrays[action] if action else None
+        rewards = arrays[reward] if reward else None
+        if reward is None and "next.reward" in arrays:  # LeRobot's name
+            reward = "next.reward"
+            rewards = _of_next_frame(arrays[reward])
+        left = [name for name in arrays.files if name not in (key, action, reward)]
     if frames.ndim == 4 and frames.shape[1] == 9:  # their Meta-World episodes: three frames stacked,
         frames = frames[:, 6:].transpose(0, 2, 3, 1)  # newest last, beside the action that led there
-        actions = actions[1:]
-    return frames, actions, rewards
+        actions = None if actions is None else actions[1:]
+    return Recording(frames, actions, rewards, tuple(left))
 
 
-def _video_frames(source, start=0.0):
-    """The frames of a video, a path or an open file, from `start` seconds on: bytes (H, W, 3), one by one.
+def _require_whole(path):
+    """Raise ValueError where a video's container announces more bytes than the file has: it was cut off.
 
-    raises  ValueError after the last one if the file says that it is longer"""
-    av = _optional("av", "av", "reading mp4 and webm")
+    FFmpeg decodes such a file to its end without an error. Durations do not tell: a last frame may be shown
+    for seconds.   Source: ISO 14496-12 (mp4, mov), RFC 8794 and 9559 (webm, mkv), RIFF (avi)"""
+    n_bytes = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(4096)
+        end = 0
+        if head[:4] == b"RIFF":
+            end = 8 + int.from_bytes(head[4:8], "little")
+        elif head[:4] == b"\x1a\x45\xdf\xa3":  # EBML: a header, then one segment that holds the rest
+            size, start = _ebml_size(head, 4)
+            segment = start + size
+            if head[segment : segment + 4] == b"\x18\x53\x80\x67":
+                size, start = _ebml_size(head, segment + 4)
+                end = start + size
+        elif head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+            while end < n_bytes:  # boxes: size, type, content
+                file.seek(end)
+                box = file.read(16)
+                size = int.from_bytes(box[:4], "big")
+                if size == 1:
+                    size = int.from_bytes(box[8:16], "big")
+                if size < 8:  # 0: the rest of the file
+                    break
+                end += size
+    if end > n_bytes:
+        raise ValueError(f"it has {n_bytes} of {end} bytes: truncated")
+
+
+def _ebml_size(data, at):
+    """The size that stands at byte `at`, 0 if it is unknown (a live recording), and where it ends."""
+    length = 9 - data[at].bit_length()  # of the number, by its leading zeros
+    bits = 7 * length
+    value = int.from_bytes(data[at : at + length], "big") & ((1 << bits) - 1)
+    return (0 if value == (1 << bits) - 1 else value), at + length
+
+
+def _decoded(source, start=0.0, stop=np.inf):
+    """Yield (seconds, PyAV's frame, pixel aspect) of a video, a Path or an open file.
+
+    The seconds count from its first frame and are NaN where it does not say.   raises  ValueError"""
+    av = _optional("av", "av", "reading videos")
+    if isinstance(source, Path):
+        require_content(source)
+        source = str(source)
     with av.open(source) as container:
-        stream = container.streams.video[0]
+        stream = container.streams.best("video")
+        if stream is None:
+            raise ValueError("it has no video in it")
         stream.codec_context.thread_count = 1  # importers run a process on each core
+        first = stream.start_time or 0
         if start > 0:
-            container.seek(int(start / stream.time_base), stream=stream)
-        at = 0.0
-        for frame in container.decode(stream):
-            at = frame.time or 0.0
-            if at >= start or start <= 0:
-                yield frame.to_ndarray(format="rgb24")
-        whole = float(stream.duration * stream.time_base) if stream.duration else 0.0
-        if not whole and len(container.streams) == 1:  # sound may last longer
-            whole = (container.duration or 0) / 1e6
-        if at + 2 / (stream.average_rate or 1) < 0.9 * whole:  # a webm that was cut decodes without an error
-            raise ValueError(f"it ends after {at:.2f} of {whole:.2f} s: truncated")
+            container.seek(first + int(start / stream.time_base), stream=stream)
+        for picture in container.decode(stream):
+            seconds = np.nan if picture.pts is None else float((picture.pts - first) * picture.time_base)
+            if seconds >= stop:
+                return
+            if not seconds < start:
+                yield seconds, picture, stream.sample_aspect_ratio or 1
 
 
-def _read_video(path, size=0):
-    """A video's frames, or those of a folder of .jpg files; no actions, no rewards."""
+def _as_shown(picture, pixel_aspect=1):
+    """A frame of PyAV's as players show it, bytes (H, W, 3): with square pixels, turned as its header says.
+
+    raises  ValueError where it is not turned by quarters"""
+    width = max(1, round(picture.width * pixel_aspect))
+    frame = picture.to_ndarray(format="rgb24", width=width, height=picture.height)
+    headers = [header for header in picture.side_data if header.type.name == "DISPLAYMATRIX"]
+    if not headers:
+        return frame
+    # of the matrix [[a, b, u], [c, d, v], [x, y, w]]: pixel (x, y) is shown at (a x + c y, b x + d y)
+    a, b, _, c, d = np.frombuffer(bytes(headers[0]), np.int32)[:5] / 65536
+    is_quarter = np.allclose(np.abs([a, b, c, d]), [1, 0, 0, 1], atol=0.01)
+    if not is_quarter and not np.allclose(np.abs([a, b, c, d]), [0, 1, 1, 0], atol=0.01):
+        degrees = np.degrees(np.arctan2(b, a))
+        raise ValueError(f"players turn it by {degrees:.0f} degrees; only quarter turns are read")
+    if abs(a) < 0.5:
+        frame = frame.swapaxes(0, 1)
+    if a + c < 0:
+        frame = frame[:, ::-1]
+    if b + d < 0:
+        frame = frame[::-1]
+    return np.ascontiguousarray(frame)
+
+
+def _video_frames(source):
+    """The frames of a video, a path or an open file, as players show them: bytes (H, W, 3), one by one."""
+    for _, picture, pixel_aspect in _decoded(source):
+        yield _as_shown(picture, pixel_aspect)
+
+
+def _pictures_at(path, wanted, start, stop, tolerance, size):
+    """The frames of a video that are nearest to the times `wanted` (T,), seconds, rising -> (T, H, W, 3).
+
+    start, stop  where this episode's part of the video begins and ends
+    raises  ValueError if one is further away than `tolerance`"""
+    frames = []
+    distances = []  # of each frame from the time that is wanted, seconds
+    n = 0
+
+    def take(seconds, picture, pixel_aspect):
+        frames.append(_small(_as_shown(picture, pixel_aspect), size))
+        distances.append(abs(wanted[len(distances)] - seconds))
+
+    before = None
+    for now in _decoded(path, start, stop):
+        while before and len(frames) < len(wanted):
+            target = wanted[len(frames)]
+            if now[0] - target < target - before[0]:
+                break  # this one is nearer, or one that comes
+            take(*before)
+        before = now
+        n += 1
+    while before and len(frames) < len(wanted):
+        take(*before)
+    far = [row for row, distance in enumerate(distances) if not distance <= tolerance]  # NaN is far, too
+    if far or not frames:
+        row = far[0] if far else 0
+        raise ValueError(f"{path} has {n} pictures for {len(wanted)} rows, and none within {tolerance:.3g} s "
+                         f"of row {row}, at {wanted[row]:.3g} s")
+    return np.stack(frames)
+
+
+def _picture(path):
+    """A JPEG or PNG file as viewers show it, turned as its EXIF says: bytes (H, W, 3)."""
+    require_content(path)
+    with Image.open(path) as image:
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def _number_in(name):
+    """Sorts demo_2 before demo_10, and names that end without a number last."""
+    number = name.split("_")[-1]
+    return (0, int(number), name) if number.isdecimal() else (1, 0, name)
+
+
+def _read_video(path, n_pictures=0, size=0):
+    """A video's frames, or those of a folder of .jpg files (n_pictures, if that is known)."""
     if path.is_dir():
-        frames = (from_picture(picture.read_bytes()) for picture in sorted(path.glob("*.jpg")))
-    elif path.suffix.lower() == ".gif":
-        frames = iio.imiter(path, plugin="pillow", mode="RGB")
-    else:
-        frames = _video_frames(str(path))
-    return _stack(frames, size), None, None
+        pictures = sorted(path.glob("*.jpg"), key=lambda picture: _number_in(picture.stem))
+        if n_pictures and len(pictures) != n_pictures:
+            raise ValueError(f"it has {len(pictures)} pictures, the list says {n_pictures}")
+        return Recording(_stack(map(_picture, pictures), size))
+    if path.suffix.lower() == ".gif":
+        require_content(path)
+        return Recording(_stack(iio.imiter(path, plugin="pillow", mode="RGB"), size))
+    frames = _stack(_video_frames(path), size)
+    _require_whole(path)
+    return Recording(frames)
 
 
 def load_episode(path, key="image", size=0):
-    """An .npz episode, mp4, webm or gif as frames_u8 (T,H,W,3) and actions (T,A) in [-1, 1] or None.
+    """An .npz episode or a video as frames_u8 (T,H,W,3) and actions (T,A) in [-1, 1] or None.
 
     key   the array of an .npz that holds the frames;  size  > 0 crops to a square and resizes
     raises  FileNotFoundError, or ValueError naming the file where it cannot be read"""
@@ -445,17 +654,20 @@ def load_episode(path, key="image", size=0):
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; pass an .npz episode or a video ({', '.join(VIDEO_TYPES)})")
     try:
-        arrays = _read_npz(path, key) if path.suffix.lower() == ".npz" else _read_video(path, size)
-        frames_u8, actions, _ = _checked(*arrays, size)
+        recording = _read_npz(path, key) if path.suffix.lower() == ".npz" else _read_video(path, size)
+        frames_u8, actions, _ = _checked(recording, size)
     except ImportError:
         raise
     except Exception as error:
         raise ValueError(f"{path}: {_reason(error)}") from None
+    if recording.left:
+        print(f"{path}: not used: {', '.join(recording.left)}")
     return frames_u8, None if actions is None else np.clip(actions, -1, 1).astype(np.float32)
 
 
 def import_npz(src, out, key="image", exclude="", size=0, min_frames=2, val_every=20, workers=0, jpeg=0):
-    """Import the official code's .npz episodes: `key` (T,H,W,3), `action` (T,A) or (T-1,A), `reward` (T,).
+    """Import the official code's .npz episodes: `key` (T,H,W,3), `action` (T,A) or (T-1,A), `reward` (T,) on
+    arriving at each frame or (T-1,) of each action; `actions` and `rewards` are taken alike.
 
     An episode's number is its place among the sorted names, which is the official code's rule. What array the
     frames are in chooses the camera: BAIR's has image and aux1_image.
@@ -466,10 +678,10 @@ def import_npz(src, out, key="image", exclude="", size=0, min_frames=2, val_ever
 
 
 def import_video(src, out, size=64, min_frames=16, val_every=20, workers=0, jpeg=0):
-    """Import mp4, webm and gif files, without actions.   raises as import_npz, ImportError without PyAV"""
+    """Import videos (VIDEO_TYPES), without actions.   raises as import_npz, ImportError without PyAV"""
     names = _files(src, VIDEO_TYPES)
     if not all(name.lower().endswith(".gif") for name in names):
-        _optional("av", "av", "reading mp4 and webm")
+        _optional("av", "av", "reading videos")
     episodes = functools.partial(_file_episodes, src=str(src), read=functools.partial(_read_video, size=size))
     _import(_batches(list(enumerate(names))), episodes, out, "", size, min_frames, val_every, workers, jpeg)
 
@@ -487,20 +699,23 @@ def import_sthsth(src, out, labels="", size=64, min_frames=16, workers=0, jpeg=0
     found = {path.stem: str(path.relative_to(src)) for path in Path(src).rglob("*.webm")}
     items = []
     for parity, split in enumerate(("validation", "train")):
-        for k, (video, label) in enumerate(_sthsth_list(lists, split)):
+        for k, (video, n_pictures, label) in enumerate(_sthsth_list(lists, split)):
             if label in STHSTH_CLASSES:
                 folder = (Path(src) / video).is_dir()
-                items.append((2 * k + parity, video if folder else found.get(video, f"{video}.webm")))
+                name = video if folder else found.get(video, f"{video}.webm")
+                items.append((2 * k + parity, name, n_pictures))
     episodes = functools.partial(_file_episodes, src=str(src), read=functools.partial(_read_video, size=size))
     _import(_batches(items), episodes, out, "", size, min_frames, 2, workers, jpeg)
 
 
 def _sthsth_list(folder, split):
-    """The videos of a split and their classes.   raises  FileNotFoundError, ValueError"""
+    """The videos of a split: name, number of pictures (0 if unknown), class.
+
+    raises  FileNotFoundError, ValueError"""
     lines = folder / f"{split.replace('validation', 'val')}_video_folder.txt"
     if lines.is_file():
         rows = (line.split() for line in lines.read_text().splitlines())
-        return [(row[0], int(row[2])) for row in rows if row]
+        return [(row[0], int(row[1]), int(row[2])) for row in rows if row]
     files = [next(iter(sorted(folder.glob(f"*{name}.json"))), None) for name in (split, "labels")]
     if None in files:
         raise FileNotFoundError(f"{folder} has neither {split}.json and labels.json nor {lines.name}; pass "
@@ -509,7 +724,7 @@ def _sthsth_list(folder, split):
     templates = [re.sub(r"[\[\]]", "", row["template"]) for row in rows]
     if unknown := set(templates) - classes.keys():
         raise ValueError(f"{files[1]} lacks {min(unknown)!r}, which {files[0]} uses; pass files of one set")
-    return [(row["id"], int(classes[template])) for row, template in zip(rows, templates, strict=True)]
+    return [(row["id"], 0, int(classes[template])) for row, template in zip(rows, templates, strict=True)]
 
 
 # ---- HDF5 ----
@@ -526,13 +741,16 @@ def open_vp2(path, mask=""):
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}; expected one of VP2's .hdf5 files")
     try:
+        require_content(path)
         file = h5py.File(path)
-        names = sorted(file["data"], key=lambda name: int(name.split("_")[-1]))
+        names = sorted(file["data"], key=_number_in)
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is no file of VP2's: {error}") from None
     if mask and f"mask/{mask}" not in file:
         raise ValueError(f"{path} has no mask/{mask}; leave --mask out")
-    chosen = {name.decode() for name in file[f"mask/{mask}"]} if mask else names
+    chosen = {name.decode() for name in file[f"mask/{mask}"]} if mask else set(names)
+    if absent := sorted(chosen - set(names)):
+        print(f"{path}: mask/{mask} lists {len(chosen)} episodes, of which it lacks {', '.join(absent[:5])}")
     return file, [name for name in names if name in chosen]
 
 
@@ -547,8 +765,19 @@ def _vp2_episodes(name, first, start, stop, src, mask):
     """Episodes start to stop-1 of a file; the first has number `first`."""
     file, demos = open_vp2(Path(src) / name, mask)
 
-    def read(demo):
-        return vp2_frames(file["data"][demo])[()], file["data"][demo]["actions"][()], None
+    def read(name):
+        demo = file["data"][name]
+        frames, actions = vp2_frames(demo), demo["actions"][()]
+        told = demo.attrs.get("num_samples", len(actions))
+        if told != len(actions):
+            raise ValueError(f"it has {len(actions)} actions, its num_samples is {told}")
+        rewards = _of_next_frame(demo["rewards"][()]) if "rewards" in demo else None  # robomimic's
+        if rewards is not None and len(rewards) != len(actions):
+            raise ValueError(f"it has {len(actions)} actions and {len(rewards)} rewards")
+        used = frames.name.split("/")[-1]
+        left = [f"obs/{key}" for key in demo["obs"] if key != used]
+        left += [key for key in demo if key not in ("obs", "actions", "rewards")]
+        return Recording(frames[()], actions, rewards, tuple(left))
 
     with file:
         for k, demo in enumerate(demos[start:stop]):
@@ -575,6 +804,7 @@ def import_vp2(src, out, mask="", size=0, min_frames=12, val_every=20, workers=0
 def _read_robonet(path, camera):
     """A file of RoboNet's: frames (T,H,W,3), actions (T-1, 5).   Source: RoboNet's hdf5_loader.py"""
     h5py = _optional("h5py", "h5py", "reading HDF5")
+    require_content(path)
     with h5py.File(path) as file:
         env, primitive = file["env"], file["metadata"].attrs.get("primitives")
         if f"{camera}_video" not in env:
@@ -584,21 +814,26 @@ def _read_robonet(path, camera):
         about = video["frames" if mp4 else "frame0"].attrs
         T = int(about["T"]) if mp4 else len(video)
         if mp4:
-            frames = list(itertools.islice(_video_frames(io.BytesIO(video["frames"][()].tobytes())), T))
+            frames = list(_video_frames(io.BytesIO(video["frames"][()].tobytes())))
         else:
             frames = [from_picture(video[f"frame{t}"][()].tobytes()) for t in range(T)]
         states, actions = env["state"][()], file["policy/actions"][()]
+        used = f"{camera}_video", "state", "low_bound", "high_bound"
+        left = [f"env/{name}" for name in env if name not in used]
         # the official loader reads JPEG with cv2, which swaps the colours that image_format then speaks of
         swapped = (about["image_format"] == "BGR") == mp4
         if actions.shape[1] == 4 and primitive == "autograsp":  # its gripper closed by itself, by a rule
             low, high = (env[f"{end}_bound"][0][-1] for end in ("low", "high"))
             grip = np.where(states[1:, -1:] > (low + high) / 2, high, low)
             actions = np.concatenate([actions[: len(grip)], grip[: len(actions)]], 1)
-    if len(frames) < T:
-        raise ValueError(f"its video has {len(frames)} of {T} frames: truncated")
-    T = min(T, len(states), len(actions) + 1)
+    if len(frames) != T:
+        raise ValueError(f"its video has {len(frames)} of {T} frames")
+    counts = T, len(states), len(actions) + 1
+    T = min(counts)  # the official loader's rule
+    if T < max(counts) - 1:
+        left.append("frames, states or actions beyond the shortest of the three")
     actions = np.pad(actions, ((0, 0), (0, max(0, 5 - actions.shape[1]))))[: T - 1, :5]
-    return np.stack(frames[:T])[..., :: -1 if swapped else 1], actions, None
+    return Recording(np.stack(frames[:T])[..., :: -1 if swapped else 1], actions, None, tuple(left))
 
 
 def import_robonet(src, out, camera="cam0", exclude="", size=64, min_frames=12, val_every=100, workers=0,
@@ -650,6 +885,7 @@ def _records(path, expected):
     Records are: length (8 bytes), its checksum (4), data, their checksum (4), which google-crc32c can verify.
     raises  ValueError where the next one cannot be found, or if there are not as many as expected"""
     checksum = _checksum()
+    require_content(path)
     with open(path, "rb") as file:
         for k in itertools.count():
             head = file.read(12)
@@ -723,7 +959,12 @@ def _read_bair(record, camera):
     if not pixels:
         cameras = sorted({name.split("/")[1][6:] for name in features if "/image_" in name})
         raise ValueError(f"no camera {camera!r}; --camera takes one of {', '.join(cameras)}")
-    return np.frombuffer(b"".join(pixels), np.uint8).reshape(-1, 64, 64, 3), np.stack(actions), None
+    counts = Counter(name.split("/", 1)[1] for name in features)
+    if counts["action"] != len(pixels):
+        raise ValueError(f"it has {len(pixels)} pictures and {counts['action']} actions")
+    left = [name for name in counts if name not in (f"image_{camera}/encoded", "action")]
+    frames = np.frombuffer(b"".join(pixels), np.uint8).reshape(-1, 64, 64, 3)
+    return Recording(frames, np.stack(actions), None, tuple(left))
 
 
 def _bair_episodes(name, start, n, src, camera):
@@ -738,10 +979,14 @@ def import_bair(src, out, split="", camera="aux1", size=0, min_frames=2, val_eve
     split   train or test, where the folder has both;  camera  aux1, the paper's, or main
     raises  as import_npz, ValueError where --split must choose"""
     jobs = []
+    others = []
     for name in _files(src, (".tfrecords",)):
         place = re.fullmatch(r"(?:.*/)?traj_(\d+)_to_(\d+)\.tfrecords", name)
         if place and (not split or split in name.split("/")[:-1]):
             jobs.append((name, int(place[1]), int(place[2]) - int(place[1]) + 1))
+        else:
+            others.append(name)
+    _tell_left(others)
     folders = sorted({str(Path(name).parent) for name, *_ in jobs})
     if len(folders) != 1:
         raise ValueError(f"--split {split!r} takes traj_*_to_*.tfrecords of {len(folders)} folders; expected "
@@ -784,21 +1029,24 @@ def _rlds_leaves(feature, path=""):
         yield path, feature
 
 
-def _read_rlds(record, camera, columns, size):
+def _read_rlds(record, camera, columns, has_reward, left, size):
     """An episode: frames, and the columns {name: width} side by side as actions (T, A)."""
     features = _example(record)
     frames = _stack(map(from_picture, _values(features[f"steps/observation/{camera}"])), size)
     actions = [np.reshape(_values(features[name]), (-1, width)) for name, width in columns.items()]
+    rewards = _of_next_frame(_values(features["steps/reward"])) if has_reward else None
     if len({len(column) for column in actions}) > 1:
         raise ValueError(f"actions have {[len(column) for column in actions]} rows; expected as many in each")
-    return frames, np.concatenate(actions, 1) if actions else None, None
+    if has_reward and len(rewards) != len(frames):
+        raise ValueError(f"it has {len(frames)} pictures and {len(rewards)} rewards")
+    return Recording(frames, np.concatenate(actions, 1) if actions else None, rewards, left)
 
 
-def _rlds_episodes(name, numbers, src, split, cameras, columns, size):
+def _rlds_episodes(name, numbers, src, split, cameras, columns, has_reward, left, size):
     """Episodes of a shard, named as the official converter's files; of each camera if there are several."""
     for k, record in enumerate(_records(Path(src) / name, len(numbers))):
         for camera in cameras:
-            read = functools.partial(_read_rlds, record, camera, columns, size)
+            read = functools.partial(_read_rlds, record, camera, columns, has_reward, left, size)
             folder = f"{camera}/" if len(cameras) > 1 else ""
             yield numbers[k], f"{folder}{split}_eps_{numbers[k]:08d}", read
 
@@ -829,6 +1077,10 @@ def import_rlds(src, out, split="train", camera="", actions=True, exclude="", si
         tensor, wanted = leaf.get("tensor", {}), actions and path.split("/")[:2] == ["steps", "action"]
         if wanted and tensor.get("dtype", "").startswith("float"):
             columns[path] = int(np.prod([int(n) for n in tensor.get("shape", {}).get("dimensions", ())]))
+    has_reward = leaves.get("steps/reward", {}).get("tensor", {}).get("dtype") == "float32"
+    used = {"steps/reward"} if has_reward else set()
+    used |= {*columns, *(place + name for name in cameras)}
+    left = tuple(sorted(leaves.keys() - used))
     lengths = {part["name"]: [int(n) for n in part["shardLengths"]] for part in about["splits"]}
     if split not in lengths:
         raise ValueError(f"no split {split!r}; --split takes one of {', '.join(lengths)}")
@@ -841,7 +1093,7 @@ def import_rlds(src, out, split="train", camera="", actions=True, exclude="", si
         raise FileNotFoundError(f"--src {src!r} has no *-{split}.tfrecord-* files; pass a folder that has")
     jobs = [(found.get(e, f"*-{split}.tfrecord-{e}"), n) for e, n in zip(endings, numbers, strict=True)]
     _checksum(says=True)
-    how = dict(split=split, cameras=cameras, columns=columns, size=size)
+    how = dict(split=split, cameras=cameras, columns=columns, has_reward=has_reward, left=left, size=size)
     episodes = functools.partial(_rlds_episodes, src=str(src), **how)
     if about.get("name") == "robo_net" and not exclude:
         print("without --exclude, RoboNet's test videos are among these episodes")
@@ -851,102 +1103,170 @@ def import_rlds(src, out, split="train", camera="", actions=True, exclude="", si
 # ---- LeRobot ----
 
 
-def _read_table(path, columns):
-    """Columns of a parquet file.   raises  ValueError naming a damaged file"""
+LEROBOT_OWN = "timestamp", "frame_index", "episode_index", "index", "task_index"  # columns of every dataset
+
+
+def _read_table(path, columns, optional=()):
+    """Columns of a parquet file, and those of `optional` that it has.
+
+    raises  ValueError naming a damaged file or the columns that it lacks"""
     parquet = _optional("pyarrow.parquet", "pyarrow", "reading parquet")
     try:
+        require_content(path)
+        known = parquet.read_schema(path).names
+        if missing := [name for name in columns if name not in known]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        columns = [*columns, *(name for name in optional if name in known)]
         return parquet.read_table(path, columns=columns, page_checksum_verification=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {_reason(error)}") from None
 
 
-def _lerobot_extremes(root, column):
-    """Least and greatest values (A,) of a column, by the dataset's statistics; None where it has none."""
-    if (root / "meta/stats.json").is_file():
-        stats = [_read_json(root / "meta/stats.json")]
-    elif (root / "meta/episodes_stats.jsonl").is_file():
-        stats = [line["stats"] for line in _read_json_lines(root / "meta/episodes_stats.jsonl")]
-    else:
+def _lerobot_items(root, info, camera):
+    """Episodes of a dataset: (number, video, its part's start and stop in seconds, table, length)."""
+    items = []
+    if info["codebase_version"].startswith("v2"):  # a file for each episode
+        for episode in _read_json_lines(root / "meta/episodes.jsonl"):
+            i = episode["episode_index"]
+            keys = dict(episode_chunk=i // info["chunks_size"], episode_index=i, video_key=camera)
+            video = info["video_path"].format(**keys)
+            table = info["data_path"].format(**keys)
+            items.append((i, video, 0.0, np.inf, table, episode["length"]))
+        return items
+    names = "chunk_index", "file_index", "from_timestamp", "to_timestamp"  # many episodes in a file
+    of_video = [f"videos/{camera}/{name}" for name in names]
+    columns = ["episode_index", "length", "data/chunk_index", "data/file_index", *of_video]
+    for path in sorted(root.glob("meta/episodes/*/*.parquet")):
+        for row in _read_table(path, columns).to_pylist():
+            i, length, data_chunk, data_file, chunk, file, start, stop = (row[column] for column in columns)
+            video = info["video_path"].format(video_key=camera, chunk_index=chunk, file_index=file)
+            table = info["data_path"].format(chunk_index=data_chunk, file_index=data_file)
+            items.append((i, video, start, stop, table, length))
+    return items
+
+
+def _lerobot_range(root, items, action, percentiles):
+    """Where the actions of a dataset lie: dict(low (A,), high (A,), by, episodes, left_out), None if unknown.
+
+    By the tables themselves: a dataset's own statistics are of all episodes, and a NaN in one is theirs. Here
+    episodes with a number that is not finite are left out."""
+    lows, highs, rows = [], [], []
+    left_out = 0
+    tables = {}
+    for item in items:
+        tables.setdefault(item[4], []).append(item[0])
+    for path, episodes in tqdm(tables.items(), "actions", disable=len(tables) < 100):
+        try:
+            table = _read_table(root / path, ["episode_index", action])
+            numbers = np.asarray(table["episode_index"])
+            actions = np.array(table[action].to_pylist(), np.float64).reshape(len(numbers), -1)
+        except ValueError:
+            continue  # its episodes will be skipped, with the reason
+        for number in episodes:
+            mine = actions[numbers == number]
+            if not len(mine) or not np.isfinite(mine).all():
+                left_out += 1
+                continue
+            lows.append(mine.min(0))
+            highs.append(mine.max(0))
+            if percentiles:
+                rows.append(mine.astype(np.float32))
+    if len({len(low) for low in lows}) != 1:
         return None
-    if any(column not in each for each in stats):
-        return None
-    least, greatest = ([np.ravel(each[column][key]) for each in stats] for key in ("min", "max"))
-    return np.min(least, 0).tolist(), np.max(greatest, 0).tolist()
+    low, high = np.min(lows, 0), np.max(highs, 0)
+    if percentiles:
+        low, high = np.percentile(np.concatenate(rows), (1, 99), axis=0)
+    by = "1st and 99th percentile" if percentiles else "extremes"
+    return dict(low=low.tolist(), high=high.tolist(), by=by, episodes=len(lows), left_out=left_out)
 
 
-def _lerobot_episodes(_, batch, src, action, fps, extremes, size):
-    """Episodes of (number, video, its start in seconds, table, length)."""
-    table = functools.lru_cache(1)(functools.partial(_read_table, columns=["episode_index", action]))
+def _read_lerobot(item, read_table, src, action, fps, scaling, left, size):
+    """One of `_lerobot_items`: its rows, and for each of them the picture of its time."""
+    number, video, start, stop, path, length = item
+    table = read_table(Path(src) / path)
+    rows = table.filter(np.asarray(table["episode_index"]) == number)
+    if len(rows) != length:
+        raise ValueError(f"{path} has {len(rows)} of its {length} rows")
+    columns = {name: np.array(rows[name].to_pylist(), np.float64) for name in rows.column_names}
+    times = columns.get("timestamp", np.arange(length) / fps)
+    order = columns.get("frame_index", np.arange(length))
+    if not (np.diff(times) > 0).all() or not (np.diff(order) == 1).all():
+        raise ValueError(f"{path}: its rows are not in the order of timestamp and frame_index")
+    actions = columns[action].reshape(length, -1) if action else None
+    if scaling:
+        low, high = np.array(scaling["low"]), np.array(scaling["high"])
+        actions = 2 * (actions - low) / np.maximum(high - low, 1e-8) - 1
+    rewards = _of_next_frame(columns["next.reward"]) if "next.reward" in columns else None
+    margin = 0.1 / fps  # of rounding: a picture before it is the previous episode's
+    part = max(0.0, start - margin), stop - margin
+    frames = _pictures_at(Path(src) / video, start + times, *part, 0.5 / fps, size)
+    return Recording(frames, actions, rewards, left)
 
-    def read(number, video, start, path, length):
-        actions = None
-        if action:
-            rows = table(Path(src) / path)
-            mine = rows.filter(np.asarray(rows["episode_index"]) == number)[action].to_pylist()
-            actions = np.reshape(mine, (len(mine), -1))
-            if extremes:
-                least, greatest = np.array(extremes)
-                actions = 2 * (actions - least) / np.maximum(greatest - least, 1e-8) - 1
-        shown = itertools.islice(_video_frames(str(Path(src) / video), start - 0.5 / fps), length)
-        frames = _stack(shown, size)
-        if len(frames) != length:
-            raise ValueError(f"{video} has {len(frames)} of its {length} frames: truncated")
-        return frames, actions, None
 
-    for episode in batch:
-        yield episode[0], f"episode_{episode[0]:06d}", functools.partial(read, *episode)
+def _lerobot_episodes(_, batch, **how):
+    """Episodes of a batch of `_lerobot_items`; how: the further arguments of `_read_lerobot`."""
+    action = how["action"]
+    columns = ["episode_index", action] if action else ["episode_index"]
+    optional = "timestamp", "frame_index", "next.reward"
+    read_table = functools.lru_cache(1)(functools.partial(_read_table, columns=columns, optional=optional))
+    for item in batch:
+        read = functools.partial(_read_lerobot, item, read_table, **how)
+        yield item[0], f"episode_{item[0]:06d}", read
 
 
-def import_lerobot(src, out, camera="", action="action", scale=True, exclude="", size=64, min_frames=2,
-                   val_every=100, workers=0, jpeg=0):
+def import_lerobot(src, out, camera="", action="action", scale=True, percentiles=False, exclude="", size=64,
+                   min_frames=2, val_every=100, workers=0, jpeg=0):
     """Import a LeRobot dataset of version 2.x or 3: parquet tables and mp4; numbers are its episode indices.
 
+    The picture of a row is the one at its timestamp, whatever the video's frame rate; next.reward becomes the
+    reward of the next frame.
     camera  the name of one video, such as observation.images.top; by default the first
     action  column of the actions; none by --action=
-    scale   actions that leave [-1, 1] by the dataset's extremes, which are printed and kept in
-            OUT/settings.json; false: clip them
+    scale   actions that leave [-1, 1] by their extremes over all sound episodes, which are printed and in
+            meta.json; false: clip them
+    percentiles  by the 1st and 99th percentile instead; what lies beyond is clipped
 
     raises  as import_npz, ValueError without such a camera or column, ImportError without pyarrow or PyAV"""
     _optional("pyarrow", "pyarrow", "reading parquet")
-    _optional("av", "av", "reading mp4")
+    _optional("av", "av", "reading videos")
     root = Path(src)
     if not src or not (root / "meta/info.json").is_file():
         raise FileNotFoundError(f"--src {src!r} has no meta/info.json; pass the folder of a LeRobot dataset")
     info = _read_json(root / "meta/info.json")
+    if missing := [key for key in ("codebase_version", "features", "fps", "data_path") if not info.get(key)]:
+        raise ValueError(f"{root}/meta/info.json lacks {', '.join(missing)}; pass a LeRobot dataset")
+    if info["codebase_version"][:2] not in ("v2", "v3"):
+        raise ValueError(f"{root} is of LeRobot's version {info['codebase_version']}; expected v2.x or v3.x")
     cameras = [name for name, feature in info["features"].items() if feature["dtype"] == "video"]
-    if not cameras:
+    if not cameras or not info.get("video_path"):
         raise ValueError(f"{root} has no videos; those with pictures inside the tables are not read")
     camera = camera or cameras[0]
     if camera not in cameras:
         raise ValueError(f"no video {camera!r}; --camera takes one of {', '.join(cameras)}")
     if action and action not in info["features"]:
         raise ValueError(f"no column {action!r}; --action takes one of {', '.join(info['features'])}")
-    items = []
-    if info["codebase_version"].startswith("v2"):  # a file for each episode
-        for episode in _read_json_lines(root / "meta/episodes.jsonl"):
-            i = episode["episode_index"]
-            keys = dict(episode_chunk=i // info["chunks_size"], episode_index=i, video_key=camera)
-            items.append((i, info["video_path"].format(**keys), 0.0, info["data_path"].format(**keys),
-                          episode["length"]))
-    else:  # many episodes in a file
-        of_video = [f"videos/{camera}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
-        columns = ["episode_index", "length", "data/chunk_index", "data/file_index", *of_video]
-        for path in sorted(root.glob("meta/episodes/*/*.parquet")):
-            for row in _read_table(path, columns).to_pylist():
-                i, length, *of_table, chunk, file, start = (row[column] for column in columns)
-                video = info["video_path"].format(video_key=camera, chunk_index=chunk, file_index=file)
-                table = info["data_path"].format(chunk_index=of_table[0], file_index=of_table[1])
-                items.append((i, video, start, table, length))
+    try:
+        items = _lerobot_items(root, info, camera)
+    except KeyError as error:
+        raise ValueError(f"{root}/meta lacks {error}; pass a whole LeRobot dataset") from None
     if not items:
         raise FileNotFoundError(f"--src {src!r} has no episodes in meta; pass a whole LeRobot dataset")
-    extremes = _lerobot_extremes(root, action) if action and scale else None
-    if extremes and np.abs(extremes).max() > 1:
-        print(f"actions from {extremes[0]} to {extremes[1]} become -1 to 1")
+    if info.get("total_episodes", len(items)) != len(items):
+        print(f"meta/info.json says {info['total_episodes']} episodes, but {len(items)} are listed beside it")
+    scaling = _lerobot_range(root, items, action, percentiles) if action and scale else None
+    if scaling and np.abs([scaling["low"], scaling["high"]]).max() > 1:
+        low, high = (", ".join(f"{x:.4g}" for x in scaling[end]) for end in ("low", "high"))
+        left_out = f", {scaling['left_out']} left out as damaged" if scaling["left_out"] else ""
+        print(f"actions from ({low}) to ({high}) become -1 to 1: {scaling['by']} of {scaling['episodes']} "
+              f"episodes{left_out}")
     else:
-        extremes = None
-    how = dict(action=action, fps=info["fps"], extremes=extremes, size=size)
-    episodes = functools.partial(_lerobot_episodes, src=str(src), **how)
-    _import(_batches(items), episodes, out, camera, size, min_frames, val_every, workers, jpeg, exclude)
+        scaling = None
+    used = camera, action, "next.reward", *LEROBOT_OWN
+    left = tuple(name for name in info["features"] if name not in used)
+    how = dict(src=str(src), action=action, fps=info["fps"], scaling=scaling, left=left, size=size)
+    episodes = functools.partial(_lerobot_episodes, **how)
+    how = size, min_frames, val_every, workers, jpeg, exclude, scaling
+    _import(_batches(items), episodes, out, camera, *how)
 
 
 IMPORTERS = {

@@ -45,6 +45,8 @@ import gpt
 import tokenizer
 from common import (
     autocast_for,
+    beside,
+    claim,
     configure,
     find_device,
     load_checkpoint,
@@ -90,6 +92,7 @@ CONFIG = dict(
     robot="red",  # of PushWorld
     out="out/mbpo/agent.pt",
     resume=False,  # continue OUT
+    overwrite=False,  # replace an OUT that exists; by default it is refused
     report="",  # a folder of runs NAME-SEED: write what came out of them to OUT.json and OUT.png, and stop
     imagine=True,  # False: DrQ-v2 alone
     init_from="",  # checkpoint of a world model to start from; "" starts from scratch, with sizes of `world`
@@ -158,8 +161,8 @@ METAWORLD_TINY = dict(  # on two cores: three to five steps a second
 )  # fmt: skip
 PRESETS = {"metaworld": {}, "metaworld-tiny": METAWORLD_TINY, "push": PUSH}
 FREE = (  # settings that --resume may change
-    "resume", "out", "preset", "report", "steps", "device", "dtype", "eval_every", "eval_episodes",
-    "val_segments", "save_every",
+    "resume", "overwrite", "out", "preset", "report", "steps", "device", "dtype", "eval_every",
+    "eval_episodes", "val_segments", "save_every",
 )  # fmt: skip
 POSITIVE = (
     "stack", "n_step", "agent_batch", "channels", "features", "hidden", "std_decisions", "model_batch",
@@ -410,6 +413,11 @@ def load_models(cfg, action_dim, size, state=None):
     return model, GPT.from_checkpoint(transformer.checkpoint(), **heads)
 
 
+def trained_on(cfg):
+    """What the checkpoint says of the world model's use (sample.TRAINED)."""
+    return dict(TRAINED, data="push" if cfg.task in ("push", "push_anywhere") else "")
+
+
 class Learner:
     """A world model that learns from replay: `world`, a WorldModel, is what it has learned so far.
 
@@ -423,7 +431,7 @@ class Learner:
         bf16 = uses_bf16(device, cfg.dtype)
         self.gpt.to(device)
         played = copy.deepcopy(self.gpt).bfloat16() if bf16 else self.gpt  # learning needs more digits
-        self.world = WorldModel(self.tokenizer, played, device, TRAINED, seed=cfg.seed)
+        self.world = WorldModel(self.tokenizer, played, device, trained_on(cfg), seed=cfg.seed)
         self.t, self.autocast = self.world.context_frames, autocast_for(device, cfg.dtype)
         if cfg.segment <= self.t:
             raise ValueError(f"segment is {cfg.segment}; expected more than the {self.t} context frames")
@@ -578,12 +586,13 @@ class Loop:
     """Agent, world model, both replays, and what has been done so far: all that a checkpoint brings back."""
 
     def __init__(self, cfg):
-        self.cfg, self.out, self.clock, self.metrics = cfg, Path(cfg.out), Stopwatch(), {}
+        self.cfg, self.clock, self.metrics = cfg, Stopwatch(), {}
+        self.out = claim(cfg.out, (".jsonl", ".png", ".gif"), cfg.overwrite, cfg.resume)
         self.stop = stop_signal()
-        self.device, folder = find_device(cfg.device), self.out.with_suffix("")
-        self.numbers = self.out.with_suffix(".jsonl")
-        if self.out.exists() and not cfg.resume:
-            raise ValueError(f"{self.out} exists; continue it with --resume true, or delete it")
+        self.device, folder = find_device(cfg.device), beside(self.out, "")
+        if folder.is_file():
+            raise ValueError(f"--out {cfg.out}: {folder} is a file; the replays need a folder of that name")
+        self.numbers = beside(self.out, ".jsonl")
         state = load_checkpoint(self.out, needs=("agent", "done")) if cfg.resume else None
         if state:
             began = state["train_config"]
@@ -634,7 +643,7 @@ class Loop:
             state["model_optimizers"] = [o.state_dict() for o in self.learner.optimizers]
         self.done.update(real=len(self.real), imagined=len(self.imagined))
         rng = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
-        state.update(done=self.done, rng=rng, train_config=vars(self.cfg))
+        state.update(done=self.done, rng=rng, train_config=vars(self.cfg) | trained_on(self.cfg))
         save_checkpoint(self.out, **state)
 
     def std(self):
@@ -716,17 +725,17 @@ class Loop:
             told["return"] = float(np.mean([e["rewards"].sum() for e in played]))
             if self.learner:
                 self.learner.refresh()
-                told |= validate(self.learner.world, played, self.cfg, self.out.with_suffix(".gif"))
+                told |= validate(self.learner.world, played, self.cfg, beside(self.out, ".gif"))
         log(self.step, self.numbers, **{f"eval_{k}": v for k, v in told.items()})
         curves = read_curve(self.numbers, "eval_")
         panels = [(name, "real steps", "", {name: curves[name]}) for name in ("eval_success", "eval_return")]
-        draw_curves(self.out.with_suffix(".png"), panels)
+        draw_curves(beside(self.out, ".png"), panels)
         self.done["judged"] = self.step
 
 
 def main(cfg):
     if cfg.report:
-        return report(cfg.report, Path(cfg.out).with_suffix(""))
+        return report(cfg.report, beside(cfg.out, ""))
     if Path(cfg.out).suffix != ".pt":
         raise ValueError(f"out is {cfg.out}; expected NAME.pt, with NAME.jsonl and others beside it")
     require_positive(cfg, *(k for k in vars(cfg) if k.endswith("_every")), *POSITIVE)
@@ -761,7 +770,7 @@ def main(cfg):
 class WorldModelEnv(VectorEnv):
     """n imagined worlds with Gymnasium's interface for vectors of environments.
 
-    world    a WorldModel with actions and rewards
+    world    a WorldModel with actions and rewards, of which this is a session: several can be made of one
     starts   (n, seed) -> context frames (n, t, 3, H, W) in [0, 1], where episodes begin: `starts_from`
     horizon  decisions after which all n are truncated; nothing terminates. The next step begins anew
     Observations are the newest `stack` frames, bytes (n, H, W, 3 stack), the oldest first; actions (n, A) in
@@ -776,7 +785,8 @@ class WorldModelEnv(VectorEnv):
             raise ValueError("the model has no actions or no rewards; train one on data that has both")
         if not 1 <= stack <= world.context_frames:
             raise ValueError(f"stack is {stack}; expected 1 to the {world.context_frames} context frames")
-        self.world, self.starts, self.horizon, self.stack, self.num_envs = world, starts, horizon, stack, n
+        self.world = world.session()
+        self.starts, self.horizon, self.stack, self.num_envs = starts, horizon, stack, n
         R = world.tokenizer.config["resolution"]
         self.metadata = dict(autoreset_mode=AutoresetMode.NEXT_STEP, render_modes=[])
         self.single_observation_space = spaces.Box(0, 255, (R, R, 3 * stack), np.uint8)
@@ -863,6 +873,7 @@ def spread_of(runs, step):
 def report(folder, out):
     """Table of the runs in a folder: real steps until 50 % and 80 % success, and how much there is after the
     steps that all runs have taken, and at a variant's end. Written to OUT.json, with curves in OUT.png."""
+    claim(f"{out}.json", (".png",))
     variants, numbers, panels, steps = runs_in(folder), {}, [], {}
     for variant, runs in variants.items():  # that all its seeds have taken
         steps[variant] = sorted(set.intersection(*({step for step, _ in curve} for curve in runs.values())))

@@ -45,6 +45,8 @@ from torch import nn
 from tqdm import tqdm
 
 from common import (
+    beside,
+    claim,
     configure,
     find_device,
     keep_memory,
@@ -64,6 +66,7 @@ CONFIG = dict(
     ckpt="assets/push-tiny.pt",
     tokenizer="",  # another tokenizer's checkpoint
     out="out/plan/vp2.json",
+    overwrite=False,  # begin anew where OUT is of other settings; by default it is refused
     models=("random", "world_model", "oracle"),  # or script
     episodes=50,  # tasks, the same for every seed
     seeds=3,  # of planner and model
@@ -107,7 +110,8 @@ PRESETS = dict(push=PUSH, vp2={})
 DESK_STD, DESK_MANY = (0.5, 0.5, 0.5, 0.1, 0.1), ("open_slide", "open_drawer")
 STD = dict(push=(0.5, 0.5), push_anywhere=(0.5, 0.5), robosuite_push=(0.5, 0.5, 0.5, 0.0))
 ELSEWHERE = (  # settings that change no episode
-    "workers", "out", "device", "gifs", "preset", "given", "models", "episodes", "seeds", "diagnose",
+    "workers", "out", "overwrite", "device", "gifs", "preset", "given", "models", "episodes", "seeds",
+    "diagnose",
 )  # fmt: skip
 
 
@@ -202,7 +206,8 @@ class Dreamer:
     Branches at once are as many as half of the free memory holds; if a GPU runs out of it, half as many."""
 
     def __init__(self, world, share=1.0):
-        self.world, self.share, self.fits, self.at_once = world, share, 0, 0
+        self.world = world.session()  # nobody else's reset moves what is planned from
+        self.share, self.fits, self.at_once = share, 0, 0
 
     def branch_bytes(self, horizon):
         """About what a branch takes: its keys and values, the widest pictures of the decoder, its frames."""
@@ -429,7 +434,7 @@ class Bench:
         """Scores (N,) of candidates (N,h,A); keeps the best one and what is expected of it, (h,3,H,W)."""
         goal, scores = to_float(task.goal_u8).to(self.device), []
         for frames, rewards in self.futures(model, seen, candidates, task.places):
-            scores.append(self.score(frames, rewards, goal).double().cpu().numpy())
+            scores.append(self.score(frames, rewards, goal).cpu().double().numpy())
             if scores[-1].max() > self.best[0]:
                 self.best = scores[-1].max(), frames[scores[-1].argmax()].cpu()
         return np.concatenate(scores)
@@ -438,7 +443,7 @@ class Bench:
         """Play task i; draw: path of a GIF.   returns  a record of what came out"""
         cfg, env, task = self.cfg, self.env, self.task(i)
         rng = np.random.default_rng([cfg.seed, seed, i, *model.encode()])
-        self.world.generator.manual_seed(int(rng.integers(2**31)))
+        self.dream.world.generator.manual_seed(int(rng.integers(2**31)))
         env.restore(task.start)
         still, memory, decisions, expected = np.zeros((1, env.action_dim)), {}, [], []
         frame = env.step(still)[0][0]
@@ -561,11 +566,10 @@ def read_records(path, settings):
     try:
         first, *records = map(json.loads, whole or ["{}"])
     except json.JSONDecodeError:
-        raise ValueError(f"{path} is damaged; delete it, or choose another --out") from None
+        raise ValueError(f"{path} is damaged; pass --overwrite true to delete it, or another --out") from None
     if changed := [k for k in settings if records and first.get(k) != settings[k]]:
         told = f"{path} is of a run with other {', '.join(changed)}"
-        raise ValueError(f"{told}; delete it, or choose another --out")
-    path.parent.mkdir(parents=True, exist_ok=True)
+        raise ValueError(f"{told}; pass --overwrite true to delete it, or another --out")
     path.write_text("".join(whole) if records else json.dumps(settings) + "\n")
     return records
 
@@ -587,9 +591,11 @@ def main(cfg):
         raise ValueError(f"planner is {cfg.planner!r}; expected one of {', '.join(PLANNERS)}")
     if cfg.execute not in ("best", "mean"):
         raise ValueError(f"execute is {cfg.execute!r}; expected best or mean")
-    device, out, cfg.models = find_device(cfg.device), Path(cfg.out), tuple(dict.fromkeys(cfg.models))
-    if out.suffix != ".json":
-        raise ValueError(f"out is {out}; expected a .json file")
+    device, cfg.models = find_device(cfg.device), tuple(dict.fromkeys(cfg.models))
+    if Path(cfg.out).suffix != ".json":
+        raise ValueError(f"out is {cfg.out}; expected a .json file")
+    out = claim(cfg.out, (".jsonl",))
+    claim(beside(out, "") / "x.gif")
     cfg.workers = cfg.workers or (1 if device.type == "cuda" else os.cpu_count() or 1)
     settings = tuple(sorted(vars(cfg).items()))
     bench = bench_of(settings)  # says here what is wrong, and not in each process
@@ -597,12 +603,14 @@ def main(cfg):
         print(f"{cfg.goals} holds {len(bench.tasks)} tasks")
         cfg.episodes = len(bench.tasks)
     ours = json.loads(json.dumps({k: v for k, v in vars(cfg).items() if k not in ELSEWHERE}))
-    kept = out.with_suffix(".jsonl")
+    kept = beside(out, ".jsonl")
     jobs = [(m, s, i) for m in cfg.models for s in range(cfg.seeds) for i in range(cfg.episodes)]
+    if cfg.overwrite:
+        kept.unlink(missing_ok=True)
     records = read_records(kept, ours)
     done = {(r["model"], r["seed"], r["episode"]): r for r in records}
     records, todo = [done[job] for job in jobs if job in done], [job for job in jobs if job not in done]
-    drawn = [str(out.with_suffix("") / f"{m}-{i}.gif") if s == 0 and i < cfg.gifs else "" for m, s, i in todo]
+    drawn = [str(beside(out, "") / f"{m}-{i}.gif") if s == 0 and i < cfg.gifs else "" for m, s, i in todo]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     coming = played(settings, cfg.workers, [(*job, gif) for job, gif in zip(todo, drawn, strict=True)])
     bar = tqdm(coming, "plan", len(jobs), initial=len(records))

@@ -23,7 +23,17 @@ import torch
 import torch.nn.functional as F
 
 import official
-from common import configure, find_device, load_checkpoint, require_positive, run, save_checkpoint, uses_bf16
+from common import (
+    can_compile,
+    claim,
+    configure,
+    find_device,
+    load_checkpoint,
+    require_positive,
+    run,
+    save_checkpoint,
+    uses_bf16,
+)
 from data import goal_first, open_data, push_segments, save_contact_sheet, save_side_by_side, to_float
 from gpt import GPT
 from importers import load_episode
@@ -49,16 +59,19 @@ CONFIG = dict(
     goal_conditioned=False,  # of an authors' model, which does not say it itself: the goal is shown first
     export="",  # write the models alone to this file, in half precision, and stop
     export_official="",  # write them to this folder in the layout of the authors' code, and stop
+    overwrite=False,  # replace a file of these two that exists; by default it is refused
 )
 
 
 # What a model is made for, of the settings it was trained with.
-TRAINED = dict(data="push", stride=1, action_agg="sample", goal_conditioned=False, top_k=100)
+TRAINED = dict(data="", stride=1, action_agg="sample", goal_conditioned=False, top_k=100)
 
 
 class WorldModel:
     """An environment made of a tokenizer and a transformer.
 
+    Weights are shared by all `session`s of a model; context, KV cache, branches and random numbers are each
+    one's own.
     trained  settings of its training (TRAINED); with goal_conditioned, the first context frame is the goal,
              which stays when a long rollout takes a new context"""
 
@@ -78,7 +91,7 @@ class WorldModel:
         bf16 = gpt.embed.weight.dtype == torch.bfloat16
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
         self.decode = self.tokenizer.decode_future
-        if self.device.type == "cuda":  # the launches of a hundred small layers cost more than their work
+        if can_compile(self.device):  # the launches of a hundred small layers cost more than their work
             self.decode = torch.compile(self.decode, mode="reduce-overhead", dynamic=False)
 
     @classmethod
@@ -95,6 +108,9 @@ class WorldModel:
             trained = {**TRAINED, "data": "", "goal_conditioned": goal_conditioned}
         else:
             settled = load_checkpoint(path, needs=("gpt", "tokenizer", "train_config"))["train_config"]
+            if missing := sorted(TRAINED.keys() - settled.keys()):
+                raise ValueError(f"{path} does not say its {', '.join(missing)}: an older version wrote it; "
+                                 "save it again with the script that did, --resume true")
             trained = {k: settled[k] for k in TRAINED}
         changes = dict(context_frames=context_frames) if context_frames else {}
         tokenizer = Tokenizer.load(tokenizer or folder or path, **changes)
@@ -104,6 +120,15 @@ class WorldModel:
         gpt = gpt.bfloat16() if uses_bf16(device, dtype) else gpt
         top_k = trained["top_k"] if top_k == -1 else top_k
         return cls(tokenizer, gpt, device, trained, temperature, top_k, seed)
+
+    def session(self, seed=None):
+        """A WorldModel on the same weights that can be reset and stepped without a trace in this one.
+
+        seed  of its random numbers; None: drawn from this one's"""
+        if seed is None:
+            seed = int(torch.randint(2**31, (), generator=self.generator, device=self.device))
+        settings = self.trained, self.temperature, self.top_k, seed
+        return WorldModel(self.tokenizer, self.gpt, self.device, *settings)
 
     def export(self, path, data=""):
         """Write a checkpoint to hand out, in half precision; `data` is what to show it by default."""
@@ -279,6 +304,13 @@ def find_segments(cfg, model):
 
 def main(cfg):
     require_positive(cfg, "n", "branches", "horizon")
+    if cfg.export:
+        cfg.export = claim(cfg.export, overwrite=cfg.overwrite)
+    if cfg.export_official:
+        for part in official.FILES:
+            claim(Path(cfg.export_official) / part / "config.json", overwrite=cfg.overwrite)
+    if not (cfg.export or cfg.export_official):
+        claim(Path(cfg.out) / "sheet.png")
     model = WorldModel.load(
         cfg.ckpt, cfg.device, cfg.tokenizer, cfg.context_frames, cfg.segment_length, cfg.goal_conditioned,
         cfg.temperature, cfg.top_k, cfg.seed, "float32" if cfg.export or cfg.export_official else cfg.dtype,

@@ -24,7 +24,6 @@ name with .jsonl (the numbers) and .png (validation: truth above imagined)."""
 import functools
 import time
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -35,7 +34,10 @@ import gpt
 from common import (
     agreed,
     autocast_for,
+    beside,
+    can_compile,
     changes_given,
+    claim,
     configure,
     load_checkpoint,
     log,
@@ -49,6 +51,7 @@ from common import (
 )
 from data import draw_segments, goal_first, open_data, prefetch, save_contact_sheet
 from gpt import GPT
+from muon import Muon
 from official import OXE_64, OXE_256
 from tokenizer import Tokenizer
 
@@ -65,6 +68,7 @@ CONFIG = dict(
     out="out/gpt.pt",
     init_from="",  # a checkpoint to fine-tune; it sets the sizes of the model, segment_length may change
     resume=False,  # continue OUT exactly where it stopped
+    overwrite=False,  # replace an OUT that exists; by default it is refused
     actions=True,  # use the data's actions, if it has any
     rewards=True,  # predict the data's rewards, if it has any
     goal_conditioned=False,  # show the segment's last frame first; segment_length counts it twice
@@ -207,16 +211,12 @@ def embed_codebooks(model, tokenizer):
 def optimizers_for(model, cfg):
     """AdamW for all parameters, or Muon for the blocks' matrices and AdamW for the others: a list."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2] if cfg.muon else []
-    if matrices and not hasattr(torch.optim, "Muon"):
-        print(f"torch {torch.__version__} has no Muon (2.9 does): AdamW for all")
-        matrices = []
     groups, theirs = model.param_groups(cfg.weight_decay), {id(p) for p in matrices}
     for group in groups:
         group["params"] = [p for p in group["params"] if id(p) not in theirs]
     optimizers = [torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.999), fused=True)]
-    if matrices:  # its steps are scaled to be as long as AdamW's: one learning rate serves both
-        settings = dict(lr=cfg.lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw")
-        optimizers.append(torch.optim.Muon(matrices, **settings))
+    if matrices:
+        optimizers.append(Muon(matrices, cfg.lr, cfg.weight_decay))
     return optimizers
 
 
@@ -248,8 +248,9 @@ def build(cfg, data):
 
 def main(cfg):
     require_positive(cfg, "batch_size", "accumulate", "max_steps", "log_every", "eval_every", "eval_segments")
+    out = claim(cfg.out, (".jsonl", ".png"), cfg.overwrite, cfg.resume)
     rank, world, device = setup_ddp()
-    stop, out = stop_signal(), Path(cfg.out)
+    stop = stop_signal()
     train = open_data(cfg.data, "train", cfg.episodes, cfg.mixture)
     val = open_data(cfg.data, "val", mixture=cfg.mixture)
     torch.manual_seed(cfg.seed)  # the same weights on all processes
@@ -268,7 +269,7 @@ def main(cfg):
     ddp = loss_of = Loss(model)
     if world > 1:
         ddp = loss_of = DistributedDataParallel(ddp, [device.index] if device.type == "cuda" else None)
-    if cfg.compile and device.type == "cuda":
+    if cfg.compile and can_compile(device):
         loss_of = torch.compile(ddp)
     autocast = autocast_for(device, cfg.dtype)
     T = cfg.segment_length = model.config["segment_length"]
@@ -276,8 +277,7 @@ def main(cfg):
         raise ValueError(f"{out} is at step {step} already; raise --max_steps to go on")
     batch = cfg.batch_size * cfg.accumulate * world
     if rank == 0:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        numbers, picture = out.with_suffix(".jsonl"), out.with_suffix(".png")
+        numbers, picture = beside(out, ".jsonl"), beside(out, ".png")
         start_log(numbers, step)
         size, A = sum(p.numel() for p in model.parameters()), model.config["action_dim"]
         print(f"{device} x {world} | {size:,} parameters | {A}-D actions | {batch} segments per step")

@@ -21,7 +21,6 @@ reconstruction)."""
 
 import time
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -32,7 +31,10 @@ import tokenizer
 from common import (
     agreed,
     autocast_for,
+    beside,
+    can_compile,
     changes_given,
+    claim,
     configure,
     load_checkpoint,
     log,
@@ -58,6 +60,7 @@ CONFIG = dict(
     out="out/tokenizer.pt",
     init_from="",  # a checkpoint to fine-tune; it sets the sizes of the model, context_frames may change
     resume=False,  # continue OUT exactly where it stopped
+    overwrite=False,  # replace an OUT that exists; by default it is refused
     kind="compressive",  # or one that spends as many tokens on every frame, such as "16x16"
     horizon=16,  # frames of the window that a segment is drawn from
     future_frames=6,
@@ -166,8 +169,9 @@ def build(cfg):
 
 def main(cfg):
     require_positive(cfg, "batch_size", "accumulate", "max_steps", "log_every", "eval_every", "eval_segments")
+    out = claim(cfg.out, (".jsonl", ".png"), cfg.overwrite, cfg.resume)
     rank, world, device = setup_ddp()
-    stop, out = stop_signal(), Path(cfg.out)
+    stop = stop_signal()
     train = open_data(cfg.data, "train", cfg.episodes, cfg.mixture)
     val = open_data(cfg.data, "val", mixture=cfg.mixture)
     lpips = perceptual_loss(device) if cfg.lpips else None
@@ -201,7 +205,7 @@ def main(cfg):
     ddp = model
     if world > 1:
         ddp = DistributedDataParallel(model, [device.index] if device.type == "cuda" else None)
-    if cfg.compile and device.type == "cuda":
+    if cfg.compile and can_compile(device):
         for network in model.children():
             if isinstance(network, Encoder | Decoder):
                 network.compile()
@@ -210,8 +214,7 @@ def main(cfg):
         raise ValueError(f"{out} is at step {step} already; raise --max_steps to go on")
     batch = cfg.batch_size * cfg.accumulate * world
     if rank == 0:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        numbers, picture = out.with_suffix(".jsonl"), out.with_suffix(".png")
+        numbers, picture = beside(out, ".jsonl"), beside(out, ".png")
         start_log(numbers, step)
         size = sum(p.numel() for p in model.parameters())
         print(f"{device} x {world} | {size:,} parameters | {batch} segments per step")

@@ -447,7 +447,7 @@ def test_npz_episodes_of_the_official_layout_are_imported(tmp_path, capsys):
 def test_an_import_without_a_usable_file_writes_nothing(tmp_path):
     src, out = tmp_path / "src", tmp_path / "out"
     src.mkdir()
-    for importer, types in ((import_npz, ".npz"), (import_video, ".mp4, .webm, .gif")):
+    for importer, types in ((import_npz, ".npz"), (import_video, ".mp4, .*.webm, .*.gif")):
         with pytest.raises(FileNotFoundError, match=f"has no {types} files; pass a folder that has"):
             importer(src, out)
         with pytest.raises(FileNotFoundError, match="--src '' has no"):
