@@ -148,13 +148,13 @@ def keep_memory():
         return  # another system's allocator
 
 
-def one_line(error):
+def one_line(error, out=""):
     """What an error from below means and what to do, as one line; None for one that needs its traceback."""
     text = (str(error) or type(error).__name__).splitlines()[0]
     if isinstance(error, OSError):
         no_space = errno.errorcode.get(error.errno) in ("ENOSPC", "EDQUOT")
         no_space = no_space or "requested and" in text  # numpy: "100 requested and 0 written"
-        hint = "; free some disk space and run it again, with --resume true if it was training"
+        hint = f" (writing {out}); free some disk space and run it again, a training with --resume true"
         return f"{type(error).__name__}: {text}{hint if no_space else ''}"
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
         return f"out of memory: {text}; use smaller batches (--help lists the settings)"
@@ -176,7 +176,7 @@ def run(main, cfg):
     try:
         main(cfg)
     except Exception as error:
-        line = one_line(error)
+        line = one_line(error, getattr(cfg, "out", ""))
         if line is None:
             raise
         raise SystemExit(line) from None
@@ -301,12 +301,14 @@ def claim(out, endings=(), overwrite=True, resume=None):
     if path.exists() and not (overwrite or resume):
         go_on = "" if resume is None else "--resume true goes on with it, "
         raise ValueError(f"{out} exists: {go_on}--overwrite true replaces it, or pass another --out")
+    folder = path.parent
+    while not folder.exists():  # it will be made when there is something to write
+        folder = folder.parent
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"--out {out}: cannot write to {path.parent} ({error.strerror})") from None
+        raise ValueError(f"--out {out}: cannot write to {folder} ({error.strerror})") from None
     return path
 
 
@@ -373,6 +375,7 @@ def start_log(out, step):
 
     Damaged lines, which a kill or a full disk leaves, are dropped too."""
     out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     lines = out.read_text(errors="replace").splitlines(True) if step and out.is_file() else []
     out.write_text("".join(line for line in lines if line.endswith("\n") and _step_of(line) <= step))
 

@@ -1463,11 +1463,17 @@ def _enlarge(frames, scale):
     return to_u8(frames).repeat(scale, -3).repeat(scale, -2)  # repeated pixels: nothing is smoothed away
 
 
+def _write_picture(path, frames_u8, **how):
+    """Write a picture or GIF; encoded in memory first, as imageio tries a full disk twice."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(iio.imwrite("<bytes>", frames_u8, extension=path.suffix, **how))
+
+
 def save_gif(path, frames, fps=8, scale=4):
     """Write a GIF of frames (T,3,H,W) in [0, 1]; a batch (B,T,3,H,W) is laid side by side."""
     frames = _join(list(frames), -1) if frames.ndim == 5 else frames
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    iio.imwrite(path, _enlarge(frames, scale), duration=1000 / fps, loop=0)  # milliseconds
+    _write_picture(path, _enlarge(frames, scale), duration=1000 / fps, loop=0)  # milliseconds
 
 
 def save_side_by_side(path, truth, imagined, fps=8, scale=4):
@@ -1482,8 +1488,7 @@ def save_contact_sheet(path, rows, scale=2):
     """Write a PNG with one row per clip: rows is a list of (T,3,H,W) in [0, 1]; short clips end in white."""
     T = max(len(row) for row in rows)
     rows = [torch.cat([row, torch.ones_like(row[:1]).expand(T - len(row), -1, -1, -1)]) for row in rows]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    iio.imwrite(path, _enlarge(_join([_join(list(row), -1) for row in rows], -2), scale))
+    _write_picture(path, _enlarge(_join([_join(list(row), -1) for row in rows], -2), scale))
 
 
 def write_on(frames, texts):

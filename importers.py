@@ -640,9 +640,9 @@ def _read_video(path, n_pictures=0, size=0):
     if path.suffix.lower() == ".gif":
         require_content(path)
         return Recording(_stack(iio.imiter(path, plugin="pillow", mode="RGB"), size))
-    frames = _stack(_video_frames(path), size)
+    require_content(path)
     _require_whole(path)
-    return Recording(frames)
+    return Recording(_stack(_video_frames(path), size))
 
 
 def load_episode(path, key="image", size=0):
@@ -1175,7 +1175,8 @@ def _lerobot_range(root, items, action, percentiles):
         return None
     low, high = np.min(lows, 0), np.max(highs, 0)
     if percentiles:
-        low, high = np.percentile(np.concatenate(rows), (1, 99), axis=0)
+        low = np.percentile(np.concatenate(rows), 1, axis=0, method="higher")  # values that do occur, so that
+        high = np.percentile(np.concatenate(rows), 99, axis=0, method="lower")  # a glitch is in neither
     by = "1st and 99th percentile" if percentiles else "extremes"
     return dict(low=low.tolist(), high=high.tolist(), by=by, episodes=len(lows), left_out=left_out)
 

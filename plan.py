@@ -570,6 +570,7 @@ def read_records(path, settings):
     if changed := [k for k in settings if records and first.get(k) != settings[k]]:
         told = f"{path} is of a run with other {', '.join(changed)}"
         raise ValueError(f"{told}; pass --overwrite true to delete it, or another --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(whole) if records else json.dumps(settings) + "\n")
     return records
 

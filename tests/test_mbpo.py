@@ -240,7 +240,7 @@ def test_a_world_model_may_start_from_scratch_and_keep_or_forget_what_it_knows_o
 def test_a_run_goes_on_where_it_was_and_is_not_overwritten(trained, tmp_path):
     out = tmp_path / "a.pt"
     learn(out, init_from=trained.gpt, steps=120)
-    with pytest.raises(ValueError, match="a.pt exists; continue it with --resume true, or"):
+    with pytest.raises(ValueError, match="a.pt exists: --resume true goes on with it, --overwrite"):
         learn(out, init_from=trained.gpt)
     with pytest.raises(ValueError, match="a.pt was begun with another size, imagine; leave it out"):
         train(mbpo, out=out, resume=True, size=64, imagine=False, agent_size=16)
@@ -273,7 +273,7 @@ def test_a_damaged_replay_is_refused_and_left_alone(tmp_path):
 @pytest.mark.parametrize("wrong, told", {
     "horizon=2": "horizon and segment are 2, 6; expected 3", "segment=80": "and at most 58",
     "tau=2": "0 to 1", "agent_lr=-1": "agent_lr is -1.0; expected 0 or", "hidden=0": "expected at least 1",
-    "device=gpuu": "device is 'gpuu'; expected cpu or cuda", "task=pull": "task is 'pull'; only PushWorld's",
+    "device=gpuu": "device is 'gpuu'; expected cpu, cuda", "task=pull": "task is 'pull'; only PushWorld's",
     "out=a.jsonl": "expected NAME.pt",
 }.items())  # fmt: skip
 def test_settings_out_of_range_are_refused_at_once(wrong, told, tmp_path):

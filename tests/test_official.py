@@ -289,7 +289,8 @@ def test_fine_tuning_changes_no_setting_that_was_not_given(folder, push64, tmp_p
     safetensors.save_file({**weights, **half}, file)
     out = tmp_path / "x.pt"
     for given, frames, dropout in ({}, 1, 0.1), (dict(context_frames=2, dropout=0.2), 2, 0.2):
-        train(train_tokenizer, data=push64, out=out, init_from=folder, **TOKENIZER_TUNE, **given)
+        settings = {**TOKENIZER_TUNE, **given, "overwrite": True}
+        train(train_tokenizer, data=push64, out=out, init_from=folder, **settings)
         kept = Tokenizer.load(out).config
         assert (kept["context_frames"], kept["dropout"]) == (frames, dropout)
 

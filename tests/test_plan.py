@@ -124,7 +124,7 @@ def test_batches_are_cut_to_fit_memory(trained, segments, monkeypatch):
     world = WorldModel.load(trained.gpt, "cpu")
     dream, actions = Dreamer(world), np.zeros((9, 4, 2))
     monkeypatch.setattr(plan, "free_bytes", lambda device: 8.1 * dream.branch_bytes(4))
-    sizes, reset = [], world.reset
+    sizes, reset = [], dream.world.reset
 
     def spy(frames, n, horizon):
         sizes.append(n)
@@ -132,7 +132,7 @@ def test_batches_are_cut_to_fit_memory(trained, segments, monkeypatch):
             raise torch.OutOfMemoryError("out")
         reset(frames, n, horizon)
 
-    monkeypatch.setattr(world, "reset", spy)
+    monkeypatch.setattr(dream.world, "reset", spy)
     assert sum(len(f) for f, _ in dream(segments["frames"][0, :2], actions)) == 9
     assert sizes[:2] == [4, 2] and dream.fits == 2  # half of what is free; then half of that
     assert plan.free_bytes(torch.device("cpu")) > 0
@@ -430,10 +430,10 @@ def test_a_run_that_is_broken_off_goes_on_and_says_why_episodes_fail(trained, tm
     assert "never sampled" in capsys.readouterr().out
     fewer = run_plan(out, ckpt=trained.gpt, models=("random",), **{**SMALL, "seeds": 1})
     assert fewer["random"]["seeds"] == numbers["random"]["seeds"][:1] and "world_model" not in fewer
-    with pytest.raises(ValueError, match="is of a run with other gamma; delete it"):
+    with pytest.raises(ValueError, match="is of a run with other gamma; pass --overwrite true"):
         run_plan(out, ckpt=trained.gpt, models=models, gamma=1.0, **SMALL)
     (tmp_path / "push.jsonl").write_text("\n".join([*lines[:2], "{torn", *lines[2:]]))
-    with pytest.raises(ValueError, match="push.jsonl is damaged; delete it"):
+    with pytest.raises(ValueError, match="push.jsonl is damaged; pass --overwrite true"):
         run_plan(out, ckpt=trained.gpt, models=models, **SMALL)
 
 

@@ -1,0 +1,189 @@
+"""Every checkpoint that a script writes, in every script that takes one; several users of one world model."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import GPT_RUN, GPT_TUNE, ROOT, TOKENIZER_TUNE, flags, train
+
+import evaluate
+import mbpo
+import plan
+import sample
+import train_gpt
+import train_tokenizer
+from common import configure, load_checkpoint
+from data import push_segments
+from plan import Dreamer
+from sample import TRAINED, WorldModel
+
+MBPO = dict(
+    preset="push", size=32, agent_size=16, hidden=16, agent_batch=4, agent_updates=1, shift=1, seed_steps=60,
+    demos=1, init_updates=1, gpt_every=60, tokenizer_every=60, model_batch=2, segment=6, horizon=3, starts=2,
+    init_rollouts=1, rollout_every=60, eval_every=600, eval_episodes=2, val_segments=2, save_every=600,
+    steps=60, device="cpu",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def written(trained, tmp_path_factory):
+    """{name: a checkpoint of a script}; of agent_alone.pt no world model is part."""
+    folder = tmp_path_factory.mktemp("written")
+    train(mbpo, **MBPO, init_from=trained.gpt, out=folder / "agent.pt")
+    train(mbpo, **MBPO, init_from=trained.gpt, imagine=False, out=folder / "alone.pt")
+    call(sample, ckpt=trained.gpt, export=folder / "export.pt")
+    return SimpleNamespace(
+        tokenizer=trained.tokenizer, gpt=trained.gpt, free=trained.free, export=folder / "export.pt",
+        agent=folder / "agent.pt", alone=folder / "alone.pt",
+    )  # fmt: skip
+
+
+def call(script, **settings):
+    presets = getattr(script, "PRESETS", None)
+    script.main(configure(script.CONFIG, "", flags(**settings), presets))
+
+
+def as_ckpt_of_sample(path, push, out):
+    call(sample, ckpt=path, data=push, n=1, horizon=2, device="cpu", out=out / "pictures")
+
+
+def as_ckpt_of_evaluate(path, push, out):
+    call(evaluate, ckpt=path, data=push, episodes=2, horizon=3, lpips=False, device="cpu", out=out / "m.json")
+
+
+def as_ckpt_of_plan(path, push, out):
+    call(plan, ckpt=path, models=("world_model",), episodes=1, seeds=1, candidates=12, horizon=2, steps=2,
+         device="cpu", workers=1, gifs=0, diagnose=False, out=out / "p.json")
+
+
+def as_start_of_mbpo(path, push, out):
+    train(mbpo, **MBPO, init_from=path, out=out / "a.pt")
+
+
+def as_start_of_train_gpt(path, push, out):
+    train(train_gpt, **GPT_TUNE, data=push, init_from=path, out=out / "g.pt")
+
+
+def as_tokenizer_of_train_gpt(path, push, out):
+    train(train_gpt, **GPT_RUN, data=push, tokenizer=path, out=out / "g.pt")
+
+
+def as_start_of_train_tokenizer(path, push, out):
+    train(train_tokenizer, **TOKENIZER_TUNE, data=push, init_from=path, out=out / "t.pt")
+
+
+TAKERS = {f.__name__: f for f in (
+    as_ckpt_of_sample, as_ckpt_of_evaluate, as_ckpt_of_plan, as_start_of_mbpo, as_start_of_train_gpt,
+    as_tokenizer_of_train_gpt, as_start_of_train_tokenizer,
+)}  # fmt: skip
+WORLD = {"gpt", "export", "agent"}
+FITS = dict(  # which checkpoints hold what a script takes; what becomes of the others
+    as_ckpt_of_sample=(WORLD | {"free"}, ""),
+    as_ckpt_of_evaluate=(WORLD | {"free"}, ""),
+    as_ckpt_of_plan=(WORLD, "takes 0-D actions, push_anywhere 2-D; pass --ckpt"),
+    as_start_of_mbpo=(WORLD | {"free"}, ""),
+    as_start_of_train_gpt=(WORLD | {"free"}, ""),
+    as_tokenizer_of_train_gpt=(WORLD | {"free", "tokenizer"}, ""),
+    as_start_of_train_tokenizer=(WORLD | {"free", "tokenizer"}, ""),
+)
+
+
+@pytest.mark.parametrize("taker", TAKERS)
+@pytest.mark.parametrize("name", ["tokenizer", "gpt", "free", "export", "agent", "alone"])
+def test_every_script_opens_every_checkpoint_or_says_what_it_lacks(name, taker, written, push, tmp_path):
+    fits, otherwise = FITS[taker]
+    path = getattr(written, name)
+    if name in fits:
+        TAKERS[taker](path, push, tmp_path)
+        return
+    lacks = rf"{path.name} holds no (gpt|tokenizer).*; expected a checkpoint with"
+    with pytest.raises(ValueError, match=f"{lacks}|{otherwise or lacks}"):
+        TAKERS[taker](path, push, tmp_path)
+
+
+def test_another_tokenizer_may_come_from_every_checkpoint_that_holds_one(written, push, tmp_path):
+    for name in ("tokenizer", "gpt", "export", "agent"):
+        models = dict(ckpt=written.gpt, tokenizer=getattr(written, name))
+        call(sample, **models, data=push, n=1, horizon=2, device="cpu", out=tmp_path / name)
+        assert (tmp_path / name / "sheet.png").is_file()
+
+
+def test_a_checkpoint_of_mbpo_says_what_its_world_model_is_for(written, tmp_path):
+    settings = load_checkpoint(written.agent)["train_config"]
+    assert TRAINED.keys() <= settings.keys() and settings["data"] == "push"
+    assert WorldModel.load(written.agent, "cpu").trained["data"] == "push"
+    other = configure(mbpo.CONFIG, "", flags(preset="metaworld-tiny"), mbpo.PRESETS)
+    assert mbpo.trained_on(other)["data"] == ""  # not PushWorld
+
+
+def test_a_checkpoint_of_an_older_version_is_named(written, tmp_path):
+    state = load_checkpoint(written.agent)
+    del state["train_config"]["stride"], state["train_config"]["data"]
+    torch.save(state, tmp_path / "old.pt")
+    with pytest.raises(ValueError, match="old.pt does not say its data, stride: an older version wrote it"):
+        WorldModel.load(tmp_path / "old.pt", "cpu")
+
+
+# ---- one model, several users ----
+
+
+def test_sessions_share_weights_and_nothing_else(trained):
+    world = WorldModel.load(trained.gpt, "cpu", seed=3)
+    other = world.session()
+    assert other.gpt is world.gpt and other.tokenizer is world.tokenizer
+    first, second = push_segments(2, 2, seed=5, size=32)["frames"].split(1)
+    alone = WorldModel.load(trained.gpt, "cpu", seed=3)
+    alone.session()  # takes a number from the generator, as above
+    alone.reset(first)
+    expected = [alone.step(torch.zeros(1, 2)) for _ in range(6)]
+    world.reset(first)
+    other.reset(second, n_branches=3)
+    for frame, reward in expected:
+        other.step(torch.ones(3, 2))
+        found = world.step(torch.zeros(1, 2))
+        assert torch.equal(found[0], frame) and torch.equal(found[1], reward)
+    assert world.session().recent is None
+
+
+def test_two_environments_of_one_model_do_not_disturb_each_other(trained):
+    pytest.importorskip("gymnasium", reason="pip install gymnasium")
+    world = WorldModel.load(trained.gpt, "cpu")
+    starts = mbpo.starts_from(world, "push")
+    training = mbpo.SingleWorldModelEnv(world, starts)
+    evaluation = mbpo.SingleWorldModelEnv(world, starts)
+    many = mbpo.WorldModelEnv(world, starts, n=3)
+    alone = mbpo.SingleWorldModelEnv(WorldModel.load(trained.gpt, "cpu"), starts)
+    alone.reset(seed=1)
+    expected = alone.step(np.zeros(2, np.float32))
+    training.reset(seed=1)
+    evaluation.reset(seed=77)
+    many.reset(seed=5)
+    found = training.step(np.zeros(2, np.float32))
+    assert np.array_equal(found[0], expected[0]) and found[1] == expected[1]
+    assert many.step(np.zeros((3, 2), np.float32))[0].shape == (3, 32, 32, 3)
+
+
+def test_a_planner_and_an_environment_share_a_model(trained):
+    pytest.importorskip("gymnasium", reason="pip install gymnasium")
+    world = WorldModel.load(trained.gpt, "cpu")
+    env = mbpo.SingleWorldModelEnv(world, mbpo.starts_from(world, "push"))
+    before, _ = env.reset(seed=1)
+    scene = push_segments(1, 2, seed=9, size=32)["frames"][0]
+    list(Dreamer(world)(scene, np.zeros((4, 3, 2))))
+    assert world.recent is None and np.array_equal(env.worlds.see()[0], before)
+
+
+def test_the_readmes_examples_of_environments_run(monkeypatch):
+    pytest.importorskip("gymnasium", reason="pip install gymnasium")
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    [block] = [block for block in blocks if "WorldModelEnv" in block]
+    names = {}
+    exec(block, names)  # the text that readers copy
+    envs, one = names["envs"], names["one"]
+    envs.reset(seed=1)
+    one.reset(seed=2)
+    assert envs.step(np.zeros((16, 2), np.float32))[0].shape == (16, 64, 64, 3)
+    assert one.step(np.zeros(2, np.float32))[0].shape == (64, 64, 3)

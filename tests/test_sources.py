@@ -1,0 +1,461 @@
+"""importers.py on what people really have: sources that disagree, odd episodes, phone videos, odd names."""
+
+import json
+import os
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import python
+from PIL import Image
+
+import importers
+from data import Episodes, EpisodeWriter
+from importers import (
+    import_bair,
+    import_lerobot,
+    import_npz,
+    import_rlds,
+    import_sthsth,
+    import_video,
+    import_vp2,
+)
+
+av = pytest.importorskip("av", reason="pip install av")
+h5py = pytest.importorskip("h5py", reason="pip install h5py")
+parquet = pytest.importorskip("pyarrow.parquet", reason="pip install pyarrow")
+pa = pytest.importorskip("pyarrow")
+
+CAMERA, T, H, W = "observation.images.top", 20, 48, 64
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
+
+
+def moving(n):
+    """A red square moves from left to right under a blue sky over n frames (n, H, W, 3)."""
+    frames = np.full((n, H, W, 3), (60, 120, 60), np.uint8)
+    frames[:, : H // 2] = (150, 150, 220)
+    for t in range(n):
+        x = int(t * (W - 10) / (n - 1))
+        frames[t, 4:14, x : x + 10] = (230, 20, 20)
+    return frames
+
+
+def column_of(frame):
+    """The first column of the red square."""
+    red = frame.astype(int)
+    return int(np.flatnonzero((red[..., 0] - red[..., 2] > 90).any(0))[0])
+
+
+def write_video(path, frames, fps=10, codec="libx264", **stream_settings):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=fps)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for name, value in stream_settings.items():
+            setattr(stream.codec_context, name, value)
+        for frame in frames:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        file.mux(stream.encode())
+
+
+def write_lerobot(root, pictures=T, video_fps=10, scale=1.0, spoil=lambda i, columns: None, more=None):
+    """A v2.1 folder: four episodes of T rows at 10 a second; row k has k / 100 in its first action."""
+    (root / "meta").mkdir(parents=True)
+    features = {CAMERA: dict(dtype="video"), "action": dict(dtype="float32"), **(more or {})}
+    info = dict(codebase_version="v2.1", fps=10, chunks_size=1000, total_episodes=4, features=features)
+    info["data_path"] = "data/episode_{episode_index:06d}.parquet"
+    info["video_path"] = "videos/{video_key}/episode_{episode_index:06d}.mp4"
+    (root / "meta/info.json").write_text(json.dumps(info))
+    episodes = []
+    for i in range(4):
+        action = np.stack([np.arange(T) / 100 * scale, np.full(T, 0.1), np.linspace(-1, 1, T)], 1)
+        columns = dict(episode_index=np.full(T, i), frame_index=np.arange(T), timestamp=np.arange(T) / 10)
+        columns.update({name: np.arange(T) / 10 for name in more or {}}, action=action.astype(np.float32))
+        spoil(i, columns)
+        table = pa.table({name: list(column) for name, column in columns.items()})
+        (root / "data").mkdir(exist_ok=True)
+        parquet.write_table(table, root / f"data/episode_{i:06d}.parquet")
+        write_video(root / f"videos/{CAMERA}/episode_{i:06d}.mp4", moving(pictures), video_fps)
+        episodes.append(json.dumps(dict(episode_index=i, length=len(columns["action"]))))
+    (root / "meta/episodes.jsonl").write_text("\n".join(episodes))
+
+
+# ---- A: sources that must agree are compared ----
+
+
+@pytest.mark.parametrize("pictures, fps", [(20, 10), (60, 30), (30, 10)])
+def test_a_rows_picture_is_the_one_at_its_timestamp(pictures, fps, tmp_path):
+    write_lerobot(tmp_path / "src", pictures, fps)
+    import_lerobot(tmp_path / "src", tmp_path / "out", size=0, workers=1)
+    data, source = Episodes(tmp_path / "out", "all"), moving(pictures)
+    for episode in range(4):
+        frames = data.read(episode)
+        for row in range(T):
+            assert column_of(frames[row]) == pytest.approx(column_of(source[row * fps // 10]), abs=1)
+
+
+@pytest.mark.parametrize("pictures, fps", [(12, 10), (15, 7)])
+def test_an_episode_whose_rows_have_no_pictures_is_skipped_with_both_counts(pictures, fps, tmp_path, capsys):
+    write_lerobot(tmp_path / "src", pictures, fps)
+    with pytest.raises(ValueError, match="no episode was added"):
+        import_lerobot(tmp_path / "src", tmp_path / "out", workers=1)
+    told = capsys.readouterr().out
+    assert f"episode_000000.mp4 has {pictures} pictures for 20 rows, and none within 0.05 s" in told
+
+
+def test_rows_out_of_order_and_tables_cut_short_are_skipped(tmp_path, capsys):
+    def spoil(i, columns):
+        if i == 1:
+            columns["timestamp"] = columns["timestamp"][::-1]
+
+    write_lerobot(tmp_path / "src", spoil=spoil)
+    episodes = (tmp_path / "src/meta/episodes.jsonl").read_text()
+    (tmp_path / "src/meta/episodes.jsonl").write_text(episodes.replace('"episode_index": 2, "length": 20',
+                                                                       '"episode_index": 2, "length": 21'))
+    import_lerobot(tmp_path / "src", tmp_path / "out", workers=1)
+    told = capsys.readouterr().out
+    assert "imported 2, skipped 2" in told
+    assert "episode_000001.parquet: its rows are not in the order of timestamp and frame_index" in told
+    assert "episode_000002.parquet has 20 of its 21 rows" in told
+
+
+def test_a_later_episode_of_a_shared_video_takes_no_picture_of_its_neighbours(tmp_path):
+    """v3: 20 rows whose part of the video, by from_timestamp and to_timestamp, is the second of three."""
+    write_video(tmp_path / "a.mp4", moving(60), 10)
+    frames = importers._pictures_at(tmp_path / "a.mp4", 2 + np.arange(T) / 10, 1.99, 3.99, 0.05, 0)
+    assert column_of(frames[0]) == pytest.approx(column_of(moving(60)[20]), abs=1)
+    assert column_of(frames[-1]) == pytest.approx(column_of(moving(60)[39]), abs=1)
+    with pytest.raises(ValueError, match="has 15 pictures for 20 rows, and none within 0.05 s of row 15"):
+        importers._pictures_at(tmp_path / "a.mp4", 2 + np.arange(T) / 10, 1.99, 3.49, 0.05, 0)
+    with pytest.raises(ValueError, match="has 0 pictures for 20 rows"):  # it starts after the video's end
+        importers._pictures_at(tmp_path / "a.mp4", 9 + np.arange(T) / 10, 8.99, 10.99, 0.05, 0)
+
+
+def test_counts_that_differ_in_other_formats_are_told(tmp_path, capsys):
+    def npz(name, **arrays):
+        np.savez(tmp_path / f"npz/{name}.npz", image=moving(T), **arrays)
+
+    (tmp_path / "npz").mkdir()
+    npz("a", reward=np.zeros(T))
+    npz("b", reward=np.arange(T - 1.0))
+    npz("c", reward=np.zeros(T + 1))
+    import_npz(tmp_path / "npz", tmp_path / "from_npz", workers=1)
+    told = capsys.readouterr().out
+    assert "imported 2, skipped 1" in told and "c.npz: rewards are (21,); expected finite (20 or 19,)" in told
+    data = Episodes(tmp_path / "from_npz", "all")
+    assert data.rewards[data.rows[1] : data.rows[1] + T].tolist() == [0, *range(T - 1)]
+
+    (tmp_path / "vp2").mkdir()
+    with h5py.File(tmp_path / "vp2/a.hdf5", "w") as file:
+        for name, n in (("demo_0", T), ("demo_1", T + 3), ("demo_extra", T)):
+            file[f"data/{name}/obs/camera_image"] = moving(T)
+            file[f"data/{name}/actions"] = np.zeros((T, 2))
+            file[f"data/{name}/rewards"] = np.arange(T) / 10
+            file[f"data/{name}"].attrs["num_samples"] = n
+        file["mask/train"] = np.array([b"demo_0", b"demo_9"])
+    import_vp2(tmp_path / "vp2", tmp_path / "from_vp2", workers=1)
+    told = capsys.readouterr().out
+    assert "imported 2, skipped 1" in told and "it has 20 actions, its num_samples is 23" in told
+    data = Episodes(tmp_path / "from_vp2", "all")  # the reward of an action is that of the next frame
+    assert data.rewards[data.rows[0] : data.rows[0] + T] == pytest.approx([0, *(np.arange(T - 1) / 10)])
+    import_vp2(tmp_path / "vp2", tmp_path / "train", mask="train", workers=1)
+    assert "mask/train lists 2 episodes, of which it lacks demo_9" in capsys.readouterr().out
+
+    pictures = tmp_path / "sthsth/7"
+    pictures.mkdir(parents=True)
+    for t in range(T):
+        if t != 11:
+            Image.fromarray(moving(T)[t]).save(pictures / f"{t + 1:06d}.jpg")
+    (tmp_path / "sthsth/train_video_folder.txt").write_text("7 20 1\n")
+    (tmp_path / "sthsth/val_video_folder.txt").write_text("")
+    with pytest.raises(ValueError, match="it has 19 pictures, the list says 20"):
+        import_sthsth(tmp_path / "sthsth", tmp_path / "from_sthsth", workers=1)
+
+
+def test_bairs_gaps_are_told(tmp_path):
+    from test_importers import actions_of, clip, example, write_records
+
+    features = {}
+    for t in range(20):
+        if t != 12:
+            features[f"{t}/image_aux1/encoded"] = [clip(0)[t].tobytes()]
+        features[f"{t}/action"] = actions_of(0, 4)[t]
+    write_records(tmp_path / "src/traj_0_to_0.tfrecords", [example(features)])
+    with pytest.raises(ValueError, match="traj_0: it has 12 pictures and 20 actions"):
+        import_bair(tmp_path / "src", tmp_path / "out", workers=1)
+
+
+@pytest.mark.parametrize("name, rows, message", [
+    ("actions", (39, 2), "actions.npy has 39 rows, index.npz 40 frames"),
+    ("rewards", (41,), "rewards.npy has 41 rows, index.npz 40 frames"),
+    ("actions", (40, 3), "actions.npy has rows .3,., meta.json says action_dim 2"),
+])
+def test_tables_of_another_folder_are_refused(name, rows, message, tmp_path):
+    with EpisodeWriter(tmp_path / "a", "test") as writer:
+        for _ in range(2):
+            writer.add(moving(T), np.zeros((T, 2)), np.zeros(T))
+    np.save(tmp_path / f"a/{name}.npy", np.zeros(rows, np.float32))
+    with pytest.raises(ValueError, match=f"{message}.*copy the whole folder again"):
+        Episodes(tmp_path / "a", "all")
+
+
+# ---- B: one bad episode changes nothing for the others ----
+
+
+def test_a_nan_in_one_episode_leaves_the_scaling_of_the_others_alone(tmp_path, capsys):
+    def spoil(i, columns):
+        if i == 2:
+            columns["action"][5, 1] = np.nan
+
+    write_lerobot(tmp_path / "src", scale=300, spoil=spoil)
+    import_lerobot(tmp_path / "src", tmp_path / "out", workers=1)
+    told = capsys.readouterr().out
+    assert "imported 3, skipped 1" in told and "episode_000002: actions are (20, 3); expected finite" in told
+    assert "actions from (0, 0.1, -1) to (57, 0.1, 1) become -1 to 1: extremes of 3 episodes" in told
+    assert "episodes, 1 left out as damaged" in told and "clipped" not in told
+    data = Episodes(tmp_path / "out", "all")
+    for row in data.rows:
+        assert data.actions[row : row + T - 1, 0] == pytest.approx(2 * np.arange(T - 1) / 19 - 1, abs=1e-6)
+    scaling = data.meta["action_scaling"]
+    assert scaling["high"] == pytest.approx([57, 0.1, 1]) and scaling["by"] == "extremes"
+    assert (scaling["episodes"], scaling["left_out"], data.meta["clipped_action_values"]) == (3, 1, 0)
+
+
+def test_percentiles_keep_a_glitch_from_squeezing_all_others(tmp_path, capsys):
+    def spoil(i, columns):
+        if i == 2:
+            columns["action"][5, 2] = 1e6
+
+    write_lerobot(tmp_path / "src", scale=300, spoil=spoil)
+    spread = {}
+    for percentiles in (False, True):
+        out = tmp_path / str(percentiles)
+        import_lerobot(tmp_path / "src", out, percentiles=percentiles, workers=1)
+        data = Episodes(out, "all")
+        spread[percentiles] = np.ptp(data.actions[: T - 1, 2])
+        assert data.meta["action_scaling"]["by"] == ("1st and 99th percentile" if percentiles else "extremes")
+    assert spread[False] < 1e-5 and spread[True] > 1.8
+    told = capsys.readouterr().out
+    assert "1st and 99th percentile of 4 episodes" in told and "clipped" in told
+
+
+def test_an_odd_first_episode_costs_itself_alone(tmp_path, capsys):
+    (tmp_path / "src").mkdir()
+    for i in range(5):
+        acted = {} if i == 0 else dict(action=np.zeros((T, 2)))
+        np.savez(tmp_path / f"src/{i}.npz", image=moving(T), **acted)
+    import_npz(tmp_path / "src", tmp_path / "out", workers=1)
+    assert "imported 4, skipped 1" in capsys.readouterr().out
+    assert Episodes(tmp_path / "out", "all").action_dim == 2
+
+
+# ---- C: what players honour ----
+
+
+def write_turned(path, matrix, frames):
+    """An mp4 whose track header has this display matrix."""
+    write_video(path, frames)
+    content = bytearray(path.read_bytes())
+    box = content.find(b"tkhd")
+    place = box + 4 + (52 if content[box + 4] else 40)
+    a, b, c, d = matrix
+    whole = a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 0x40000000
+    content[place : place + 36] = struct.pack(">9i", *whole)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("matrix, shown", [
+    ((1, 0, 0, 1), lambda x: x),
+    ((0, 1, -1, 0), lambda x: np.rot90(x, -1)),  # a phone held upright: to the right
+    ((0, -1, 1, 0), lambda x: np.rot90(x, 1)),
+    ((-1, 0, 0, -1), lambda x: np.rot90(x, 2)),
+    ((-1, 0, 0, 1), lambda x: x[:, ::-1]),  # a mirror
+    ((0, 1, 1, 0), lambda x: x.swapaxes(0, 1)),
+])
+def test_a_video_is_turned_as_its_header_says(matrix, shown, tmp_path):
+    frames = moving(T)
+    write_turned(tmp_path / "src/a.mp4", matrix, frames)
+    found, _ = importers.load_episode(tmp_path / "src/a.mp4")
+    want = np.stack([shown(frame) for frame in frames])
+    assert found.shape == want.shape
+    assert np.abs(found.astype(int) - want).mean() < 6
+
+
+def test_an_odd_angle_is_refused_with_a_word(tmp_path):
+    write_turned(tmp_path / "a.mp4", (1, 1, -1, 1), moving(T))
+    with pytest.raises(ValueError, match="players turn it by 45 degrees; only quarter turns are read"):
+        importers.load_episode(tmp_path / "a.mp4")
+
+
+def test_pixels_that_are_not_square_are_stretched(tmp_path):
+    write_video(tmp_path / "a.mp4", moving(T), sample_aspect_ratio=Fraction(3, 2))
+    frames, _ = importers.load_episode(tmp_path / "a.mp4")
+    assert frames.shape == (T, H, W * 3 // 2, 3)
+    assert column_of(frames[-1]) == pytest.approx(54 * 1.5, abs=2)
+
+
+def test_pictures_are_turned_as_their_exif_says_and_read_in_the_order_of_their_numbers(tmp_path):
+    (tmp_path / "a").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned to the right
+    for t in range(T):
+        Image.fromarray(moving(T)[t]).save(tmp_path / f"a/{t + 1}.jpg", exif=exif, quality=95)
+    frames = importers._read_video(tmp_path / "a").frames
+    want = np.stack([np.rot90(frame, -1) for frame in moving(T)])
+    assert frames.shape == want.shape and np.abs(frames.astype(int) - want).mean() < 3
+
+
+# ---- G: truncation is judged by what is there ----
+
+
+def write_still_end(path):
+    """A webm of 20 frames, the last of which is shown for 5 s."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libvpx-vp9", rate=10)
+        stream.height, stream.width, stream.pix_fmt = H, W, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        packets = []
+        for i, picture in enumerate(moving(T)):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = 100 * i, Fraction(1, 1000)
+            packets += stream.encode(frame)
+        packets = [p for p in packets + stream.encode() if p.size]
+        last = max(p.pts for p in packets)
+        for packet in packets:
+            packet.duration = 5000 if packet.pts == last else 100
+            file.mux(packet)
+
+
+def test_a_last_frame_that_stays_is_no_truncation(tmp_path):
+    write_still_end(tmp_path / "a.webm")
+    frames, _ = importers.load_episode(tmp_path / "a.webm")
+    assert len(frames) == T and column_of(frames[-1]) == pytest.approx(54, abs=1)
+
+
+@pytest.mark.parametrize("name, codec", [("a.webm", "libvpx-vp9"), ("a.mkv", "libx264"), ("a.avi", "mpeg4"),
+                                         ("a.mp4", "libx264"), ("a.mov", "libx264")])
+def test_whole_files_of_each_container_are_read_and_cut_ones_named(name, codec, tmp_path):
+    path = tmp_path / name
+    write_video(path, moving(T), codec=codec)
+    assert len(importers.load_episode(path)[0]) == T
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(0.7 * len(whole))])
+    with pytest.raises(ValueError, match=f"{name}: .*(truncated|Invalid data)"):
+        importers.load_episode(path)
+
+
+def test_a_live_recording_of_unknown_length_is_whole(tmp_path):
+    path = tmp_path / "a.webm"
+    with av.open(str(path), "w", format="webm", options=dict(live="1")) as file:
+        stream = file.add_stream("libvpx-vp9", rate=10)
+        stream.height, stream.width, stream.pix_fmt = H, W, "yuv420p"
+        for picture in moving(T):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode())
+    assert len(importers.load_episode(path)[0]) == T
+
+
+# ---- H: damage does not break its own report ----
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_a_damaged_file_whose_name_is_no_utf8_is_named_and_the_others_imported(tmp_path):
+    write_video(tmp_path / "src/good.mp4", moving(T))
+    Path(os.fsdecode(os.fsencode(tmp_path / "src") + b"/zerst\xf6rt.mp4")).write_bytes(b"no video")
+    done = python("data.py", "video", "--src", tmp_path / "src", "--out", tmp_path / "out", "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    assert "imported 1, skipped 1" in done.stdout and r"zerst\udcf6rt.mp4: " in done.stdout
+    assert r"zerst\udcf6rt.mp4: " in (tmp_path / "out/skipped.txt").read_text()
+    assert Episodes(tmp_path / "out", "all").n_episodes == 1
+
+
+# ---- I: nothing is dropped without a word ----
+
+
+def test_arrays_in_the_plural_are_taken_and_all_others_named(tmp_path, capsys):
+    (tmp_path / "src").mkdir()
+    actions, rewards = np.random.default_rng(0).uniform(-1, 1, (T, 4)), np.arange(T) / 10
+    for i in range(4):
+        np.savez(tmp_path / f"src/{i}.npz", image=moving(T), actions=actions, rewards=rewards, states=actions)
+    (tmp_path / "src/notes.txt").write_text("")
+    import_npz(tmp_path / "src", tmp_path / "out", workers=1)
+    told = capsys.readouterr().out
+    assert "in the episodes but not imported: states (4)" in told
+    assert "files that are not read: 1 .txt" in told
+    data = Episodes(tmp_path / "out", "all")
+    assert data.actions[: T - 1] == pytest.approx(actions[:-1]) and data.rewards[:T] == pytest.approx(rewards)
+    importers.load_episode(tmp_path / "src/0.npz")
+    assert "0.npz: not used: states" in capsys.readouterr().out
+
+
+def test_lerobots_rewards_are_those_of_the_next_frame_and_other_columns_are_named(tmp_path, capsys):
+    more = {"next.reward": dict(dtype="float32"), "observation.state": dict(dtype="float32")}
+    write_lerobot(tmp_path / "src", more=more)
+    import_lerobot(tmp_path / "src", tmp_path / "out", workers=1)
+    assert "in the episodes but not imported: observation.state (4)" in capsys.readouterr().out
+    assert Episodes(tmp_path / "out", "all").rewards[:T] == pytest.approx([0, *(np.arange(T - 1) / 10)])
+
+
+def test_rlds_rewards_are_those_of_the_next_frame(tmp_path):
+    from test_importers import clip, encoded, example, write_records
+
+    def tree(**features):
+        return dict(featuresDict=dict(features=features))
+
+    reward = dict(tensor=dict(dtype="float32", shape={}))
+    steps = dict(sequence=dict(feature=tree(observation=tree(image=dict(image={})), reward=reward)))
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/features.json").write_text(json.dumps(tree(steps=steps)))
+    splits = [dict(name="train", shardLengths=["1"])]
+    (tmp_path / "src/dataset_info.json").write_text(json.dumps(dict(name="toy", splits=splits)))
+    record = {"steps/observation/image": [encoded(picture) for picture in clip(0)],
+              "steps/reward": np.arange(20.0)}
+    write_records(tmp_path / "src/toy-train.tfrecord-00000-of-00001", [example(record)])
+    import_rlds(tmp_path / "src", tmp_path / "out", workers=1)
+    assert Episodes(tmp_path / "out", "all").rewards.tolist() == [0, *range(19)]
+
+
+def test_videos_of_other_types_are_read_beside_mp4_and_other_files_named(tmp_path, capsys):
+    for name, codec in (("a.mp4", "libx264"), ("b.MOV", "libx264"), ("c.mkv", "libx264"), ("d.avi", "mpeg4")):
+        write_video(tmp_path / "src" / name, moving(T), codec=codec)
+    (tmp_path / "src/e.flv").write_bytes(b"")
+    import_video(tmp_path / "src", tmp_path / "out", workers=1)
+    told = capsys.readouterr().out
+    assert "imported 4, skipped 0" in told and "files that are not read: 1 .flv" in told
+
+
+# ---- M: one line that says what happened ----
+
+
+def test_pointers_of_git_lfs_and_empty_files_are_told_as_such(tmp_path, capsys):
+    write_lerobot(tmp_path / "src")
+    videos = tmp_path / f"src/videos/{CAMERA}"
+    (videos / "episode_000001.mp4").write_bytes(POINTER)
+    (videos / "episode_000002.mp4").write_bytes(b"")
+    (tmp_path / "src/data/episode_000003.parquet").write_bytes(POINTER)
+    import_lerobot(tmp_path / "src", tmp_path / "out", workers=1)
+    told = capsys.readouterr().out
+    assert "imported 1, skipped 3" in told
+    assert "episode_000001.mp4 is a pointer of Git LFS, not the file itself; run git lfs pull there" in told
+    assert "episode_000002.mp4 is empty (0 bytes); copy or download it again" in told
+    assert "episode_000003.parquet is a pointer of Git LFS" in told
+    for name in ("a.npz", "a.mp4", "a.gif"):
+        (tmp_path / name).write_bytes(POINTER)
+        with pytest.raises(ValueError, match=f"{name} is a pointer of Git LFS"):
+            importers.load_episode(tmp_path / name)
+
+
+def test_other_versions_of_lerobot_and_missing_entries_are_named(tmp_path):
+    write_lerobot(tmp_path / "src")
+    path = tmp_path / "src/meta/info.json"
+    info = json.loads(path.read_text())
+    for change, message in ((dict(codebase_version="v1.6"), "version v1.6; expected v2.x or v3.x"),
+                            (dict(fps=None), "info.json lacks fps"),
+                            (dict(video_path=None), "has no videos"),
+                            (dict(video_path="{nothing}"), "meta lacks 'nothing'")):
+        path.write_text(json.dumps(info | change))
+        with pytest.raises(ValueError, match=message):
+            import_lerobot(tmp_path / "src", tmp_path / "out", workers=1)
