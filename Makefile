@@ -47,17 +47,17 @@ train: .venv/ready-test data/push/meta.json
 	    --segment_length 4 --batch_size 16 --max_steps 4000 --schedule constant $(TRAIN_GPT)
 	$(TWICE) train_gpt.py --preset tiny --data data/push --init_from out/push/short.pt --out out/push/gpt.pt \
 	    --segment_length 16 --batch_size 4 $(TRAIN_GPT)
-	$(RUN) sample.py --ckpt out/push/gpt.pt --data push --export assets/push-tiny.pt
+	$(RUN) sample.py --ckpt out/push/gpt.pt --data push --export assets/push-tiny.pt --overwrite true
 	$(RUN) evaluate.py --episodes 256 --curves out/push/tokenizer.jsonl,out/push/short.jsonl,out/push/gpt.jsonl \
-	    --out results/push-tiny.json
+	    --out results/push-tiny.json --overwrite true
 
 data/push-cyan/meta.json: | .venv/ready
 	$(RUN) data.py push --robot cyan --seed 1 --out data/push-cyan --episodes 1100
 
 analyses: .venv/ready-test data/push/meta.json data/push-cyan/meta.json
-	$(RUN) evaluate.py --samples 20 --repeats 3 --batch_size 80 --out results/push-prediction.json
+	$(RUN) evaluate.py --samples 20 --repeats 3 --batch_size 80 --out results/push-prediction.json --overwrite true
 	set -e; for name in decouple tokenizers transfer adapt scaling goal; do \
-	    $(RUN) evaluate.py $$name --out results/$$name.json --picture assets/$$name.png; done
+	    $(RUN) evaluate.py $$name --out results/$$name.json --picture assets/$$name.png --overwrite true; done
 
 # Two runs at a time, of one thread each; one that is there goes on, or is left alone if it is over. The model-free
 # ones get twice the real steps, so that there is something to see.

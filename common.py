@@ -362,22 +362,30 @@ def load_checkpoint(path, device="cpu", needs=()):
     return state
 
 
-def _step_of(line):
-    """The step that a line of a log was written at; infinity if the line is damaged."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+def read_log(path):
+    """The lines of a .jsonl file that `log` wrote, as dicts, less those that a kill or full disk damaged."""
+    lines = []
+    for line in Path(path).read_text(errors="replace").splitlines(True):
+        try:
+            numbers = json.loads(line) if line.endswith("\n") else None
+        except ValueError:
+            continue
+        if isinstance(numbers, dict) and "step" in numbers:
+            lines.append(numbers)
+    return lines
 
 
 def start_log(out, step):
     """Begin the .jsonl file `out`, or on resuming at `step` drop the lines that will be written again.
 
-    Damaged lines, which a kill or a full disk leaves, are dropped too."""
+    raises  ValueError if it is there and no log of a training"""
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    lines = out.read_text(errors="replace").splitlines(True) if step and out.is_file() else []
-    out.write_text("".join(line for line in lines if line.endswith("\n") and _step_of(line) <= step))
+    lines = read_log(out) if out.is_file() else []
+    if out.is_file() and out.stat().st_size and not lines:
+        raise ValueError(f"{out} is there and no log of a training; move it away or pass another --out")
+    kept = [json.dumps(numbers) + "\n" for numbers in lines if step and numbers["step"] <= step]
+    out.write_text("".join(kept))
 
 
 def log(step, out, **numbers):

@@ -58,6 +58,8 @@ from common import (
     keep_memory,
     load_checkpoint,
     perceptual_loss,
+    read_log,
+    require_content,
     require_positive,
     run,
     save_checkpoint,
@@ -224,6 +226,7 @@ def load_torchscript(path, device, expected):
     """A network from a TorchScript file.   raises  FileNotFoundError, ValueError saying what is expected"""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}; expected {expected}")
+    require_content(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that TorchScript is old
@@ -386,8 +389,7 @@ def read_curve(path, kind="val_"):
             f"no learning curve at {path}; pass the .jsonl files beside a trainer's checkpoint"
         )
     curve = {}
-    whole = [line for line in Path(path).read_text().splitlines(True) if line.endswith("\n")]
-    for numbers in map(json.loads, whole):  # a kill may have torn the last one
+    for numbers in read_log(path):
         for name in (k for k, v in numbers.items() if k.startswith(kind) and not isinstance(v, list)):
             curve.setdefault(name, []).append([numbers["step"], float(f"{numbers[name]:.4g}")])
     return curve

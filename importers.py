@@ -1150,7 +1150,7 @@ def _lerobot_range(root, items, action, percentiles):
 
     By the tables themselves: a dataset's own statistics are of all episodes, and a NaN in one is theirs. Here
     episodes with a number that is not finite are left out."""
-    lows, highs, rows = [], [], []
+    sound = []  # actions of each sound episode: low, high, and for percentiles all rows
     left_out = 0
     tables = {}
     for item in items:
@@ -1167,12 +1167,11 @@ def _lerobot_range(root, items, action, percentiles):
             if not len(mine) or not np.isfinite(mine).all():
                 left_out += 1
                 continue
-            lows.append(mine.min(0))
-            highs.append(mine.max(0))
-            if percentiles:
-                rows.append(mine.astype(np.float32))
-    if len({len(low) for low in lows}) != 1:
+            sound.append((mine.min(0), mine.max(0), mine.astype(np.float32) if percentiles else None))
+    if not sound:
         return None
+    [(usual, _)] = Counter(len(low) for low, _, _ in sound).most_common(1)
+    lows, highs, rows = zip(*[episode for episode in sound if len(episode[0]) == usual], strict=True)
     low, high = np.min(lows, 0), np.max(highs, 0)
     if percentiles:
         low = np.percentile(np.concatenate(rows), 1, axis=0, method="higher")  # values that do occur, so that
@@ -1196,6 +1195,8 @@ def _read_lerobot(item, read_table, src, action, fps, scaling, left, size):
     actions = columns[action].reshape(length, -1) if action else None
     if scaling:
         low, high = np.array(scaling["low"]), np.array(scaling["high"])
+        if actions.shape[1] != len(low):
+            raise ValueError(f"its actions have {actions.shape[1]} numbers, most episodes' {len(low)}")
         actions = 2 * (actions - low) / np.maximum(high - low, 1e-8) - 1
     rewards = _of_next_frame(columns["next.reward"]) if "next.reward" in columns else None
     margin = 0.1 / fps  # of rounding: a picture before it is the previous episode's

@@ -5,7 +5,7 @@
 The transformer of `tiny` learns with it (train_gpt.py, --muon); the paper's sizes learn by AdamW.
 torch.optim.Muon computes in bf16 on every device, which CPUs without bf16 instructions emulate: an update of
 `tiny` took five times as long there. Here it is bf16 on GPUs and float32 on CPUs, and the matrices of one
-shape share one product.
+shape share one product. (On a GPU it has not been run yet.)
 
 Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon"""
 

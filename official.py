@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch
 
+from common import require_content
+
 OXE_64, OXE_256 = "thuml/ivideogpt-oxe-64-act-free", "thuml/ivideogpt-oxe-256-act-free"  # to fine-tune
 FILES = dict(tokenizer="diffusion_pytorch_model.safetensors", transformer="model.safetensors")
 
@@ -83,6 +85,7 @@ def find(path):
 
 def read_file(file):
     """A dict from a .json, .bin or .safetensors file.   raises ValueError naming it if it is damaged"""
+    require_content(file)
     try:
         if file.suffix == ".json":
             return json.loads(file.read_text())

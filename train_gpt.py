@@ -12,7 +12,7 @@ Where we differ from the authors: no augmentation unless asked for, and then of 
 theirs crops from the whole picture; gradients are not clipped (as in their scripts, but for `medium`; Table 3
 says that they are); rewards are those of arriving (gpt.py); in `tiny` alone, token embeddings start from the
 codebooks (`codebook_init`), so that what is learned of one code holds for those that look like it, and
-matrices learn by Muon (Jordan et al. 2024), which needs about half of AdamW's updates there; and the codes
+matrices learn by Muon (muon.py), which needs about half of AdamW's updates there; and the codes
 that one is drawn from are fewer (`top_k`), since there are fewer: the unlikely ones add up to drift.
 
 Run:   python train_gpt.py --preset tiny --data data/push --tokenizer out/tokenizer.pt

@@ -199,6 +199,13 @@ def test_a_damaged_line_in_the_log_does_not_stand_in_the_way_of_resuming(tmp_pat
     assert log.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
+def test_a_log_of_another_script_is_not_replaced(push, tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"ckpt": "a.pt"}\n{"model": "oracle"}\n')  # plan.py's of x.json
+    with pytest.raises(ValueError, match="x.jsonl is there and no log of a training; move it away or"):
+        train(train_tokenizer, **TOKENIZER_RUN, data=push, out=tmp_path / "x.pt")
+    assert "oracle" in (tmp_path / "x.jsonl").read_text()
+
+
 def test_too_little_memory_is_one_line(tmp_path):
     code = "import torch, common; common.run(lambda cfg: torch.empty(2**60), None)"
     done = python("-c", code)

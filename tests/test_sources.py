@@ -242,6 +242,18 @@ def test_percentiles_keep_a_glitch_from_squeezing_all_others(tmp_path, capsys):
     assert "1st and 99th percentile of 4 episodes" in told and "clipped" in told
 
 
+def test_an_episode_with_more_joints_leaves_the_scaling_of_the_others_alone(tmp_path, capsys):
+    def spoil(i, columns):
+        if i == 0:
+            columns["action"] = np.pad(columns["action"], ((0, 0), (0, 1)))
+
+    write_lerobot(tmp_path / "src", scale=300, spoil=spoil)
+    import_lerobot(tmp_path / "src", tmp_path / "out", workers=1)
+    told = capsys.readouterr().out
+    assert "imported 3, skipped 1" in told and "actions have 4 numbers, most episodes' 3" in told
+    assert "extremes of 3 episodes" in told and "clipped" not in told
+
+
 def test_an_odd_first_episode_costs_itself_alone(tmp_path, capsys):
     (tmp_path / "src").mkdir()
     for i in range(5):
