@@ -165,10 +165,10 @@ def _stack(frames, size=0):
     return np.stack(kept)
 
 
-def _of_next_frame(rewards):
-    """Rewards (T,) of the action taken at each frame -> rewards (T,) on arriving at each frame (data.py)."""
+def _of_actions(rewards, T):
+    """Rewards of the action taken at each of T frames -> (T-1,): the last frame's action leads to none."""
     rewards = np.reshape(rewards, -1)
-    return np.concatenate([[0.0], rewards[:-1]])
+    return rewards[:-1] if len(rewards) == T else rewards
 
 
 def _optional(module, package, why):
@@ -365,8 +365,8 @@ def _import(jobs, episodes, out, key, size, min_frames, val_every, workers, jpeg
     folder, settings, listed = writer.partial, writer.partial / "settings.json", _listed(exclude)
     excluded = {word for words in listed for word in words}
     digest = hashlib.sha256(json.dumps(jobs).encode()).hexdigest()[:16]
-    used = dict(_plain(episodes), size=size, min_frames=min_frames, val_every=val_every, jpeg=jpeg,
-                exclude=sorted(excluded), files=f"{len(jobs)} parts, {digest}")
+    how = dict(size=size, min_frames=min_frames, val_every=val_every, jpeg=jpeg, importer=2)  # our own version
+    used = dict(_plain(episodes), **how, exclude=sorted(excluded), files=f"{len(jobs)} parts, {digest}")
     used = json.loads(json.dumps(used))  # as it will be read back
     begun = _read_json(settings) if settings.is_file() else None
     if begun and begun != used:
@@ -484,7 +484,7 @@ def _read_npz(path, key):
         rewards = arrays[reward] if reward else None
         if reward is None and "next.reward" in arrays:  # LeRobot's name
             reward = "next.reward"
-            rewards = _of_next_frame(arrays[reward])
+            rewards = _of_actions(arrays[reward], len(frames))
         left = [name for name in arrays.files if name not in (key, action, reward)]
     if frames.ndim == 4 and frames.shape[1] == 9:  # their Meta-World episodes: three frames stacked,
         frames = frames[:, 6:].transpose(0, 2, 3, 1)  # newest last, beside the action that led there
@@ -748,9 +748,7 @@ def open_vp2(path, mask=""):
         raise ValueError(f"{path} is no file of VP2's: {error}") from None
     if mask and f"mask/{mask}" not in file:
         raise ValueError(f"{path} has no mask/{mask}; leave --mask out")
-    chosen = {name.decode() for name in file[f"mask/{mask}"]} if mask else set(names)
-    if absent := sorted(chosen - set(names)):
-        print(f"{path}: mask/{mask} lists {len(chosen)} episodes, of which it lacks {', '.join(absent[:5])}")
+    chosen = {name.decode() for name in file[f"mask/{mask}"]} if mask else names
     return file, [name for name in names if name in chosen]
 
 
@@ -771,9 +769,7 @@ def _vp2_episodes(name, first, start, stop, src, mask):
         told = demo.attrs.get("num_samples", len(actions))
         if told != len(actions):
             raise ValueError(f"it has {len(actions)} actions, its num_samples is {told}")
-        rewards = _of_next_frame(demo["rewards"][()]) if "rewards" in demo else None  # robomimic's
-        if rewards is not None and len(rewards) != len(actions):
-            raise ValueError(f"it has {len(actions)} actions and {len(rewards)} rewards")
+        rewards = _of_actions(demo["rewards"][()], len(frames)) if "rewards" in demo else None  # robomimic's
         used = frames.name.split("/")[-1]
         left = [f"obs/{key}" for key in demo["obs"] if key != used]
         left += [key for key in demo if key not in ("obs", "actions", "rewards")]
@@ -792,7 +788,10 @@ def import_vp2(src, out, mask="", size=0, min_frames=12, val_every=20, workers=0
     for name in _files(src, (".hdf5", ".h5")):
         try:
             file, demos = open_vp2(Path(src) / name, mask)
-            file.close()
+            with file:
+                listed = len(file[f"mask/{mask}"]) if mask else len(demos)
+            if listed != len(demos):
+                print(f"{name}: mask/{mask} lists {listed} episodes, of which {len(demos)} are there")
         except ValueError:
             demos = [None]  # the job will say why
         jobs += [(name, number + start, start, start + 50) for start in range(0, len(demos), 50)]
@@ -959,7 +958,7 @@ def _read_bair(record, camera):
     if not pixels:
         cameras = sorted({name.split("/")[1][6:] for name in features if "/image_" in name})
         raise ValueError(f"no camera {camera!r}; --camera takes one of {', '.join(cameras)}")
-    counts = Counter(name.split("/", 1)[1] for name in features)
+    counts = Counter(name.partition("/")[2] for name in features)
     if counts["action"] != len(pixels):
         raise ValueError(f"it has {len(pixels)} pictures and {counts['action']} actions")
     left = [name for name in counts if name not in (f"image_{camera}/encoded", "action")]
@@ -1034,11 +1033,9 @@ def _read_rlds(record, camera, columns, has_reward, left, size):
     features = _example(record)
     frames = _stack(map(from_picture, _values(features[f"steps/observation/{camera}"])), size)
     actions = [np.reshape(_values(features[name]), (-1, width)) for name, width in columns.items()]
-    rewards = _of_next_frame(_values(features["steps/reward"])) if has_reward else None
+    rewards = _of_actions(_values(features["steps/reward"]), len(frames)) if has_reward else None
     if len({len(column) for column in actions}) > 1:
         raise ValueError(f"actions have {[len(column) for column in actions]} rows; expected as many in each")
-    if has_reward and len(rewards) != len(frames):
-        raise ValueError(f"it has {len(frames)} pictures and {len(rewards)} rewards")
     return Recording(frames, np.concatenate(actions, 1) if actions else None, rewards, left)
 
 
@@ -1198,7 +1195,7 @@ def _read_lerobot(item, read_table, src, action, fps, scaling, left, size):
         if actions.shape[1] != len(low):
             raise ValueError(f"its actions have {actions.shape[1]} numbers, most episodes' {len(low)}")
         actions = 2 * (actions - low) / np.maximum(high - low, 1e-8) - 1
-    rewards = _of_next_frame(columns["next.reward"]) if "next.reward" in columns else None
+    rewards = _of_actions(columns["next.reward"], length) if "next.reward" in columns else None
     margin = 0.1 / fps  # of rounding: a picture before it is the previous episode's
     part = max(0.0, start - margin), stop - margin
     frames = _pictures_at(Path(src) / video, start + times, *part, 0.5 / fps, size)

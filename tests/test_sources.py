@@ -147,6 +147,12 @@ def test_counts_that_differ_in_other_formats_are_told(tmp_path, capsys):
     assert "imported 2, skipped 1" in told and "c.npz: rewards are (21,); expected finite (20 or 19,)" in told
     data = Episodes(tmp_path / "from_npz", "all")
     assert data.rewards[data.rows[1] : data.rows[1] + T].tolist() == [0, *range(T - 1)]
+    (tmp_path / "next").mkdir()
+    for i, n in enumerate((T, T - 1)):  # the last frame's action leads nowhere
+        np.savez(tmp_path / f"next/{i}.npz", image=moving(T), **{"next.reward": np.arange(n)})
+    import_npz(tmp_path / "next", tmp_path / "from_next", workers=1)
+    data = Episodes(tmp_path / "from_next", "all")
+    assert data.rewards.tolist() == 2 * [0, *range(T - 1)]
 
     (tmp_path / "vp2").mkdir()
     with h5py.File(tmp_path / "vp2/a.hdf5", "w") as file:
@@ -162,7 +168,7 @@ def test_counts_that_differ_in_other_formats_are_told(tmp_path, capsys):
     data = Episodes(tmp_path / "from_vp2", "all")  # the reward of an action is that of the next frame
     assert data.rewards[data.rows[0] : data.rows[0] + T] == pytest.approx([0, *(np.arange(T - 1) / 10)])
     import_vp2(tmp_path / "vp2", tmp_path / "train", mask="train", workers=1)
-    assert "mask/train lists 2 episodes, of which it lacks demo_9" in capsys.readouterr().out
+    assert "mask/train lists 2 episodes, of which 1 are there" in capsys.readouterr().out
 
     pictures = tmp_path / "sthsth/7"
     pictures.mkdir(parents=True)
