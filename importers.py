@@ -365,8 +365,8 @@ def _import(jobs, episodes, out, key, size, min_frames, val_every, workers, jpeg
     folder, settings, listed = writer.partial, writer.partial / "settings.json", _listed(exclude)
     excluded = {word for words in listed for word in words}
     digest = hashlib.sha256(json.dumps(jobs).encode()).hexdigest()[:16]
-    how = dict(size=size, min_frames=min_frames, val_every=val_every, jpeg=jpeg, importer=2)  # our own version
-    used = dict(_plain(episodes), **how, exclude=sorted(excluded), files=f"{len(jobs)} parts, {digest}")
+    how = dict(size=size, min_frames=min_frames, val_every=val_every, jpeg=jpeg, exclude=sorted(excluded))
+    used = dict(_plain(episodes), **how, files=f"{len(jobs)} parts, {digest}", importer=2)  # its version
     used = json.loads(json.dumps(used))  # as it will be read back
     begun = _read_json(settings) if settings.is_file() else None
     if begun and begun != used:
