@@ -120,14 +120,13 @@ def find_device(name):
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
         raise ValueError(f"device is {name!r}; {expected}") from None
-    counts = dict(cpu=1, cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available()))
-    if device.type not in counts:
+    if device.type not in ("cpu", "cuda", "mps"):
         raise ValueError(f"device is {name!r}; {expected}")
-    count = counts[device.type]
-    if not count:
+    gpus = dict(cuda=torch.cuda, mps=torch.backends.mps)
+    if device.type in gpus and not gpus[device.type].is_available():
         raise ValueError(f"device is {device} but torch sees no GPU; pass --device cpu")
-    if (device.index or 0) >= count:
-        raise ValueError(f"device is {device} but torch sees {count} of them, numbered from 0")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device is {device} but torch sees {torch.cuda.device_count()}, numbered from 0")
     return device
 
 

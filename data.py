@@ -33,7 +33,6 @@ import mmap
 import os
 import shutil
 import sys
-import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -322,7 +321,7 @@ class Episodes:
         ids = ids[: limit or None]
         self.shards, self.offsets, self.lengths, self.rows, self.names = (
             index[key][ids] for key in ("shard", "offset", "length", "row", "name"))
-        self.n_episodes, self.files, self.lock = len(ids), {}, threading.Lock()
+        self.n_episodes, self.files = len(ids), {}
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if resource else 512
         if resource and limit == resource.RLIM_INFINITY:
             limit = 4096
@@ -330,7 +329,7 @@ class Episodes:
 
     def __del__(self):
         for file in getattr(self, "files", {}).values():
-            file.close()
+            os.close(file)
 
     def _require_rows(self, index):
         """Raise ValueError unless the tables have a row for each frame that the index speaks of."""
@@ -356,7 +355,7 @@ class Episodes:
         ends = self.frame_bytes * np.arange(wanted[-1] + 2)
         if self.sizes is not None:
             ends[1:] = self.sizes[row : row + wanted[-1] + 1].cumsum(dtype=np.int64)
-        shard, offset = self._open(int(self.shards[episode])), int(self.offsets[episode])
+        shard, offset = int(self.shards[episode]), int(self.offsets[episode])
         for together in np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1):
             first, after = int(together[0]), int(together[-1]) + 1
             data = self._bytes(shard, int(ends[after] - ends[first]), offset + int(ends[first]))
@@ -371,17 +370,17 @@ class Episodes:
     def _open(self, shard):
         if shard not in self.files:
             if len(self.files) >= self.max_files:
-                self.files.pop(next(iter(self.files))).close()
-            self.files[shard] = open(self.paths[shard], "rb", buffering=0)
+                os.close(self.files.pop(next(iter(self.files))))
+            self.files[shard] = os.open(self.paths[shard], os.O_RDONLY)
             if hasattr(os, "posix_fadvise"):  # nothing that was not asked for is read
-                os.posix_fadvise(self.files[shard].fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+                os.posix_fadvise(self.files[shard], 0, 0, os.POSIX_FADV_RANDOM)
         return self.files[shard]
 
-    def _bytes(self, file, count, start):
-        """Bytes start..start+count-1 of an open file."""
+    def _bytes(self, shard, count, start):
+        """Bytes start..start+count-1 of a shard."""
         if hasattr(os, "pread"):
-            return os.pread(file.fileno(), count, start)
-        with self.lock:  # Windows: two threads share the file's position
+            return os.pread(self._open(shard), count, start)
+        with open(self.paths[shard], "rb", buffering=0) as file:  # Windows
             file.seek(start)
             return file.read(count)
 

@@ -138,8 +138,9 @@ def test_devices_that_are_not_there_are_one_line(monkeypatch):
     for name in ("meta", "xpu", "nonsense"):
         with pytest.raises(ValueError, match=f"device is '{name}'; expected cpu, cuda, cuda:1 .* or mps"):
             find_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ValueError, match="device is cuda:3 but torch sees 1 of them, numbered from 0"):
+    with pytest.raises(ValueError, match="device is cuda:3 but torch sees 1, numbered from 0"):
         find_device("cuda:3")
 
 
