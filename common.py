@@ -131,7 +131,9 @@ def find_device(name):
 
 
 def can_compile(device):
-    """Whether torch.compile works there: it needs Triton (not on Windows) and a GPU of capability 7.0."""
+    """Whether torch.compile works there: it needs Triton (not on Windows) and a GPU of capability 7.0.
+
+    (From their documentation: no such GPU was at hand.)"""
     has_triton = importlib.util.find_spec("triton") is not None
     return device.type == "cuda" and has_triton and torch.cuda.get_device_capability(device) >= (7, 0)
 
@@ -147,16 +149,17 @@ def keep_memory():
         return  # another system's allocator
 
 
-def one_line(error, out=""):
+def one_line(error, cfg):
     """What an error from below means and what to do, as one line; None for one that needs its traceback."""
     text = (str(error) or type(error).__name__).splitlines()[0]
     if isinstance(error, OSError):
         no_space = errno.errorcode.get(error.errno) in ("ENOSPC", "EDQUOT")
-        no_space = no_space or "requested and" in text  # numpy: "100 requested and 0 written"
-        hint = f" (writing {out}); free some disk space and run it again, a training with --resume true"
-        return f"{type(error).__name__}: {text}{hint if no_space else ''}"
+        if no_space or "requested and" in text:  # numpy: "100 requested and 0 written"
+            again = ", with --resume true if there is a checkpoint" if hasattr(cfg, "resume") else ""
+            text += f" (writing {getattr(cfg, 'out', '')}); free some disk space and run it again{again}"
+        return f"{type(error).__name__}: {text}"
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
-        return f"out of memory: {text}; use smaller batches (--help lists the settings)"
+        return f"out of memory: {text}; use smaller batches or fewer --workers (--help lists the settings)"
     if not isinstance(error, ValueError | ImportError | FloatingPointError):
         return None
     trace = error.__traceback__
@@ -175,7 +178,7 @@ def run(main, cfg):
     try:
         main(cfg)
     except Exception as error:
-        line = one_line(error, getattr(cfg, "out", ""))
+        line = one_line(error, cfg)
         if line is None:
             raise
         raise SystemExit(line) from None
@@ -285,47 +288,92 @@ def beside(out, ending):
     return path.with_name(stem + ending)
 
 
-def claim(out, endings=(), overwrite=True, resume=None):
-    """Check that the file `out` and those `beside` it can be written, before any work is done.
+def resolve(out, name="out"):
+    """Its absolute Path without links, so that temporary files lie on the same disk.   raises  ValueError"""
+    try:
+        return Path(out).resolve()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"--{name} {out}: a link that leads nowhere ({error})") from None
 
-    overwrite  False: refuse an `out` that exists, unless `resume` goes on with it (None: nothing can)
-    returns    its Path without symbolic links, so that temporary files lie on the same disk as `out`
-    raises     ValueError saying what is in the way"""
-    path = Path(out).resolve()
-    for file in (path, *(beside(path, ending) for ending in endings)):
-        if file.is_dir():
-            raise ValueError(f"--out {out}: {file} is a folder; expected the name of a file")
-        if file.exists() and not os.access(file, os.W_OK):
-            raise ValueError(f"--out {out}: {file} is read-only; pass another --out")
-    if path.exists() and not (overwrite or resume):
-        go_on = "" if resume is None else "--resume true goes on with it, "
-        raise ValueError(f"{out} exists: {go_on}--overwrite true replaces it, or pass another --out")
-    folder = path.parent
+
+def claim_folder(out, name="out"):
+    """Check that files can be written into the folder `out`, which need not be there; returns its Path.
+
+    raises  ValueError saying what is in the way"""
+    path = folder = resolve(out, name)
     while not folder.exists():  # it will be made when there is something to write
         folder = folder.parent
     try:
         with tempfile.TemporaryFile(dir=folder):
-            pass
+            return path
     except OSError as error:
-        raise ValueError(f"--out {out}: cannot write to {folder} ({error.strerror})") from None
+        raise ValueError(f"--{name} {out}: cannot write to {folder} ({error.strerror})") from None
+
+
+def claim(out, endings=(), overwrite=True, resume=None, name="out"):
+    """Check that the file `out` and those `beside` it can be written, before any work is done.
+
+    overwrite  False: refuse an `out` that exists, unless `resume` goes on with it (None: nothing can)
+    name       of the setting that `out` is
+    returns    its Path as of `resolve`
+    raises     ValueError saying what is in the way"""
+    path = resolve(out, name)
+    claim_folder(path.parent, name)
+    files = [path, path.with_name(path.name + ".partial"), *(beside(path, ending) for ending in endings)]
+    for file in files:
+        if file.is_dir():
+            raise ValueError(f"--{name} {out}: {file} is a folder; expected the name of a file")
+        if file.exists() and not os.access(file, os.W_OK):
+            raise ValueError(f"--{name} {out}: {file} is read-only; pass another --{name}")
+    if path.exists():
+        if overwrite or resume:
+            return path
+        go_on = "" if resume is None else "--resume true goes on with it, "
+        raise ValueError(f"{out} exists: {go_on}--overwrite true replaces it, or pass another --{name}")
+    for suffix in (".pt", ".json", "") if endings else ():
+        if beside(path, suffix).is_file():
+            shared = f"{beside(path, suffix)}, whose {', '.join(endings)} it would replace"
+            raise ValueError(f"--{name} {out}: there is {shared}; pass another --{name}")
+    log = beside(path, ".jsonl")
+    if ".jsonl" in endings and path.suffix != ".json" and log.is_file() and log.stat().st_size:
+        if not read_log(log):
+            raise ValueError(f"--{name} {out}: {log} is no log of a training; pass another --{name}")
     return path
+
+
+def write_whole(path, content):
+    """Write bytes under a temporary name, then rename: a kill or a full disk leaves the old file whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(content)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    os.replace(partial, path)
 
 
 def save_checkpoint(path, **state):
     """Write plain data to one file, under a temporary name first: a kill leaves the old file whole.
 
-    raises  OSError, which names the file and the space that is left; the old file is kept"""
+    raises  OSError, which names the file and the space that is left, on a full disk"""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
         torch.save(state, partial)
-    except (RuntimeError, OSError) as error:  # of a full disk, torch says "unexpected pos 576 vs 534"
+    except (RuntimeError, OSError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise  # of a full disk torch says: [enforce fail at inline_container.cc:672] . unexpected pos 5 vs 3
+        reason = str(error) if isinstance(error, OSError) else "disk full"
         free = shutil.disk_usage(path.parent).free / 1e6
         partial.unlink(missing_ok=True)
-        kept = "the file before it is kept" if path.exists() else "nothing was saved"
-        told = f"cannot write {path} ({free:.0f} MB free there; {str(error).splitlines()[0]}): {kept}"
-        raise OSError(f"{told}; free some space, then --resume true or the same command") from None
+        after = "the same command"
+        if path.exists():
+            after = "--resume true, which goes on from the file before it"
+        message = f"cannot write {path} ({reason}; {free:.0f} MB were free): free some, then {after}"
+        raise OSError(message) from None
     os.replace(partial, path)
 
 
@@ -375,16 +423,11 @@ def read_log(path):
 
 
 def start_log(out, step):
-    """Begin the .jsonl file `out`, or on resuming at `step` drop the lines that will be written again.
-
-    raises  ValueError if it is there and no log of a training"""
+    """Begin the .jsonl file `out`, or on resuming at `step` drop the lines that will be written again."""
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    lines = read_log(out) if out.is_file() else []
-    if out.is_file() and out.stat().st_size and not lines:
-        raise ValueError(f"{out} is there and no log of a training; move it away or pass another --out")
-    kept = [json.dumps(numbers) + "\n" for numbers in lines if step and numbers["step"] <= step]
-    out.write_text("".join(kept))
+    lines = read_log(out) if step and out.is_file() else []
+    out.write_text("".join(json.dumps(numbers) + "\n" for numbers in lines if numbers["step"] <= step))
 
 
 def log(step, out, **numbers):

@@ -44,7 +44,7 @@ import torch
 from PIL import Image  # imageio brings it
 from tqdm import tqdm
 
-from common import configure, run
+from common import configure, resolve, run, write_whole
 
 try:
     import resource  # how many files may be open; Windows has no such limit to ask for
@@ -179,8 +179,7 @@ def put_in_place(folder, out):
 
 def write_json(path, content):
     """Whole or not at all, however the process ends."""
-    path.with_suffix(".new").write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(path.with_suffix(".new"), path)
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def write_tables(folder, meta, index, **columns):
@@ -195,13 +194,14 @@ class EpisodeWriter:
     """Write a folder that Episodes reads: `with EpisodeWriter(out, source) as writer: writer.add(...)`.
 
     The folder appears whole when the block ends; an exception inside the block leaves nothing behind.
-    jpeg    quality (to 100) at which frames are kept as JPEGs; 0: as they are
-    raises  ValueError if `out` exists and is not an empty folder, cannot be replaced, or if no episode was
-            added (which writes no folder without an error if it may_be_empty)"""
+    jpeg     quality (to 100) at which frames are kept as JPEGs; 0: as they are
+    is_part  of an import, which has yet to scale actions: the last of each episode is kept
+    raises   ValueError if `out` exists and is not an empty folder, cannot be replaced, or if no episode was
+             added"""
 
-    def __init__(self, out, source, key="", val_every=20, shard_bytes=10**9, may_be_empty=False, jpeg=0):
-        self.shard_bytes, self.may_be_empty, self.jpeg = shard_bytes, may_be_empty, jpeg
-        self.out = Path(out).resolve()  # of a link, the folder it leads to: all is written on that disk
+    def __init__(self, out, source, key="", val_every=20, shard_bytes=10**9, is_part=False, jpeg=0):
+        self.shard_bytes, self.is_part, self.jpeg = shard_bytes, is_part, jpeg
+        self.out = resolve(out)
         self.partial = self.out.with_name(self.out.name + ".partial")
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise ValueError(f"{out} exists and is not an empty folder; delete it or pass another --out")
@@ -240,7 +240,8 @@ class EpisodeWriter:
         others = {key: self.meta.setdefault(key, value) for key, value in kind.items()}
         if kind != others:
             raise ValueError(f"it has {kind}, other episodes {others}; they must agree (--size resizes)")
-        actions[-1] = 0  # unused; zero also suits the repeated frames that fill up a short clip
+        if not self.is_part:
+            actions[-1] = 0  # unused; zero also suits the repeated frames that fill up a short clip
         content = memoryview(frames_u8).cast("B")
         if self.jpeg:
             pictures = [to_jpeg(frame, self.jpeg) for frame in frames_u8]
@@ -265,7 +266,7 @@ class EpisodeWriter:
             self.file.close()
         if kind is not None or not self.n_frames:
             shutil.rmtree(self.partial)
-            if kind is None and not self.may_be_empty:
+            if kind is None:
                 raise ValueError(f"no episode was added, so {self.out} is not written")
             return
         meta = dict(self.meta, episodes=len(self.index["row"]), frames=self.n_frames, shards=self.n_shards)
@@ -1464,9 +1465,7 @@ def _enlarge(frames, scale):
 
 def _write_picture(path, frames_u8, **how):
     """Write a picture or GIF; encoded in memory first, as imageio tries a full disk twice."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(iio.imwrite("<bytes>", frames_u8, extension=path.suffix, **how))
+    write_whole(path, iio.imwrite("<bytes>", frames_u8, extension=Path(path).suffix, **how))
 
 
 def save_gif(path, frames, fps=8, scale=4):

@@ -20,7 +20,6 @@ Run: python evaluate.py                                       the released check
      python evaluate.py loader                                how fast segments are read, without a model
      python evaluate.py tokenizers|decouple|transfer|adapt|scaling|goal    analyses (section 4.4)"""
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -65,6 +64,7 @@ from common import (
     save_checkpoint,
     setup_ddp,
     uses_bf16,
+    write_whole,
 )
 from data import Episodes, EpisodeWriter, save_contact_sheet
 from gpt import GPT
@@ -361,24 +361,31 @@ def provenance():
 
 
 def command_line():
-    return " ".join(["python", *sys.argv])
+    """How this script was called, less --overwrite."""
+    words = " ".join(["python", *sys.argv])
+    return re.sub(r" --overwrite[ =]\S+", "", words)
+
+
+def read_result(path):
+    """What `write_result` wrote; {} where there is no such file."""
+    try:
+        numbers = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return {}
+    return numbers if isinstance(numbers, dict) else {}
 
 
 def claim_result(cfg):
     """`claim` cfg.out before the work. The same command replaces its numbers; another one's are refused.
 
     raises  ValueError"""
-    path, command = Path(cfg.out), None
-    if path.is_file() and not cfg.overwrite:
-        with contextlib.suppress(ValueError):  # a damaged file is refused, too
-            command = json.loads(path.read_text()).get("command")
-    cfg.out = claim(cfg.out, (".md", ".png"), cfg.overwrite or command == command_line())
+    is_same = read_result(cfg.out).get("command") == command_line()
+    cfg.out = claim(cfg.out, (".md", ".png"), cfg.overwrite or is_same)
 
 
 def write_result(path, numbers):
     """Write numbers and where they come from to a .json file."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps({**numbers, **provenance()}, indent=1) + "\n")
+    write_whole(path, (json.dumps({**numbers, **provenance()}, indent=1) + "\n").encode())
     print(f"written to {path}")
 
 
@@ -488,7 +495,7 @@ def report(out, columns, errors=None, missing=None, **others):
     write_result(out, {**columns, **others})
     lines = ["| " + " | ".join(line) + " |" for line in cells]
     text = "\n".join([lines[0], "|---" * len(width) + "|", *lines[1:], ""])
-    beside(out, ".md").write_text(text, encoding="utf-8")
+    write_whole(beside(out, ".md"), text.encode())
 
 
 def find_networks(device, lpips, fvd=None):
@@ -1283,8 +1290,8 @@ def goal(cfg):
 
 def analyse(function, cfg):
     """Run an analysis, once it is sure that its numbers and its picture can be written."""
+    cfg.picture = claim(cfg.picture, overwrite=cfg.overwrite or Path(cfg.out).is_file(), name="picture")
     claim_result(cfg)
-    cfg.picture = claim(cfg.picture)
     function(cfg)
 
 

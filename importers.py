@@ -7,9 +7,10 @@ command. What cannot be read costs its episode alone, and is listed with the rea
 that they have in their source, on which the split into training and validation rests: one that is skipped
 shifts no other. TensorFlow is never needed.
 
-What an episode's files hold beside its frames, actions and rewards is named in one line and left out.
+What an episode's files hold beside its frames, actions and rewards is named in one line and not imported.
 Sources that must agree (frames and rows of actions, index and files) are compared: an episode in which they
-do not is skipped with both counts. Actions that leave [-1, 1] are clipped and counted; meta.json says so.
+do not is skipped with both counts; so is one whose frames or actions are of another size than most episodes'.
+Actions that leave [-1, 1] are clipped or scaled, which is told and written to meta.json.
 
 Settings of all or most, for which 0 or nothing is: as it is, or none:
     --size        pixels per side, after a crop to the centre square
@@ -120,7 +121,7 @@ STHSTH_CONFIG = dict(
 )
 
 
-VIDEO_TYPES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif")
+VIDEO_TYPES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")  # they tell if they are cut off
 ACTION_NAMES = "action", "actions"  # of arrays in an .npz
 REWARD_NAMES = "reward", "rewards"
 # Something-Something's classes with motion worth learning, of 174 (the official code's choice)
@@ -149,7 +150,7 @@ class Recording(NamedTuple):
     frames: np.ndarray  # (T, H, W, 3) of integers
     actions: np.ndarray | None = None  # (T, A), or (T-1, A): the last one is unused
     rewards: np.ndarray | None = None  # (T,) on arriving at each frame, or (T-1,) of the actions
-    left: tuple = ()  # names of what is there and not imported
+    unused: tuple = ()  # names of what is there and not imported
 
 
 def _small(frame, size):
@@ -166,9 +167,13 @@ def _stack(frames, size=0):
 
 
 def _of_actions(rewards, T):
-    """Rewards of the action taken at each of T frames -> (T-1,): the last frame's action leads to none."""
+    """Rewards of the action taken at each of T frames -> (T-1,): the last action leads to no frame.
+
+    returns  these, and what is lost thereby, as `Recording.unused` names it"""
     rewards = np.reshape(rewards, -1)
-    return rewards[:-1] if len(rewards) == T else rewards
+    if len(rewards) != T:
+        return rewards, ()
+    return rewards[:-1], ("a reward, not 0, of the last action",) if rewards[-1] else ()
 
 
 def _optional(module, package, why):
@@ -181,7 +186,9 @@ def _optional(module, package, why):
 
 def _reason(error):
     """One line; zlib, Pillow, PyAV, HDF5 and Arrow each raise their own kinds on damaged files."""
-    text = (getattr(error, "strerror", None) or str(error) or "no reason given").splitlines()[0]
+    text = (str(error) or "no reason given").splitlines()[0]
+    if getattr(error, "strerror", None) and error.filename:
+        text = f"{error.strerror}: {error.filename}"
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 
@@ -199,6 +206,13 @@ def _read_json_lines(path):
     return _read_json(path, lambda text: [json.loads(line) for line in text.splitlines()])
 
 
+def _require_finite(name, rows):
+    """Raise ValueError naming the first of these rows in which a number is not finite."""
+    bad = np.flatnonzero(~np.isfinite(rows).reshape(len(rows), -1).all(1)) if len(rows) else ()
+    if len(bad):
+        raise ValueError(f"{name} {bad[0]} is not finite: {rows[bad[0]]}")
+
+
 def _checked(recording, size=0):
     """A Recording as EpisodeWriter.add takes it: frames_u8, actions and rewards of one length, or None.
 
@@ -210,18 +224,23 @@ def _checked(recording, size=0):
         raise ValueError(f"frames reach from {frames.min()} to {frames.max()}; expected 0 to 255")
     frames_u8 = area_resize(frames.astype(np.uint8), size) if size else frames.astype(np.uint8)
     T = len(frames_u8)
-    if actions is not None and actions.ndim == 2 and len(actions) == T - 1:
-        actions = np.concatenate([actions, np.zeros_like(actions[:1])])
-    if rewards is not None:
-        rewards = rewards.reshape(-1)
-        if len(rewards) == T - 1:
-            rewards = np.concatenate([np.zeros_like(rewards[:1]), rewards])
     if any(x is not None and x.dtype.kind not in "biuf" for x in (actions, rewards)):
         raise ValueError("actions or rewards are not numbers")
-    if actions is not None and (actions.ndim != 2 or len(actions) != T or not np.isfinite(actions).all()):
-        raise ValueError(f"actions are {actions.shape}; expected finite ({T} or {T - 1}, A)")
-    if rewards is not None and (len(rewards) != T or not np.isfinite(rewards).all()):
-        raise ValueError(f"rewards are {rewards.shape}; expected finite ({T} or {T - 1},)")
+    if actions is not None:
+        actions = actions[:, None] if actions.ndim == 1 else actions
+        if actions.ndim != 2 or len(actions) not in (T, T - 1):
+            raise ValueError(f"actions are {actions.shape}; expected finite ({T} or {T - 1}, A)")
+        _require_finite("action", actions[: T - 1])
+        if len(actions) == T - 1 or not np.isfinite(actions[-1]).all():  # the last one leads to no frame
+            before = actions[T - 2 : T - 1] if T > 1 else np.zeros((1, actions.shape[1]))
+            actions = np.concatenate([actions[: T - 1], before])
+    if rewards is not None:
+        rewards = rewards.reshape(-1)
+        if len(rewards) not in (T, T - 1):
+            raise ValueError(f"rewards are {rewards.shape}; expected finite ({T} or {T - 1},)")
+        _require_finite("reward", rewards)
+        if len(rewards) == T - 1:
+            rewards = np.concatenate([[0.0], rewards])
     return frames_u8, actions, rewards
 
 
@@ -237,10 +256,15 @@ def _begin_worker():
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _write_part(i, job, kind, folder, episodes, size, min_frames, jpeg, excluded):
-    """Import one job into folder/part-i; part-i.json, the report on it, says that it is done."""
+def _write_part(i, job, folder, episodes, size, min_frames, jpeg, excluded):
+    """Import one job into folder/part-i, where each kind of episode (KIND) has a folder of its own.
+
+    Actions stay as they are: what becomes of them is known when all are there. part-i.json, the report on
+    the job, says that it is done."""
     part = folder / f"part-{i:05d}"
-    report = dict(imported=0, excluded=0, clipped=0, values=0, skipped=[], left={})
+    kinds = []
+    names = []  # of the episodes of each kind
+    report = dict(kinds=kinds, names=names, excluded=0, skipped=[], unused={})
     shutil.rmtree(part, ignore_errors=True)  # from a process that was killed before its report
 
     def readable():
@@ -255,54 +279,60 @@ def _write_part(i, job, kind, folder, episodes, size, min_frames, jpeg, excluded
                     frames_u8, actions, rewards = _checked(recording, size)
                     if len(frames_u8) < min_frames:
                         raise ValueError(f"{len(frames_u8)} frames, fewer than --min_frames {min_frames}")
-                    actions = np.zeros((len(frames_u8), 0)) if actions is None else actions
-                    for other in recording.left:
-                        report["left"][other] = report["left"].get(other, 0) + 1
-                    yield number, name, frames_u8, actions, rewards
+                except MemoryError:
+                    raise
                 except Exception as error:
                     report["skipped"].append((name, _reason(error)))
+                    continue
+                for other in recording.unused:
+                    report["unused"][other] = report["unused"].get(other, 0) + 1
+                yield number, name, frames_u8, actions, rewards
+        except MemoryError:
+            raise
         except Exception as error:
             report["skipped"].append((job[0], _reason(error)))
 
-    with EpisodeWriter(part, "", may_be_empty=True, jpeg=jpeg) as writer:
-        writer.meta.update(kind)
+    with contextlib.ExitStack() as stack:
+        writers = []
         for number, name, frames_u8, actions, rewards in readable():
-            clipped = np.clip(actions, -1, 1)
-            try:
-                writer.add(frames_u8, clipped, rewards, name, number)
-            except ValueError as error:
-                report["skipped"].append((name, str(error)))
-                continue
-            report["imported"] += 1
-            report["clipped"] += int((actions != clipped).sum())
-            report["values"] += actions.size
+            kind = kind_of(frames_u8, actions, rewards)
+            if kind not in kinds:
+                writer = EpisodeWriter(part / str(len(kinds)), "", is_part=True, jpeg=jpeg)
+                writers.append(stack.enter_context(writer))
+                kinds.append(kind)
+                names.append([])
+            k = kinds.index(kind)
+            writers[k].add(frames_u8, actions, rewards, name, number)
+            names[k].append(name)
     write_json(folder / f"part-{i:05d}.json", report)
 
 
-def _usual_kind(jobs, episodes, size, excluded, n=5):
-    """What episodes are like, {key of KIND: value}: the first kind that two share, of about n over all jobs.
+def _choose_kind(reports, folder):
+    """Folders of the episodes that are like most, and their number; the others count as skipped."""
+    counts = Counter()
+    for report in reports:
+        for kind, names in zip(report["kinds"], report["names"], strict=True):
+            counts[json.dumps(kind)] += len(names)
+    usual = json.loads(max(counts, key=counts.get, default="null"))
+    chosen = []
+    n_chosen = 0
+    for i, report in enumerate(reports):
+        for k, (kind, names) in enumerate(zip(report["kinds"], report["names"], strict=True)):
+            if kind == usual:
+                chosen.append(folder / f"part-{i:05d}/{k}")
+                n_chosen += len(names)
+                continue
+            reason = f"it has {kind}, most episodes {usual}; they must agree (--size resizes)"
+            report["skipped"] += [(name, reason) for name in names]
+    return chosen, n_chosen
 
-    The others must be like them, whichever comes first: so an odd episode costs none but itself."""
-    kinds = []
-    for job in jobs[:: max(1, len(jobs) // n)]:
-        with contextlib.suppress(Exception):  # a job that cannot be read: its part will say why
-            for number, name, read in itertools.islice(episodes(*job), max(2, n // len(jobs))):
-                if {str(number), _stem(name)} & excluded:
-                    continue
-                with contextlib.suppress(Exception):  # an episode that cannot: likewise
-                    kind = kind_of(*_checked(read(), size))
-                    if kind in kinds:
-                        return kind
-                    kinds.append(kind)
-    return kinds[0] if kinds else {}
 
-
-def _write_parts(jobs, folder, write, kind, workers):
+def _write_parts(jobs, folder, write, workers):
     """All parts that are not done yet, on that many processes; returns the reports."""
     reports = [folder / f"part-{i:05d}.json" for i in range(len(jobs))]
     todo = [i for i, report in enumerate(reports) if not report.is_file()]
     with tqdm(total=len(jobs), desc="import", unit="part", initial=len(jobs) - len(todo)) as bar:
-        tasks = [(i, jobs[i], kind) for i in todo]
+        tasks = [(i, jobs[i]) for i in todo]
         if workers == 1 or len(tasks) < 2:
             for task in tasks:
                 write(*task)
@@ -322,10 +352,38 @@ def _write_parts(jobs, folder, write, kind, workers):
     return [_read_json(report) for report in reports]
 
 
-def _merge(folder, n_parts, meta):
-    """Parts -> one folder of episodes by number; shards are renamed. One that was killed can begin again."""
+def _to_range(actions, lengths, scale):
+    """Actions (S, A) of episodes of these lengths, brought to [-1, 1] in place; returns how, for meta.json.
+
+    scale  "extremes" or "percentiles" (1st and 99th): they become -1 and 1 where an action leaves that range;
+           "": it is clipped"""
+    rows = actions.astype(np.float64)
+    scaling = None
+    if scale and rows.size and np.abs(rows).max() > 1:
+        low, high = rows.min(0), rows.max(0)
+        if scale == "percentiles":
+            low = np.percentile(rows, 1, axis=0, method="higher")  # values that do occur, so that a glitch
+            high = np.percentile(rows, 99, axis=0, method="lower")  # is in neither
+        rows = 2 * (rows - low) / np.maximum(high - low, 1e-8) - 1
+        scaling = dict(low=low.tolist(), high=high.tolist(), by=scale, episodes=len(lengths))
+        ends = [", ".join(f"{x:.4g}" for x in end) for end in (low, high)]
+        print(f"actions from ({ends[0]}) to ({ends[1]}), {scale} of {len(lengths)} episodes, become -1 to 1")
+    elif scale and rows.size:
+        print("actions are in [-1, 1] and stay as they are")
+    actions[:] = np.clip(rows, -1, 1)
+    last = np.cumsum(lengths) - 1  # these lead to no frame: they are neither counted nor kept
+    changed = np.delete(np.abs(rows) > 1, last, axis=0)
+    n_clipped = int(changed.sum())
+    if n_clipped:
+        print(f"clipped {n_clipped} of {changed.size} action values to [-1, 1]")
+    actions[last] = 0
+    return dict(action_scaling=scaling, clipped_action_values=n_clipped)
+
+
+def _merge(folder, parts, meta, scale):
+    """Folders of episodes -> one, by number; shards are renamed. A merge that was killed can begin again."""
     tables, columns, n_shards, n_frames = [], {}, 0, 0
-    for part in filter(Path.is_dir, (folder / f"part-{i:05d}" for i in range(n_parts))):
+    for part in parts:
         part_meta = _read_json(part / "meta.json")
         for shard in range(part_meta["shards"]):
             with contextlib.suppress(FileNotFoundError):  # moved already
@@ -338,10 +396,12 @@ def _merge(folder, n_parts, meta):
             columns.setdefault(path.stem, []).append(np.load(path))
         n_shards, n_frames = n_shards + part_meta["shards"], n_frames + part_meta["frames"]
     index = {key: np.concatenate([table[key] for table in tables]) for key in tables[0]}
+    actions = np.concatenate(columns.pop("actions"))
+    told = _to_range(actions, index["length"], scale)
     order = np.argsort(index["number"], kind="stable")
     meta = dict(meta, **{key: part_meta[key] for key in KIND}, episodes=len(order), frames=n_frames)
     index = {key: column[order] for key, column in index.items()}
-    write_tables(folder, dict(meta, shards=n_shards), index, **columns)
+    write_tables(folder, dict(meta, **told, shards=n_shards), index, actions=[actions], **columns)
 
 
 def _plain(partial):
@@ -350,13 +410,13 @@ def _plain(partial):
     return dict(nested, reader=partial.func.__name__)
 
 
-def _import(jobs, episodes, out, key, size, min_frames, val_every, workers, jpeg, exclude="", scaling=None):
+def _import(jobs, episodes, out, key, size, min_frames, val_every, workers, jpeg, exclude="", scale=""):
     """Write the episodes of all jobs; name and count what is unusable. A killed import goes on where it was.
 
     jobs      a name and further arguments each, of plain data; a job's episodes are written together
     episodes  functools.partial, called with a job's items: yields (number, name, function that returns a
               Recording), raises an Exception where it finds no more; its keywords hold src
-    scaling   how its actions were scaled, for meta.json
+    scale     of `_to_range`
     raises    ValueError, if OUT.partial is of another import or no episode is usable"""
     if workers < 0:
         raise ValueError(f"--workers is {workers}; expected 0, which is one for each core, or more")
@@ -379,42 +439,42 @@ def _import(jobs, episodes, out, key, size, min_frames, val_every, workers, jpeg
     if not (folder / "meta.json").is_file():
         write = functools.partial(_write_part, folder=folder, episodes=episodes, size=size,
                                   min_frames=min_frames, jpeg=jpeg, excluded=excluded)
-        kind = _usual_kind(jobs, episodes, size, excluded)
-        reports = _write_parts(jobs, folder, write, kind, workers or torch.get_num_threads())
-        clipped = _summarize(reports, folder, src, len(listed))
-        _merge(folder, len(jobs), dict(writer.meta, action_scaling=scaling, clipped_action_values=clipped))
+        reports = _write_parts(jobs, folder, write, workers or torch.get_num_threads())
+        parts, imported = _choose_kind(reports, folder)
+        unused = _summarize(reports, imported, folder, src, len(listed))
+        _merge(folder, parts, dict(writer.meta, not_imported=unused), scale)
     for leftover in folder.glob("part-*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     put_in_place(folder, writer.out)
 
 
-def _summarize(reports, folder, src, n_listed):
-    """Print what was imported and what not, and why; returns how many action values were clipped.
+def _summarize(reports, imported, folder, src, n_listed):
+    """Print what was imported and what not, and why; returns {what was not: in how many episodes}.
 
     raises  ValueError, leaving nothing, if nothing was imported"""
-    skipped = [(f"skipped {src}/{name}: {reason}", reason) for r in reports for name, reason in r["skipped"]]
-    lines = [line for line, _ in skipped]
-    imported, excluded, clipped, values = (
-        sum(r[key] for r in reports) for key in ("imported", "excluded", "clipped", "values"))
+    lines = []
+    reasons = []
+    unused = Counter()
+    excluded = sum(report["excluded"] for report in reports)
+    for report in reports:
+        unused.update(report["unused"])
+        for name, reason in report["skipped"]:
+            lines.append(f"skipped {src}/{name}: {reason}".replace("\n", "\\n"))
+            reasons.append(re.sub(r"\d+", "N", reason))
     print(f"imported {imported}, skipped {len(lines)}" + (
         f", excluded {excluded} of the {n_listed} listed" if n_listed else ""))
     print(*lines[:20], sep="\n", end="\n" if lines else "")
-    for reason, n in Counter(re.sub(r"\d+", "N", reason) for _, reason in skipped[20:]).most_common(20):
+    for reason, n in Counter(reasons[20:]).most_common(20):
         print(f"skipped {n} more: {reason}")
-    left = Counter()
-    for report in reports:
-        left.update(report["left"])
-    if left:
-        print("in the episodes but not imported: " + ", ".join(f"{name} ({n})" for name, n in left.items()))
-    if clipped:
-        print(f"clipped {clipped} of {values} action values to [-1, 1]")
+    if unused:
+        print("in the episodes but not imported: " + ", ".join(f"{name} ({n})" for name, n in unused.items()))
     if not imported:
         shutil.rmtree(folder)
         raise ValueError("no episode was added, so nothing is written; " + (lines or ["none is wanted"])[0])
     if lines:
         text = "\n".join(lines) + "\n"  # file names need not be UTF-8
         (folder / "skipped.txt").write_bytes(text.encode(errors="backslashreplace"))
-    return clipped
+    return dict(unused)
 
 
 def _stem(name):
@@ -437,7 +497,7 @@ def _batches(items):
     return [(items[i][1], items[i : i + n]) for i in range(0, len(items), n)]
 
 
-def _tell_left(names):
+def _tell_unread(names):
     """Print one line about files that are there but not read, by type."""
     types = Counter(Path(name).suffix.lower() or Path(name).name for name in names)
     if types:
@@ -458,7 +518,7 @@ def _files(src, types):
             others.append(name)
     if not names:
         raise FileNotFoundError(f"--src {src!r} has no {', '.join(types)} files; pass a folder that has")
-    _tell_left(others)
+    _tell_unread(others)
     return names
 
 
@@ -482,14 +542,19 @@ def _read_npz(path, key):
         frames = arrays[key]
         actions = arrays[action] if action else None
         rewards = arrays[reward] if reward else None
+        lost = ()
         if reward is None and "next.reward" in arrays:  # LeRobot's name
             reward = "next.reward"
-            rewards = _of_actions(arrays[reward], len(frames))
-        left = [name for name in arrays.files if name not in (key, action, reward)]
+            rewards, lost = _of_actions(arrays[reward], len(frames))
+        unused = [name for name in arrays.files if name not in (key, action, reward)]
     if frames.ndim == 4 and frames.shape[1] == 9:  # their Meta-World episodes: three frames stacked,
         frames = frames[:, 6:].transpose(0, 2, 3, 1)  # newest last, beside the action that led there
         actions = None if actions is None else actions[1:]
-    return Recording(frames, actions, rewards, tuple(left))
+    return Recording(frames, actions, rewards, (*unused, *lost))
+
+
+MP4_BOXES = {kind.encode() for kind in (  # that a file consists of
+    "ftyp", "moov", "mdat", "moof", "mfra", "free", "skip", "wide", "uuid", "meta", "styp", "sidx", "pnot")}
 
 
 def _require_whole(path):
@@ -509,16 +574,15 @@ def _require_whole(path):
             if head[segment : segment + 4] == b"\x18\x53\x80\x67":
                 size, start = _ebml_size(head, segment + 4)
                 end = start + size
-        elif head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-            while end < n_bytes:  # boxes: size, type, content
-                file.seek(end)
-                box = file.read(16)
-                size = int.from_bytes(box[:4], "big")
-                if size == 1:
-                    size = int.from_bytes(box[8:16], "big")
-                if size < 8:  # 0: the rest of the file
-                    break
-                end += size
+        while head[4:8] in MP4_BOXES and end < n_bytes:  # size, type, content; what else follows is no box
+            file.seek(end)
+            box = file.read(16)
+            size = int.from_bytes(box[:4], "big")
+            if size == 1:
+                size = int.from_bytes(box[8:16], "big")
+            if box[4:8] not in MP4_BOXES or size < 8:  # 0: the rest of the file
+                break
+            end += size
     if end > n_bytes:
         raise ValueError(f"it has {n_bytes} of {end} bytes: truncated")
 
@@ -565,11 +629,15 @@ def _as_shown(picture, pixel_aspect=1):
     if not headers:
         return frame
     # of the matrix [[a, b, u], [c, d, v], [x, y, w]]: pixel (x, y) is shown at (a x + c y, b x + d y)
-    a, b, _, c, d = np.frombuffer(bytes(headers[0]), np.int32)[:5] / 65536
-    is_quarter = np.allclose(np.abs([a, b, c, d]), [1, 0, 0, 1], atol=0.01)
-    if not is_quarter and not np.allclose(np.abs([a, b, c, d]), [0, 1, 1, 0], atol=0.01):
-        degrees = np.degrees(np.arctan2(b, a))
-        raise ValueError(f"players turn it by {degrees:.0f} degrees; only quarter turns are read")
+    a, b, _, c, d = np.frombuffer(bytes(headers[0]), np.int32)[:5]
+    matrix = np.array([a, b, c, d]) / max(1, abs(a), abs(b), abs(c), abs(d))  # its scale is for the screen
+    if not matrix.any():
+        return frame
+    a, b, c, d = matrix
+    quarters = [1, 0, 0, 1], [0, 1, 1, 0]
+    if not any(np.allclose(np.abs(matrix), quarter, atol=0.01) for quarter in quarters):
+        told = ", ".join(f"{x:.2f}" for x in matrix)
+        raise ValueError(f"its display matrix is ({told}): neither a quarter turn nor a mirror")
     if abs(a) < 0.5:
         frame = frame.swapaxes(0, 1)
     if a + c < 0:
@@ -585,35 +653,36 @@ def _video_frames(source):
         yield _as_shown(picture, pixel_aspect)
 
 
-def _pictures_at(path, wanted, start, stop, tolerance, size):
-    """The frames of a video that are nearest to the times `wanted` (T,), seconds, rising -> (T, H, W, 3).
+def _pictures_at(path, start, stop, times, fps, size):
+    """The pictures of an episode's rows: of the video's part from start to stop, the nearest to each time.
 
-    start, stop  where this episode's part of the video begins and ends
-    raises  ValueError if one is further away than `tolerance`"""
+    times (T,) of the rows, seconds from start, rising, at about fps;  returns  frames (T, H, W, 3), bytes
+    raises  ValueError if a row has no picture: further away than a fifth of 1 / fps or, where the video has
+            more frames than rows, than half of the time between its frames"""
+    wanted = start + times
     frames = []
-    distances = []  # of each frame from the time that is wanted, seconds
-    n = 0
-
-    def take(seconds, picture, pixel_aspect):
-        frames.append(_small(_as_shown(picture, pixel_aspect), size))
-        distances.append(abs(wanted[len(distances)] - seconds))
-
+    seconds = []  # of these frames
+    shown = []  # seconds of all pictures of the part
     before = None
-    for now in _decoded(path, start, stop):
+    for now in _decoded(path, max(0.0, start - 0.5 / fps), stop - 0.5 / fps):
         while before and len(frames) < len(wanted):
             target = wanted[len(frames)]
             if now[0] - target < target - before[0]:
                 break  # this one is nearer, or one that comes
-            take(*before)
+            seconds.append(before[0])
+            frames.append(_small(_as_shown(*before[1:]), size))
         before = now
-        n += 1
+        shown.append(now[0])
     while before and len(frames) < len(wanted):
-        take(*before)
-    far = [row for row, distance in enumerate(distances) if not distance <= tolerance]  # NaN is far, too
-    if far or not frames:
-        row = far[0] if far else 0
-        raise ValueError(f"{path} has {n} pictures for {len(wanted)} rows, and none within {tolerance:.3g} s "
-                         f"of row {row}, at {wanted[row]:.3g} s")
+        seconds.append(before[0])
+        frames.append(_small(_as_shown(*before[1:]), size))
+    spacing = np.median(np.diff(shown)) if len(shown) > 1 else np.inf
+    tolerance = 0.2 / fps if spacing > 0.9 / fps else 0.51 * spacing
+    far = ~(np.abs(np.array(seconds) - wanted) <= tolerance) if frames else np.ones(1, bool)  # NaN is far
+    if far.any():
+        row = int(far.argmax())
+        raise ValueError(f"{path} has {len(shown)} pictures for {len(wanted)} rows, and none within "
+                         f"{tolerance:.3g} s of row {row}, at {wanted[row]:.3g} s")
     return np.stack(frames)
 
 
@@ -639,7 +708,10 @@ def _read_video(path, n_pictures=0, size=0):
         return Recording(_stack(map(_picture, pictures), size))
     if path.suffix.lower() == ".gif":
         require_content(path)
-        return Recording(_stack(iio.imiter(path, plugin="pillow", mode="RGB"), size))
+        try:
+            return Recording(_stack(iio.imiter(path, plugin="pillow", mode="RGB"), size))
+        except IndexError:
+            raise ValueError("it is a damaged GIF") from None
     require_content(path)
     _require_whole(path)
     return Recording(_stack(_video_frames(path), size))
@@ -654,14 +726,15 @@ def load_episode(path, key="image", size=0):
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; pass an .npz episode or a video ({', '.join(VIDEO_TYPES)})")
     try:
-        recording = _read_npz(path, key) if path.suffix.lower() == ".npz" else _read_video(path, size)
+        is_npz = path.suffix.lower() == ".npz"
+        recording = _read_npz(path, key) if is_npz else _read_video(path, size=size)
         frames_u8, actions, _ = _checked(recording, size)
     except ImportError:
         raise
     except Exception as error:
         raise ValueError(f"{path}: {_reason(error)}") from None
-    if recording.left:
-        print(f"{path}: not used: {', '.join(recording.left)}")
+    if recording.unused:
+        print(f"{path}: not used: {', '.join(recording.unused)}")
     return frames_u8, None if actions is None else np.clip(actions, -1, 1).astype(np.float32)
 
 
@@ -766,14 +839,16 @@ def _vp2_episodes(name, first, start, stop, src, mask):
     def read(name):
         demo = file["data"][name]
         frames, actions = vp2_frames(demo), demo["actions"][()]
-        told = demo.attrs.get("num_samples", len(actions))
-        if told != len(actions):
-            raise ValueError(f"it has {len(actions)} actions, its num_samples is {told}")
-        rewards = _of_actions(demo["rewards"][()], len(frames)) if "rewards" in demo else None  # robomimic's
-        used = frames.name.split("/")[-1]
-        left = [f"obs/{key}" for key in demo["obs"] if key != used]
-        left += [key for key in demo if key not in ("obs", "actions", "rewards")]
-        return Recording(frames[()], actions, rewards, tuple(left))
+        n_samples = demo.attrs.get("num_samples", len(actions))
+        if n_samples != len(actions):
+            raise ValueError(f"it has {len(actions)} actions, its num_samples is {n_samples}")
+        rewards, lost = None, ()
+        if "rewards" in demo:  # robomimic's name
+            rewards, lost = _of_actions(demo["rewards"][()], len(frames))
+        camera = frames.name.split("/")[-1]
+        unused = [f"obs/{key}" for key in demo["obs"] if key != camera]
+        unused += [key for key in demo if key not in ("obs", "actions", "rewards")]
+        return Recording(frames[()], actions, rewards, (*unused, *lost))
 
     with file:
         for k, demo in enumerate(demos[start:stop]):
@@ -818,7 +893,7 @@ def _read_robonet(path, camera):
             frames = [from_picture(video[f"frame{t}"][()].tobytes()) for t in range(T)]
         states, actions = env["state"][()], file["policy/actions"][()]
         used = f"{camera}_video", "state", "low_bound", "high_bound"
-        left = [f"env/{name}" for name in env if name not in used]
+        unused = [f"env/{name}" for name in env if name not in used]
         # the official loader reads JPEG with cv2, which swaps the colours that image_format then speaks of
         swapped = (about["image_format"] == "BGR") == mp4
         if actions.shape[1] == 4 and primitive == "autograsp":  # its gripper closed by itself, by a rule
@@ -830,9 +905,9 @@ def _read_robonet(path, camera):
     counts = T, len(states), len(actions) + 1
     T = min(counts)  # the official loader's rule
     if T < max(counts) - 1:
-        left.append("frames, states or actions beyond the shortest of the three")
+        unused.append("rows beyond the shortest of frames, states and actions")
     actions = np.pad(actions, ((0, 0), (0, max(0, 5 - actions.shape[1]))))[: T - 1, :5]
-    return Recording(np.stack(frames[:T])[..., :: -1 if swapped else 1], actions, None, tuple(left))
+    return Recording(np.stack(frames[:T])[..., :: -1 if swapped else 1], actions, None, tuple(unused))
 
 
 def import_robonet(src, out, camera="cam0", exclude="", size=64, min_frames=12, val_every=100, workers=0,
@@ -961,9 +1036,9 @@ def _read_bair(record, camera):
     counts = Counter(name.partition("/")[2] for name in features)
     if counts["action"] != len(pixels):
         raise ValueError(f"it has {len(pixels)} pictures and {counts['action']} actions")
-    left = [name for name in counts if name not in (f"image_{camera}/encoded", "action")]
+    unused = tuple(name for name in counts if name not in (f"image_{camera}/encoded", "action"))
     frames = np.frombuffer(b"".join(pixels), np.uint8).reshape(-1, 64, 64, 3)
-    return Recording(frames, np.stack(actions), None, tuple(left))
+    return Recording(frames, np.stack(actions), None, unused)
 
 
 def _bair_episodes(name, start, n, src, camera):
@@ -985,7 +1060,7 @@ def import_bair(src, out, split="", camera="aux1", size=0, min_frames=2, val_eve
             jobs.append((name, int(place[1]), int(place[2]) - int(place[1]) + 1))
         else:
             others.append(name)
-    _tell_left(others)
+    _tell_unread(others)
     folders = sorted({str(Path(name).parent) for name, *_ in jobs})
     if len(folders) != 1:
         raise ValueError(f"--split {split!r} takes traj_*_to_*.tfrecords of {len(folders)} folders; expected "
@@ -1028,22 +1103,24 @@ def _rlds_leaves(feature, path=""):
         yield path, feature
 
 
-def _read_rlds(record, camera, columns, has_reward, left, size):
+def _read_rlds(record, camera, columns, has_reward, unused, size):
     """An episode: frames, and the columns {name: width} side by side as actions (T, A)."""
     features = _example(record)
     frames = _stack(map(from_picture, _values(features[f"steps/observation/{camera}"])), size)
     actions = [np.reshape(_values(features[name]), (-1, width)) for name, width in columns.items()]
-    rewards = _of_actions(_values(features["steps/reward"]), len(frames)) if has_reward else None
+    rewards, lost = None, ()
+    if has_reward:
+        rewards, lost = _of_actions(_values(features["steps/reward"]), len(frames))
     if len({len(column) for column in actions}) > 1:
         raise ValueError(f"actions have {[len(column) for column in actions]} rows; expected as many in each")
-    return Recording(frames, np.concatenate(actions, 1) if actions else None, rewards, left)
+    return Recording(frames, np.concatenate(actions, 1) if actions else None, rewards, (*unused, *lost))
 
 
-def _rlds_episodes(name, numbers, src, split, cameras, columns, has_reward, left, size):
+def _rlds_episodes(name, numbers, src, split, cameras, columns, has_reward, unused, size):
     """Episodes of a shard, named as the official converter's files; of each camera if there are several."""
     for k, record in enumerate(_records(Path(src) / name, len(numbers))):
         for camera in cameras:
-            read = functools.partial(_read_rlds, record, camera, columns, has_reward, left, size)
+            read = functools.partial(_read_rlds, record, camera, columns, has_reward, unused, size)
             folder = f"{camera}/" if len(cameras) > 1 else ""
             yield numbers[k], f"{folder}{split}_eps_{numbers[k]:08d}", read
 
@@ -1077,7 +1154,7 @@ def import_rlds(src, out, split="train", camera="", actions=True, exclude="", si
     has_reward = leaves.get("steps/reward", {}).get("tensor", {}).get("dtype") == "float32"
     used = {"steps/reward"} if has_reward else set()
     used |= {*columns, *(place + name for name in cameras)}
-    left = tuple(sorted(leaves.keys() - used))
+    unused = sorted(leaves.keys() - used)
     lengths = {part["name"]: [int(n) for n in part["shardLengths"]] for part in about["splits"]}
     if split not in lengths:
         raise ValueError(f"no split {split!r}; --split takes one of {', '.join(lengths)}")
@@ -1090,7 +1167,7 @@ def import_rlds(src, out, split="train", camera="", actions=True, exclude="", si
         raise FileNotFoundError(f"--src {src!r} has no *-{split}.tfrecord-* files; pass a folder that has")
     jobs = [(found.get(e, f"*-{split}.tfrecord-{e}"), n) for e, n in zip(endings, numbers, strict=True)]
     _checksum(says=True)
-    how = dict(split=split, cameras=cameras, columns=columns, has_reward=has_reward, left=left, size=size)
+    how = dict(split=split, cameras=cameras, columns=columns, has_reward=has_reward, unused=unused, size=size)
     episodes = functools.partial(_rlds_episodes, src=str(src), **how)
     if about.get("name") == "robo_net" and not exclude:
         print("without --exclude, RoboNet's test videos are among these episodes")
@@ -1142,64 +1219,31 @@ def _lerobot_items(root, info, camera):
     return items
 
 
-def _lerobot_range(root, items, action, percentiles):
-    """Where the actions of a dataset lie: dict(low (A,), high (A,), by, episodes, left_out), None if unknown.
-
-    By the tables themselves: a dataset's own statistics are of all episodes, and a NaN in one is theirs. Here
-    episodes with a number that is not finite are left out."""
-    sound = []  # actions of each sound episode: low, high, and for percentiles all rows
-    left_out = 0
-    tables = {}
-    for item in items:
-        tables.setdefault(item[4], []).append(item[0])
-    for path, episodes in tqdm(tables.items(), "actions", disable=len(tables) < 100):
-        try:
-            table = _read_table(root / path, ["episode_index", action])
-            numbers = np.asarray(table["episode_index"])
-            actions = np.array(table[action].to_pylist(), np.float64).reshape(len(numbers), -1)
-        except ValueError:
-            continue  # its episodes will be skipped, with the reason
-        for number in episodes:
-            mine = actions[numbers == number]
-            if not len(mine) or not np.isfinite(mine).all():
-                left_out += 1
-                continue
-            sound.append((mine.min(0), mine.max(0), mine.astype(np.float32) if percentiles else None))
-    if not sound:
-        return None
-    [(usual, _)] = Counter(len(low) for low, _, _ in sound).most_common(1)
-    lows, highs, rows = zip(*[episode for episode in sound if len(episode[0]) == usual], strict=True)
-    low, high = np.min(lows, 0), np.max(highs, 0)
-    if percentiles:
-        low = np.percentile(np.concatenate(rows), 1, axis=0, method="higher")  # values that do occur, so that
-        high = np.percentile(np.concatenate(rows), 99, axis=0, method="lower")  # a glitch is in neither
-    by = "1st and 99th percentile" if percentiles else "extremes"
-    return dict(low=low.tolist(), high=high.tolist(), by=by, episodes=len(lows), left_out=left_out)
-
-
-def _read_lerobot(item, read_table, src, action, fps, scaling, left, size):
+def _read_lerobot(item, read_table, src, action, fps, unused, size):
     """One of `_lerobot_items`: its rows, and for each of them the picture of its time."""
     number, video, start, stop, path, length = item
     table = read_table(Path(src) / path)
     rows = table.filter(np.asarray(table["episode_index"]) == number)
     if len(rows) != length:
         raise ValueError(f"{path} has {len(rows)} of its {length} rows")
-    columns = {name: np.array(rows[name].to_pylist(), np.float64) for name in rows.column_names}
+    columns = {}
+    for name in rows.column_names:
+        try:
+            columns[name] = np.array(rows[name].to_pylist(), np.float64)
+        except (ValueError, TypeError):
+            raise ValueError(f"{path}: its rows of {name} are not all numbers, or as many in each") from None
     times = columns.get("timestamp", np.arange(length) / fps)
     order = columns.get("frame_index", np.arange(length))
     if not (np.diff(times) > 0).all() or not (np.diff(order) == 1).all():
         raise ValueError(f"{path}: its rows are not in the order of timestamp and frame_index")
     actions = columns[action].reshape(length, -1) if action else None
-    if scaling:
-        low, high = np.array(scaling["low"]), np.array(scaling["high"])
-        if actions.shape[1] != len(low):
-            raise ValueError(f"its actions have {actions.shape[1]} numbers, most episodes' {len(low)}")
-        actions = 2 * (actions - low) / np.maximum(high - low, 1e-8) - 1
-    rewards = _of_actions(columns["next.reward"], length) if "next.reward" in columns else None
-    margin = 0.1 / fps  # of rounding: a picture before it is the previous episode's
-    part = max(0.0, start - margin), stop - margin
-    frames = _pictures_at(Path(src) / video, start + times, *part, 0.5 / fps, size)
-    return Recording(frames, actions, rewards, left)
+    rewards, lost = None, ()
+    if "next.reward" in columns:
+        rewards, lost = _of_actions(columns["next.reward"], length)
+    if start is None or stop is None:
+        raise ValueError("meta does not say where in the video it begins and ends")
+    frames = _pictures_at(Path(src) / video, start, stop, times, fps, size)
+    return Recording(frames, actions, rewards, (*unused, *lost))
 
 
 def _lerobot_episodes(_, batch, **how):
@@ -1221,13 +1265,15 @@ def import_lerobot(src, out, camera="", action="action", scale=True, percentiles
     reward of the next frame.
     camera  the name of one video, such as observation.images.top; by default the first
     action  column of the actions; none by --action=
-    scale   actions that leave [-1, 1] by their extremes over all sound episodes, which are printed and in
+    scale   actions that leave [-1, 1] by their extremes over all imported episodes, which are printed and in
             meta.json; false: clip them
     percentiles  by the 1st and 99th percentile instead; what lies beyond is clipped
 
     raises  as import_npz, ValueError without such a camera or column, ImportError without pyarrow or PyAV"""
     _optional("pyarrow", "pyarrow", "reading parquet")
     _optional("av", "av", "reading videos")
+    if percentiles and not scale:
+        raise ValueError("--percentiles true says how to scale, --scale false not to; pass one of them")
     root = Path(src)
     if not src or not (root / "meta/info.json").is_file():
         raise FileNotFoundError(f"--src {src!r} has no meta/info.json; pass the folder of a LeRobot dataset")
@@ -1252,20 +1298,12 @@ def import_lerobot(src, out, camera="", action="action", scale=True, percentiles
         raise FileNotFoundError(f"--src {src!r} has no episodes in meta; pass a whole LeRobot dataset")
     if info.get("total_episodes", len(items)) != len(items):
         print(f"meta/info.json says {info['total_episodes']} episodes, but {len(items)} are listed beside it")
-    scaling = _lerobot_range(root, items, action, percentiles) if action and scale else None
-    if scaling and np.abs([scaling["low"], scaling["high"]]).max() > 1:
-        low, high = (", ".join(f"{x:.4g}" for x in scaling[end]) for end in ("low", "high"))
-        left_out = f", {scaling['left_out']} left out as damaged" if scaling["left_out"] else ""
-        print(f"actions from ({low}) to ({high}) become -1 to 1: {scaling['by']} of {scaling['episodes']} "
-              f"episodes{left_out}")
-    else:
-        scaling = None
     used = camera, action, "next.reward", *LEROBOT_OWN
-    left = tuple(name for name in info["features"] if name not in used)
-    how = dict(src=str(src), action=action, fps=info["fps"], scaling=scaling, left=left, size=size)
+    unused = [name for name in info["features"] if name not in used]
+    how = dict(src=str(src), action=action, fps=info["fps"], unused=unused, size=size)
     episodes = functools.partial(_lerobot_episodes, **how)
-    how = size, min_frames, val_every, workers, jpeg, exclude, scaling
-    _import(_batches(items), episodes, out, camera, *how)
+    by = ("percentiles" if percentiles else "extremes") if scale else ""
+    _import(_batches(items), episodes, out, camera, size, min_frames, val_every, workers, jpeg, exclude, by)
 
 
 IMPORTERS = {

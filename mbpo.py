@@ -73,7 +73,7 @@ from data import (
     to_u8,
     write_on,
 )
-from evaluate import TOKENIZER_OF, draw_curves, read_curve, write_result
+from evaluate import TOKENIZER_OF, command_line, draw_curves, read_curve, read_result, write_result
 from gpt import GPT
 from sample import TRAINED, WorldModel
 from tokenizer import Tokenizer
@@ -332,7 +332,8 @@ class Replay:
         rows, first = np.zeros(len(frames_u8), self.row), len(frames_u8) - 1 - len(actions)
         rows["frame"], rows["action"][first + 1 :], rows["reward"][first + 1 :] = frames_u8, actions, rewards
         if self.rows.write(rows.tobytes()) < rows.nbytes:  # cut off when opened again
-            raise OSError(f"no space for {rows.nbytes / 1e6:.0f} MB more; free some, then --resume true")
+            raise OSError(f"no space for {rows.nbytes / 1e6:.0f} MB more in {self.rows.name}; free some, "
+                          "then --resume true, or --overwrite true where no checkpoint was saved")
         self.index.write(np.array([len(rows), first], np.int32).tobytes())
         self.lengths, self.firsts = np.append(self.lengths, len(rows)), np.append(self.firsts, first)
         self.ends = np.append(self.ends, self.lengths.sum())
@@ -415,7 +416,8 @@ def load_models(cfg, action_dim, size, state=None):
 
 def trained_on(cfg):
     """What the checkpoint says of the world model's use (sample.TRAINED)."""
-    return dict(TRAINED, data="push" if cfg.task in ("push", "push_anywhere") else "")
+    is_push = cfg.task in ("push", "push_anywhere") and cfg.robot == "red"  # what "push" shows
+    return dict(TRAINED, data="push" if is_push else "")
 
 
 class Learner:
@@ -735,7 +737,7 @@ class Loop:
 
 def main(cfg):
     if cfg.report:
-        return report(cfg.report, beside(cfg.out, ""))
+        return report(cfg.report, beside(cfg.out, ""), cfg.overwrite)
     if Path(cfg.out).suffix != ".pt":
         raise ValueError(f"out is {cfg.out}; expected NAME.pt, with NAME.jsonl and others beside it")
     require_positive(cfg, *(k for k in vars(cfg) if k.endswith("_every")), *POSITIVE)
@@ -870,10 +872,11 @@ def spread_of(runs, step):
     return dict(step=step, mean=statistics.mean(values), min=min(values), max=max(values))
 
 
-def report(folder, out):
+def report(folder, out, overwrite):
     """Table of the runs in a folder: real steps until 50 % and 80 % success, and how much there is after the
     steps that all runs have taken, and at a variant's end. Written to OUT.json, with curves in OUT.png."""
-    claim(f"{out}.json", (".png",))
+    is_same = read_result(f"{out}.json").get("command") == command_line()
+    claim(f"{out}.json", (".png",), overwrite or is_same)
     variants, numbers, panels, steps = runs_in(folder), {}, [], {}
     for variant, runs in variants.items():  # that all its seeds have taken
         steps[variant] = sorted(set.intersection(*({step for step, _ in curve} for curve in runs.values())))

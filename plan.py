@@ -47,6 +47,7 @@ from tqdm import tqdm
 from common import (
     beside,
     claim,
+    claim_folder,
     configure,
     find_device,
     keep_memory,
@@ -56,7 +57,7 @@ from common import (
     run,
 )
 from data import HELD_OUT, make_environment, save_gif, to_float
-from evaluate import load_torchscript, perceptual_distance, write_result
+from evaluate import load_torchscript, perceptual_distance, read_result, write_result
 from importers import open_vp2, vp2_frames
 from sample import WorldModel
 
@@ -559,17 +560,22 @@ def summarize(records, cfg):
     return row
 
 
-def read_records(path, settings):
-    """What a run that was broken off has played.   raises  ValueError if it was another run"""
+def read_records(path, settings, overwrite=False):
+    """What an interrupted run has played.   raises  ValueError if it was another run, unless overwrite"""
     lines = path.read_text().splitlines(True) if path.is_file() else []
     whole = [line for line in lines if line.endswith("\n")]  # a kill tears the last one
     try:
         first, *records = map(json.loads, whole or ["{}"])
     except json.JSONDecodeError:
-        raise ValueError(f"{path} is damaged; pass --overwrite true to delete it, or another --out") from None
-    if changed := [k for k in settings if records and first.get(k) != settings[k]]:
-        told = f"{path} is of a run with other {', '.join(changed)}"
-        raise ValueError(f"{told}; pass --overwrite true to delete it, or another --out")
+        first, records = dict(settings, damaged=True), [None]
+    if whole and "ckpt" not in first:
+        raise ValueError(f"{path} is no record of plan.py; pass another --out")
+    changed = [k for k in dict(settings, damaged=None) if records and first.get(k) != settings.get(k)]
+    if changed and not overwrite:
+        what = "is damaged" if changed == ["damaged"] else f"is of a run with other {', '.join(changed)}"
+        raise ValueError(f"{path} {what}; pass --overwrite true to delete it, or another --out")
+    if changed:
+        records = []
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(whole) if records else json.dumps(settings) + "\n")
     return records
@@ -595,20 +601,18 @@ def main(cfg):
     device, cfg.models = find_device(cfg.device), tuple(dict.fromkeys(cfg.models))
     if Path(cfg.out).suffix != ".json":
         raise ValueError(f"out is {cfg.out}; expected a .json file")
-    out = claim(cfg.out, (".jsonl",))
-    claim(beside(out, "") / "x.gif")
+    ours = json.loads(json.dumps({k: v for k, v in vars(cfg).items() if k not in ELSEWHERE}))
+    out = claim(cfg.out, (".jsonl",), cfg.overwrite or read_result(cfg.out).get("settings") == ours)
+    claim_folder(beside(out, ""))
     cfg.workers = cfg.workers or (1 if device.type == "cuda" else os.cpu_count() or 1)
     settings = tuple(sorted(vars(cfg).items()))
     bench = bench_of(settings)  # says here what is wrong, and not in each process
     if cfg.goals and len(bench.tasks) < cfg.episodes:
         print(f"{cfg.goals} holds {len(bench.tasks)} tasks")
         cfg.episodes = len(bench.tasks)
-    ours = json.loads(json.dumps({k: v for k, v in vars(cfg).items() if k not in ELSEWHERE}))
     kept = beside(out, ".jsonl")
     jobs = [(m, s, i) for m in cfg.models for s in range(cfg.seeds) for i in range(cfg.episodes)]
-    if cfg.overwrite:
-        kept.unlink(missing_ok=True)
-    records = read_records(kept, ours)
+    records = read_records(kept, ours, cfg.overwrite)
     done = {(r["model"], r["seed"], r["episode"]): r for r in records}
     records, todo = [done[job] for job in jobs if job in done], [job for job in jobs if job not in done]
     drawn = [str(beside(out, "") / f"{m}-{i}.gif") if s == 0 and i < cfg.gifs else "" for m, s, i in todo]

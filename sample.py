@@ -16,6 +16,8 @@ Run: python sample.py                                        the released checkp
      python sample.py --ckpt thuml/ivideogpt-oxe-64-act-free --data data/mine     the authors' models
      python sample.py --ckpt out/gpt.pt --episode FILE       a file of your own: .npz, .mp4, .webm or .gif"""
 
+import copy
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ import official
 from common import (
     can_compile,
     claim,
+    claim_folder,
     configure,
     find_device,
     load_checkpoint,
@@ -70,8 +73,8 @@ TRAINED = dict(data="", stride=1, action_agg="sample", goal_conditioned=False, t
 class WorldModel:
     """An environment made of a tokenizer and a transformer.
 
-    Weights are shared by all `session`s of a model; context, KV cache, branches and random numbers are each
-    one's own.
+    Weights are shared by all `session`s of a model; each has its own context, KV cache, branches and random
+    numbers.
     trained  settings of its training (TRAINED); with goal_conditioned, the first context frame is the goal,
              which stays when a long rollout takes a new context"""
 
@@ -88,6 +91,7 @@ class WorldModel:
         self.generator = torch.Generator(device).manual_seed(seed)
         self.context_frames, self.action_dim = gpt.layout.context_frames, gpt.config["action_dim"]
         self.recent = self.cache = self.anchor = None
+        self.sessions = itertools.count(1)
         bf16 = gpt.embed.weight.dtype == torch.bfloat16
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
         self.decode = self.tokenizer.decode_future
@@ -122,13 +126,16 @@ class WorldModel:
         return cls(tokenizer, gpt, device, trained, temperature, top_k, seed)
 
     def session(self, seed=None):
-        """A WorldModel on the same weights that can be reset and stepped without a trace in this one.
+        """A WorldModel on the same weights, whose reset and steps change nothing here.
 
-        seed  of its random numbers; None: drawn from this one's"""
+        seed  of its random numbers; None: another one for each session"""
         if seed is None:
-            seed = int(torch.randint(2**31, (), generator=self.generator, device=self.device))
-        settings = self.trained, self.temperature, self.top_k, seed
-        return WorldModel(self.tokenizer, self.gpt, self.device, *settings)
+            seed = self.generator.initial_seed() + next(self.sessions)
+        other = copy.copy(self)
+        other.generator = torch.Generator(self.device).manual_seed(seed)
+        other.recent = other.cache = other.anchor = None
+        other.sessions = itertools.count(1)
+        return other
 
     def export(self, path, data=""):
         """Write a checkpoint to hand out, in half precision; `data` is what to show it by default."""
@@ -305,12 +312,13 @@ def find_segments(cfg, model):
 def main(cfg):
     require_positive(cfg, "n", "branches", "horizon")
     if cfg.export:
-        cfg.export = claim(cfg.export, overwrite=cfg.overwrite)
+        cfg.export = claim(cfg.export, overwrite=cfg.overwrite, name="export")
     if cfg.export_official:
         for part in official.FILES:
-            claim(Path(cfg.export_official) / part / "config.json", overwrite=cfg.overwrite)
+            config = Path(cfg.export_official) / part / "config.json"
+            claim(config, overwrite=cfg.overwrite, name="export_official")
     if not (cfg.export or cfg.export_official):
-        claim(Path(cfg.out) / "sheet.png")
+        claim_folder(cfg.out)
     model = WorldModel.load(
         cfg.ckpt, cfg.device, cfg.tokenizer, cfg.context_frames, cfg.segment_length, cfg.goal_conditioned,
         cfg.temperature, cfg.top_k, cfg.seed, "float32" if cfg.export or cfg.export_official else cfg.dtype,

@@ -425,7 +425,7 @@ def test_npz_episodes_of_the_official_layout_are_imported(tmp_path, capsys):
     np.savez(src / "g.npz", image=frames / 255.0, action=actions)
     import_npz(src, out)
     printed = capsys.readouterr().out
-    assert "imported 2, skipped 5" in printed and "clipped 4 of 24 action values" in printed
+    assert "imported 2, skipped 5" in printed and "clipped 4 of 20 action values" in printed
     for name, reason in (
         ("c.npz", ""),
         ("d.npz", "no array 'image'; --key takes one of picture"),

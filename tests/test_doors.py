@@ -116,6 +116,8 @@ def test_a_checkpoint_of_mbpo_says_what_its_world_model_is_for(written, tmp_path
     assert WorldModel.load(written.agent, "cpu").trained["data"] == "push"
     other = configure(mbpo.CONFIG, "", flags(preset="metaworld-tiny"), mbpo.PRESETS)
     assert mbpo.trained_on(other)["data"] == ""  # not PushWorld
+    other = configure(mbpo.CONFIG, "", flags(preset="push", robot="cyan"), mbpo.PRESETS)
+    assert mbpo.trained_on(other)["data"] == ""  # not the gripper that --data push shows
 
 
 def test_a_checkpoint_of_an_older_version_is_named(written, tmp_path):
@@ -135,7 +137,6 @@ def test_sessions_share_weights_and_nothing_else(trained):
     assert other.gpt is world.gpt and other.tokenizer is world.tokenizer
     first, second = push_segments(2, 2, seed=5, size=32)["frames"].split(1)
     alone = WorldModel.load(trained.gpt, "cpu", seed=3)
-    alone.session()  # takes a number from the generator, as above
     alone.reset(first)
     expected = [alone.step(torch.zeros(1, 2)) for _ in range(6)]
     world.reset(first)
@@ -145,6 +146,11 @@ def test_sessions_share_weights_and_nothing_else(trained):
         found = world.step(torch.zeros(1, 2))
         assert torch.equal(found[0], frame) and torch.equal(found[1], reward)
     assert world.session().recent is None
+    seeds = {session.generator.initial_seed() for session in (world, other, world.session(), world.session())}
+    assert len(seeds) == 4
+    world.gpt.train()
+    world.session()
+    assert world.gpt.training  # a learner's model stays as it is
 
 
 def test_two_environments_of_one_model_do_not_disturb_each_other(trained):

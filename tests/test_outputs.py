@@ -8,10 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from conftest import GPT_RUN, ROOT, TOKENIZER_RUN, flags, python, train
+from conftest import GPT_RUN, TOKENIZER_RUN, flags, python, train
 
 import evaluate
 import mbpo
@@ -19,7 +18,7 @@ import plan
 import sample
 import train_gpt
 import train_tokenizer
-from common import beside, claim, configure, load_checkpoint, save_checkpoint, start_log
+from common import beside, claim, configure, load_checkpoint, save_checkpoint, start_log, write_whole
 from data import Episodes, EpisodeWriter, collect_push
 
 PUSH = dict(val_every=2, length=5, size=32, seed=0, expert_share=0.6, action_noise=0.3)
@@ -135,7 +134,7 @@ def test_overwrite_begins_anew(push, tmp_path):
 def test_exports_and_numbers_of_another_command_are_kept(trained, tmp_path, monkeypatch):
     call = lambda **how: sample.main(configure(sample.CONFIG, "", flags(ckpt=trained.gpt, **how)))  # noqa: E731
     call(export=tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="x.pt exists: --overwrite true replaces it, or pass another --out"):
+    with pytest.raises(ValueError, match="x.pt exists: --overwrite true replaces it, or pass another --exp"):
         call(export=tmp_path / "x.pt")
     call(export=tmp_path / "x.pt", overwrite=True)
 
@@ -162,11 +161,18 @@ def test_a_checkpoint_that_does_not_fit_is_told_in_one_line_and_the_old_one_kept
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="cannot write .*x.pt .*MB free there.* the file before it is kept"):
+    with pytest.raises(OSError, match="cannot write .*x.pt .disk full; .* MB were free.: free some, then --res"):
         save_checkpoint(path, step=2)
     assert load_checkpoint(path)["step"] == 1 and [p.name for p in tmp_path.iterdir()] == ["x.pt"]
-    with pytest.raises(OSError, match="nothing was saved"):
+    with pytest.raises(OSError, match="free some, then the same command"):
         save_checkpoint(tmp_path / "y.pt", step=2)
+
+    def other(state, file):
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr(torch, "save", other)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        save_checkpoint(path, step=2)
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs a small disk: mount as root")
@@ -199,11 +205,64 @@ def test_a_damaged_line_in_the_log_does_not_stand_in_the_way_of_resuming(tmp_pat
     assert log.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
-def test_a_log_of_another_script_is_not_replaced(push, tmp_path):
-    (tmp_path / "x.jsonl").write_text('{"ckpt": "a.pt"}\n{"model": "oracle"}\n')  # plan.py's of x.json
-    with pytest.raises(ValueError, match="x.jsonl is there and no log of a training; move it away or"):
-        train(train_tokenizer, **TOKENIZER_RUN, data=push, out=tmp_path / "x.pt")
+@pytest.mark.parametrize("name", ["tokenizer", "gpt", "mbpo"])
+def test_a_log_of_another_script_is_not_replaced(name, tmp_path):
+    script, settings, *_ = SCRIPTS[name]
+    (tmp_path / "x.jsonl").write_text('{"ckpt": "a.pt"}\n{"model": "oracle"}\n')  # plan.py's
+    with pytest.raises(ValueError, match="x.jsonl is no log of a training; pass another --out"):
+        start(script, **settings, out=tmp_path / "x.pt")
     assert "oracle" in (tmp_path / "x.jsonl").read_text()
+
+
+def test_plan_keeps_the_log_of_a_training_and_the_numbers_of_others(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="x.jsonl is no record of plan.py; pass another --out"):
+            plan.read_records(tmp_path / "x.jsonl", dict(ckpt="a.pt"), overwrite)
+    (tmp_path / "m.json").write_text('{"psnr": {"model": 1.0}, "command": "python evaluate.py"}')
+    with pytest.raises(ValueError, match="m.json exists: --overwrite true replaces it"):
+        start(plan, ckpt="/nowhere", out=tmp_path / "m.json")
+    with pytest.raises(ValueError, match="nums.json exists: --overwrite true replaces it"):
+        (tmp_path / "nums.json").write_text("{}")
+        start(mbpo, preset="push", report=tmp_path, out=tmp_path / "nums")
+    with pytest.raises(ValueError, match="mb.png exists: .* pass another --picture"):
+        (tmp_path / "mb.png").write_bytes(b"a picture")
+        how = dict(out=tmp_path / "d.json", picture=tmp_path / "mb.png")
+        evaluate.analyse(evaluate.decouple, configure(evaluate.DECOUPLE, "", flags(**how)))
+
+
+@pytest.mark.parametrize("there, new", [("a.pt", "a"), ("a", "a.pt"), ("a.pt", "a.json"), ("a.json", "a.pt")])
+def test_names_that_would_share_a_log_or_a_picture_are_refused(there, new, tmp_path):
+    (tmp_path / there).write_text("")
+    with pytest.raises(ValueError, match=f"there is .*/{there}, whose .jsonl, .png it would replace; pass"):
+        claim(tmp_path / new, (".jsonl", ".png"), overwrite=False)
+
+
+def test_whatever_is_in_the_way_is_one_line(tmp_path):
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    for writes in (claim, lambda out: EpisodeWriter(out, "test")):
+        with pytest.raises(ValueError, match="a: a link that leads nowhere"):
+            writes(tmp_path / "a")
+    (tmp_path / "x.pt.partial").mkdir()
+    with pytest.raises(ValueError, match="x.pt.partial is a folder; expected the name of a file"):
+        claim(tmp_path / "x.pt")
+    (tmp_path / "list.json").write_text("[]")
+    assert evaluate.read_result(tmp_path / "list.json") == {}
+
+
+def test_numbers_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "m.json"
+    write_whole(path, b"old")
+
+    def full(self, content):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["m.json"]
 
 
 def test_too_little_memory_is_one_line(tmp_path):
@@ -214,6 +273,7 @@ def test_too_little_memory_is_one_line(tmp_path):
 
 
 def test_claim_makes_no_folder_and_follows_links(tmp_path):
-    assert claim(tmp_path / "a/b/x.pt") == (tmp_path / "a/b/x.pt").resolve()
-    assert not (tmp_path / "a").exists() and str(ROOT) not in str(claim(tmp_path / "x"))
-    assert np.all([path.name != "x" for path in tmp_path.iterdir()])
+    assert claim(tmp_path / "a/b/x.pt") == (tmp_path / "a/b/x.pt").resolve() and not list(tmp_path.iterdir())
+    (tmp_path / "large").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "large")
+    assert claim(tmp_path / "link/x.pt") == tmp_path.resolve() / "large/x.pt"

@@ -430,7 +430,7 @@ def test_a_run_that_is_broken_off_goes_on_and_says_why_episodes_fail(trained, tm
     assert "never sampled" in capsys.readouterr().out
     fewer = run_plan(out, ckpt=trained.gpt, models=("random",), **{**SMALL, "seeds": 1})
     assert fewer["random"]["seeds"] == numbers["random"]["seeds"][:1] and "world_model" not in fewer
-    with pytest.raises(ValueError, match="is of a run with other gamma; pass --overwrite true"):
+    with pytest.raises(ValueError, match="push.json exists: --overwrite true replaces it"):
         run_plan(out, ckpt=trained.gpt, models=models, gamma=1.0, **SMALL)
     (tmp_path / "push.jsonl").write_text("\n".join([*lines[:2], "{torn", *lines[2:]]))
     with pytest.raises(ValueError, match="push.jsonl is damaged; pass --overwrite true"):
