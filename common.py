@@ -365,7 +365,7 @@ def save_checkpoint(path, **state):
         torch.save(state, partial)
     except (RuntimeError, OSError) as error:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
-            raise  # of a full disk torch says: [enforce fail at inline_container.cc:672] . unexpected pos 5 vs 3
+            raise  # of a full disk torch says: enforce fail at inline_container.cc:672, unexpected pos
         reason = str(error) if isinstance(error, OSError) else "disk full"
         free = shutil.disk_usage(path.parent).free / 1e6
         partial.unlink(missing_ok=True)

@@ -107,7 +107,7 @@ PRESETS = {
 
 # The paper's runs (Table 3), on 4 GPUs, each after the tokenizer's of its name; what is not said is as above.
 OXE = dict(data="data/oxe", augment="paper", tokenizer="out/oxe64-tokenizer.pt")
-TUNED = dict(augment="paper", att_dropout=0.1, rewards=False)  # the paper predicts none, though some sets have them
+TUNED = dict(augment="paper", att_dropout=0.1, rewards=False)  # predicted in mbpo.py alone
 BAIR = dict(TUNED, init_from=OXE_64, data="data/bair", tokenizer="out/bair-tokenizer.pt")
 ROBONET = dict(TUNED, data="data/robonet", segment_length=12, max_steps=600_000)
 RECIPES = dict(
