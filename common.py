@@ -335,9 +335,13 @@ def claim(out, endings=(), overwrite=True, resume=None, name="out"):
             shared = f"{beside(path, suffix)}, whose {', '.join(endings)} it would replace"
             raise ValueError(f"--{name} {out}: there is {shared}; pass another --{name}")
     log = beside(path, ".jsonl")
-    if ".jsonl" in endings and path.suffix != ".json" and log.is_file() and log.stat().st_size:
-        if not read_log(log):
-            raise ValueError(f"--{name} {out}: {log} is no log of a training; pass another --{name}")
+    has_log = ".jsonl" in endings and path.suffix != ".json" and log.is_file() and log.stat().st_size > 0
+    if has_log and not read_log(log):
+        raise ValueError(f"--{name} {out}: {log} is no log of a training; pass another --{name}")
+    for ending in endings:
+        file = beside(path, ending)
+        if ending != ".jsonl" and file.is_file() and not (has_log or overwrite):  # a log: of a killed run
+            raise ValueError(f"--{name} {out}: {file} is there, of something else; pass another --{name}")
     return path
 
 

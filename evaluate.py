@@ -118,6 +118,7 @@ SPEED = dict(
     clips=0,  # segments where tokenizers are compared; by default 16 on GPUs, 1 on CPUs
     repeats=3,  # medians of so many runs
     out="",  # by default results/speed-MACHINE.json
+    overwrite=False,
 )
 LOADER = dict(
     episodes=(1000, 10_000, 100_000),  # of 30 frames
@@ -986,8 +987,8 @@ def speed(cfg):
     machine = (torch.cuda.get_device_name() if gpu else cpu_name()).lower()
     out = cfg.out or f"results/speed-{re.sub('[^a-z0-9]+', '-', machine)}.json"
     cfg.train_batch, cfg.clips = cfg.train_batch or (64 if gpu else 4), cfg.clips or (16 if gpu else 1)
-    out = claim(out)
-    numbers = json.loads(out.read_text()) if out.is_file() else {}
+    out = claim(out, overwrite=cfg.overwrite or "measured" in read_result(out))
+    numbers = {} if cfg.overwrite else read_result(out)
     for part in tqdm(cfg.parts, "speed"):
         rows = PARTS[part](cfg, device)
         numbers.setdefault("measured", {})[part] = dict(settings=vars(cfg), **provenance())

@@ -263,8 +263,8 @@ def _write_part(i, job, folder, episodes, size, min_frames, jpeg, excluded):
     the job, says that it is done."""
     part = folder / f"part-{i:05d}"
     kinds = []
-    names = []  # of the episodes of each kind
-    report = dict(kinds=kinds, names=names, excluded=0, skipped=[], unused={})
+    groups = []  # of each kind: names of episodes, and of what they hold that is not imported, how often
+    report = dict(kinds=kinds, groups=groups, excluded=0, skipped=[])
     shutil.rmtree(part, ignore_errors=True)  # from a process that was killed before its report
 
     def readable():
@@ -284,9 +284,7 @@ def _write_part(i, job, folder, episodes, size, min_frames, jpeg, excluded):
                 except Exception as error:
                     report["skipped"].append((name, _reason(error)))
                     continue
-                for other in recording.unused:
-                    report["unused"][other] = report["unused"].get(other, 0) + 1
-                yield number, name, frames_u8, actions, rewards
+                yield number, name, frames_u8, actions, rewards, recording.unused
         except MemoryError:
             raise
         except Exception as error:
@@ -294,37 +292,43 @@ def _write_part(i, job, folder, episodes, size, min_frames, jpeg, excluded):
 
     with contextlib.ExitStack() as stack:
         writers = []
-        for number, name, frames_u8, actions, rewards in readable():
+        for number, name, frames_u8, actions, rewards, unused in readable():
             kind = kind_of(frames_u8, actions, rewards)
             if kind not in kinds:
                 writer = EpisodeWriter(part / str(len(kinds)), "", is_part=True, jpeg=jpeg)
                 writers.append(stack.enter_context(writer))
                 kinds.append(kind)
-                names.append([])
+                groups.append(dict(names=[], unused={}))
             k = kinds.index(kind)
             writers[k].add(frames_u8, actions, rewards, name, number)
-            names[k].append(name)
+            groups[k]["names"].append(name)
+            for other in unused:
+                groups[k]["unused"][other] = groups[k]["unused"].get(other, 0) + 1
     write_json(folder / f"part-{i:05d}.json", report)
 
 
 def _choose_kind(reports, folder):
-    """Folders of the episodes that are like most, and their number; the others count as skipped."""
+    """The episodes that are like most: their folders, their number, {what they hold that is not imported: how
+    often}. The others join those that the reports skipped."""
     counts = Counter()
     for report in reports:
-        for kind, names in zip(report["kinds"], report["names"], strict=True):
-            counts[json.dumps(kind)] += len(names)
+        for kind, group in zip(report["kinds"], report["groups"], strict=True):
+            counts[json.dumps(kind)] += len(group["names"])
     usual = json.loads(max(counts, key=counts.get, default="null"))
-    chosen = []
+    folders = []
     n_chosen = 0
+    unused = Counter()
     for i, report in enumerate(reports):
-        for k, (kind, names) in enumerate(zip(report["kinds"], report["names"], strict=True)):
+        for k, (kind, group) in enumerate(zip(report["kinds"], report["groups"], strict=True)):
             if kind == usual:
-                chosen.append(folder / f"part-{i:05d}/{k}")
-                n_chosen += len(names)
+                folders.append(folder / f"part-{i:05d}/{k}")
+                n_chosen += len(group["names"])
+                unused.update(group["unused"])
                 continue
-            reason = f"it has {kind}, most episodes {usual}; they must agree (--size resizes)"
-            report["skipped"] += [(name, reason) for name in names]
-    return chosen, n_chosen
+            hint = " (--size resizes)" if kind["frame_shape"] != usual["frame_shape"] else ""
+            reason = f"it has {kind}, the imported ones {usual}; they must agree{hint}"
+            report["skipped"] += [(name, reason) for name in group["names"]]
+    return folders, n_chosen, unused
 
 
 def _write_parts(jobs, folder, write, workers):
@@ -440,24 +444,20 @@ def _import(jobs, episodes, out, key, size, min_frames, val_every, workers, jpeg
         write = functools.partial(_write_part, folder=folder, episodes=episodes, size=size,
                                   min_frames=min_frames, jpeg=jpeg, excluded=excluded)
         reports = _write_parts(jobs, folder, write, workers or torch.get_num_threads())
-        parts, imported = _choose_kind(reports, folder)
-        unused = _summarize(reports, imported, folder, src, len(listed))
-        _merge(folder, parts, dict(writer.meta, not_imported=unused), scale)
+        parts, imported, unused = _choose_kind(reports, folder)
+        _summarize(reports, imported, unused, folder, src, len(listed))
+        _merge(folder, parts, dict(writer.meta, not_imported=dict(unused)), scale)
     for leftover in folder.glob("part-*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     put_in_place(folder, writer.out)
 
 
-def _summarize(reports, imported, folder, src, n_listed):
-    """Print what was imported and what not, and why; returns {what was not: in how many episodes}.
-
-    raises  ValueError, leaving nothing, if nothing was imported"""
+def _summarize(reports, imported, unused, folder, src, n_listed):
+    """Print what was imported and what not, and why.   raises  ValueError, leaving nothing, if nothing was"""
     lines = []
     reasons = []
-    unused = Counter()
     excluded = sum(report["excluded"] for report in reports)
     for report in reports:
-        unused.update(report["unused"])
         for name, reason in report["skipped"]:
             lines.append(f"skipped {src}/{name}: {reason}".replace("\n", "\\n"))
             reasons.append(re.sub(r"\d+", "N", reason))
@@ -474,7 +474,6 @@ def _summarize(reports, imported, folder, src, n_listed):
     if lines:
         text = "\n".join(lines) + "\n"  # file names need not be UTF-8
         (folder / "skipped.txt").write_bytes(text.encode(errors="backslashreplace"))
-    return dict(unused)
 
 
 def _stem(name):

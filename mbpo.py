@@ -594,6 +594,10 @@ class Loop:
         self.device, folder = find_device(cfg.device), beside(self.out, "")
         if folder.is_file():
             raise ValueError(f"--out {cfg.out}: {folder} is a file; the replays need a folder of that name")
+        for kind in ("real", "imagined"):
+            if any(path.name not in ("rows.bin", "index.bin") for path in (folder / kind).glob("*")):
+                told = f"{folder / kind} holds other files than a replay"
+                raise ValueError(f"--out {cfg.out}: {told}; move them or pass another --out")
         self.numbers = beside(self.out, ".jsonl")
         state = load_checkpoint(self.out, needs=("agent", "done")) if cfg.resume else None
         if state:

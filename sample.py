@@ -91,7 +91,7 @@ class WorldModel:
         self.generator = torch.Generator(device).manual_seed(seed)
         self.context_frames, self.action_dim = gpt.layout.context_frames, gpt.config["action_dim"]
         self.recent = self.cache = self.anchor = None
-        self.sessions = itertools.count(1)
+        self.seeds = itertools.count(seed + 1)  # of sessions
         bf16 = gpt.embed.weight.dtype == torch.bfloat16
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
         self.decode = self.tokenizer.decode_future
@@ -129,12 +129,9 @@ class WorldModel:
         """A WorldModel on the same weights, whose reset and steps change nothing here.
 
         seed  of its random numbers; None: another one for each session"""
-        if seed is None:
-            seed = self.generator.initial_seed() + next(self.sessions)
-        other = copy.copy(self)
-        other.generator = torch.Generator(self.device).manual_seed(seed)
+        other = copy.copy(self)  # one count of seeds serves them all
+        other.generator = torch.Generator(self.device).manual_seed(next(self.seeds) if seed is None else seed)
         other.recent = other.cache = other.anchor = None
-        other.sessions = itertools.count(1)
         return other
 
     def export(self, path, data=""):

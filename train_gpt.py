@@ -278,6 +278,8 @@ def main(cfg):
     batch = cfg.batch_size * cfg.accumulate * world
     if rank == 0:
         numbers, picture = beside(out, ".jsonl"), beside(out, ".png")
+        if not resumed:  # --overwrite: nobody shall resume the old run with the new one's log
+            out.unlink(missing_ok=True)
         start_log(numbers, step)
         size, A = sum(p.numel() for p in model.parameters()), model.config["action_dim"]
         print(f"{device} x {world} | {size:,} parameters | {A}-D actions | {batch} segments per step")

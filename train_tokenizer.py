@@ -174,9 +174,9 @@ def main(cfg):
     stop = stop_signal()
     train = open_data(cfg.data, "train", cfg.episodes, cfg.mixture)
     val = open_data(cfg.data, "val", mixture=cfg.mixture)
-    lpips = perceptual_loss(device) if cfg.lpips else None
     torch.manual_seed(cfg.seed)  # the same weights on all processes
     model, resumed = build(cfg)
+    lpips = perceptual_loss(device) if cfg.lpips else None
     model.to(device, memory_format=torch.channels_last).train()
     t, R = model.config["context_frames"], model.config["resolution"]
     if train.frame_shape != (R, R, 3):
@@ -215,6 +215,8 @@ def main(cfg):
     batch = cfg.batch_size * cfg.accumulate * world
     if rank == 0:
         numbers, picture = beside(out, ".jsonl"), beside(out, ".png")
+        if not resumed:  # --overwrite: nobody shall resume the old run with the new one's log
+            out.unlink(missing_ok=True)
         start_log(numbers, step)
         size = sum(p.numel() for p in model.parameters())
         print(f"{device} x {world} | {size:,} parameters | {batch} segments per step")

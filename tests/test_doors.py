@@ -146,8 +146,8 @@ def test_sessions_share_weights_and_nothing_else(trained):
         found = world.step(torch.zeros(1, 2))
         assert torch.equal(found[0], frame) and torch.equal(found[1], reward)
     assert world.session().recent is None
-    seeds = {session.generator.initial_seed() for session in (world, other, world.session(), world.session())}
-    assert len(seeds) == 4
+    sessions = world, other, world.session(), other.session(), world.session()
+    assert len({session.generator.initial_seed() for session in sessions}) == 5
     world.gpt.train()
     world.session()
     assert world.gpt.training  # a learner's model stays as it is

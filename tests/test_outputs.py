@@ -238,6 +238,32 @@ def test_names_that_would_share_a_log_or_a_picture_are_refused(there, new, tmp_p
         claim(tmp_path / new, (".jsonl", ".png"), overwrite=False)
 
 
+def test_pictures_and_folders_of_others_are_kept(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"a picture")
+    with pytest.raises(ValueError, match="x.png is there, of something else; pass another --out"):
+        start(train_tokenizer, **TOKENIZER_RUN, data="/nowhere", out=tmp_path / "x.pt")
+    (tmp_path / "x.jsonl").write_text('{"step": 1}\n')  # of a run that was killed before it was saved
+    with pytest.raises(FileNotFoundError, match="no episodes at /nowhere"):
+        start(train_tokenizer, **TOKENIZER_RUN, data="/nowhere", out=tmp_path / "x.pt")
+    (tmp_path / "b/real").mkdir(parents=True)
+    (tmp_path / "b/real/mine.txt").write_text("x")
+    with pytest.raises(ValueError, match="b/real holds other files than a replay; move"):
+        start(mbpo, preset="push", out=tmp_path / "b.pt")
+    (tmp_path / "m.json").write_text('{"psnr": {}, "command": "python evaluate.py"}')
+    with pytest.raises(ValueError, match="m.json exists: --overwrite true replaces it"):
+        evaluate.speed(configure(evaluate.SPEED, "", flags(preset="tiny", out=tmp_path / "m.json")))
+
+
+def test_an_overwritten_run_that_is_killed_is_not_resumed_from_the_old_one(push, tmp_path, monkeypatch):
+    out = tmp_path / "x.pt"
+    train(train_tokenizer, **TOKENIZER_RUN, data=push, out=out)
+    monkeypatch.setattr(train_tokenizer, "lr_at", lambda *settings: 1 / 0)  # a kill, before the first update
+    with pytest.raises(ZeroDivisionError):
+        train(train_tokenizer, **TOKENIZER_RUN, data=push, out=out, overwrite=True)
+    with pytest.raises(SystemExit, match="--resume: no checkpoint at"):
+        train(train_tokenizer, out=out, resume=True)
+
+
 def test_whatever_is_in_the_way_is_one_line(tmp_path):
     (tmp_path / "b").symlink_to(tmp_path / "a")
     (tmp_path / "a").symlink_to(tmp_path / "b")

@@ -313,12 +313,13 @@ def test_odd_episodes_cost_themselves_alone_wherever_they_stand(odd, tmp_path, c
     (tmp_path / "src").mkdir()
     for i in range(8):
         acted = {} if i in odd else dict(action=np.zeros((T, 2)))
-        np.savez(tmp_path / f"src/{i}.npz", image=moving(T), **acted)
+        np.savez(tmp_path / f"src/{i}.npz", image=moving(T), state=np.zeros(T), **acted)
     import_npz(tmp_path / "src", tmp_path / "out", workers=1)
     told = capsys.readouterr().out
     assert f"imported {8 - len(odd)}, skipped {len(odd)}" in told
-    assert "'action_dim': 0, 'has_reward': False}, most episodes {" in told
-    assert Episodes(tmp_path / "out", "all").action_dim == 2
+    assert "'action_dim': 0, 'has_reward': False}, the imported ones {" in told and "--size" not in told
+    meta = Episodes(tmp_path / "out", "all").meta
+    assert meta["action_dim"] == 2 and meta["not_imported"] == {"state": 8 - len(odd)}
 
 
 # ---- C: what players honour ----
