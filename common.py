@@ -6,6 +6,7 @@
 
 Functions only. Nothing here imports another file of ours."""
 
+import contextlib
 import ctypes
 import difflib
 import errno
@@ -134,8 +135,9 @@ def can_compile(device):
     """Whether torch.compile works there: it needs Triton (not on Windows) and a GPU of capability 7.0.
 
     (From their documentation: no such GPU was at hand.)"""
-    has_triton = importlib.util.find_spec("triton") is not None
-    return device.type == "cuda" and has_triton and torch.cuda.get_device_capability(device) >= (7, 0)
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def keep_memory():
@@ -334,7 +336,7 @@ def claim(out, endings=(), overwrite=True, resume=None, name="out"):
         if beside(path, suffix).is_file():
             shared = f"{beside(path, suffix)}, whose {', '.join(endings)} it would replace"
             raise ValueError(f"--{name} {out}: there is {shared}; pass another --{name}")
-    log = beside(path, ".jsonl")
+    log = beside(path, ".jsonl")  # of a training; plan.py looks after its own, beside a .json
     has_log = ".jsonl" in endings and path.suffix != ".json" and log.is_file() and log.stat().st_size > 0
     if has_log and not read_log(log):
         raise ValueError(f"--{name} {out}: {log} is no log of a training; pass another --{name}")
@@ -345,40 +347,44 @@ def claim(out, endings=(), overwrite=True, resume=None, name="out"):
     return path
 
 
-def write_whole(path, content):
-    """Write bytes under a temporary name, then rename: a kill or a full disk leaves the old file whole."""
+@contextlib.contextmanager
+def replacing(path):
+    """Yield a temporary name to write to, which then becomes `path`: an error or a kill leaves the old file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_bytes(content)
-    except OSError:
+        yield partial
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
     os.replace(partial, path)
 
 
+def write_whole(path, content):
+    """Write bytes to a file, whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
 def save_checkpoint(path, **state):
-    """Write plain data to one file, under a temporary name first: a kill leaves the old file whole.
+    """Write plain data to one file, whole or not at all.
 
     raises  OSError, which names the file and the space that is left, on a full disk"""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        torch.save(state, partial)
-    except (RuntimeError, OSError) as error:
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
-            raise  # of a full disk torch says: enforce fail at inline_container.cc:672, unexpected pos
-        reason = str(error) if isinstance(error, OSError) else "disk full"
-        free = shutil.disk_usage(path.parent).free / 1e6
-        partial.unlink(missing_ok=True)
-        after = "the same command"
-        if path.exists():
-            after = "--resume true, which goes on from the file before it"
-        message = f"cannot write {path} ({reason}; {free:.0f} MB were free): free some, then {after}"
-        raise OSError(message) from None
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        try:
+            torch.save(state, partial)
+        except (RuntimeError, OSError) as error:
+            if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+                raise  # of a full disk torch says: enforce fail at inline_container.cc:672, unexpected pos
+            reason = str(error) if isinstance(error, OSError) else "disk full"
+            free = shutil.disk_usage(path.parent).free / 1e6
+            after = "the same command"
+            if path.exists():
+                after = "--resume true, which goes on from the file before it"
+            message = f"cannot write {path} ({reason}; {free:.0f} MB were free): free some, then {after}"
+            raise OSError(message) from None
 
 
 def require_content(path):

@@ -376,12 +376,12 @@ def read_result(path):
     return numbers if isinstance(numbers, dict) else {}
 
 
-def claim_result(cfg):
-    """`claim` cfg.out before the work. The same command replaces its numbers; another one's are refused.
+def claim_result(out, overwrite, endings=(".md", ".png")):
+    """`claim` a result before the work. The same command replaces its numbers; another one's are refused.
 
-    raises  ValueError"""
-    is_same = read_result(cfg.out).get("command") == command_line()
-    cfg.out = claim(cfg.out, (".md", ".png"), cfg.overwrite or is_same)
+    returns  its Path;  raises  ValueError"""
+    is_same = read_result(out).get("command") == command_line()
+    return claim(out, endings, overwrite or is_same)
 
 
 def write_result(path, numbers):
@@ -548,7 +548,7 @@ def start_parts(cfg, model, data, networks, rank):
 
 def main(cfg):
     require_positive(cfg, "episodes", "samples", "horizon", "repeats", "batch_size")
-    claim_result(cfg)
+    cfg.out = claim_result(cfg.out, cfg.overwrite)
     curves = {path: read_curve(path) for path in cfg.curves}
     rank, world, device = setup_ddp()
     device = find_device(cfg.device) if cfg.device else device
@@ -987,8 +987,8 @@ def speed(cfg):
     machine = (torch.cuda.get_device_name() if gpu else cpu_name()).lower()
     out = cfg.out or f"results/speed-{re.sub('[^a-z0-9]+', '-', machine)}.json"
     cfg.train_batch, cfg.clips = cfg.train_batch or (64 if gpu else 4), cfg.clips or (16 if gpu else 1)
-    out = claim(out, overwrite=cfg.overwrite or "measured" in read_result(out))
     numbers = {} if cfg.overwrite else read_result(out)
+    out = claim(out, overwrite=cfg.overwrite or "measured" in numbers)
     for part in tqdm(cfg.parts, "speed"):
         rows = PARTS[part](cfg, device)
         numbers.setdefault("measured", {})[part] = dict(settings=vars(cfg), **provenance())
@@ -1057,7 +1057,7 @@ def loader(cfg):
     to open one; beside what an update of the transformer takes in."""
     require_positive(cfg, "batch_size", "workers", "segment_length")
     require_preset(cfg)
-    claim_result(cfg)
+    cfg.out = claim_result(cfg.out, cfg.overwrite)
     device, context = find_device(cfg.device), multiprocessing.get_context("spawn")
     rows = {key: {} for key in ("segments_per_s", "megabytes_per_s", "open_seconds", "open_megabytes")}
     with tempfile.TemporaryDirectory() as scratch:
@@ -1292,7 +1292,7 @@ def goal(cfg):
 def analyse(function, cfg):
     """Run an analysis, once it is sure that its numbers and its picture can be written."""
     cfg.picture = claim(cfg.picture, overwrite=cfg.overwrite or Path(cfg.out).is_file(), name="picture")
-    claim_result(cfg)
+    cfg.out = claim_result(cfg.out, cfg.overwrite)
     function(cfg)
 
 

@@ -262,9 +262,8 @@ def _write_part(i, job, folder, episodes, size, min_frames, jpeg, excluded):
     Actions stay as they are: what becomes of them is known when all are there. part-i.json, the report on
     the job, says that it is done."""
     part = folder / f"part-{i:05d}"
-    kinds = []
     groups = []  # of each kind: names of episodes, and of what they hold that is not imported, how often
-    report = dict(kinds=kinds, groups=groups, excluded=0, skipped=[])
+    report = dict(groups=groups, excluded=0, skipped=[])
     shutil.rmtree(part, ignore_errors=True)  # from a process that was killed before its report
 
     def readable():
@@ -294,16 +293,16 @@ def _write_part(i, job, folder, episodes, size, min_frames, jpeg, excluded):
         writers = []
         for number, name, frames_u8, actions, rewards, unused in readable():
             kind = kind_of(frames_u8, actions, rewards)
+            kinds = [group["kind"] for group in groups]
             if kind not in kinds:
-                writer = EpisodeWriter(part / str(len(kinds)), "", is_part=True, jpeg=jpeg)
-                writers.append(stack.enter_context(writer))
                 kinds.append(kind)
-                groups.append(dict(names=[], unused={}))
+                groups.append(dict(kind=kind, names=[], unused=Counter()))
+                writer = EpisodeWriter(part / str(len(writers)), "", is_part=True, jpeg=jpeg)
+                writers.append(stack.enter_context(writer))
             k = kinds.index(kind)
             writers[k].add(frames_u8, actions, rewards, name, number)
             groups[k]["names"].append(name)
-            for other in unused:
-                groups[k]["unused"][other] = groups[k]["unused"].get(other, 0) + 1
+            groups[k]["unused"].update(unused)
     write_json(folder / f"part-{i:05d}.json", report)
 
 
@@ -312,14 +311,15 @@ def _choose_kind(reports, folder):
     often}. The others join those that the reports skipped."""
     counts = Counter()
     for report in reports:
-        for kind, group in zip(report["kinds"], report["groups"], strict=True):
-            counts[json.dumps(kind)] += len(group["names"])
+        for group in report["groups"]:
+            counts[json.dumps(group["kind"])] += len(group["names"])
     usual = json.loads(max(counts, key=counts.get, default="null"))
     folders = []
     n_chosen = 0
     unused = Counter()
     for i, report in enumerate(reports):
-        for k, (kind, group) in enumerate(zip(report["kinds"], report["groups"], strict=True)):
+        for k, group in enumerate(report["groups"]):
+            kind = group["kind"]
             if kind == usual:
                 folders.append(folder / f"part-{i:05d}/{k}")
                 n_chosen += len(group["names"])
@@ -663,18 +663,17 @@ def _pictures_at(path, start, stop, times, fps, size):
     seconds = []  # of these frames
     shown = []  # seconds of all pictures of the part
     before = None
-    for now in _decoded(path, max(0.0, start - 0.5 / fps), stop - 0.5 / fps):
+    part = _decoded(path, max(0.0, start - 0.5 / fps), stop - 0.5 / fps)
+    for now in itertools.chain(part, [None]):  # None: the end
         while before and len(frames) < len(wanted):
             target = wanted[len(frames)]
-            if now[0] - target < target - before[0]:
+            if now and now[0] - target < target - before[0]:
                 break  # this one is nearer, or one that comes
             seconds.append(before[0])
             frames.append(_small(_as_shown(*before[1:]), size))
         before = now
-        shown.append(now[0])
-    while before and len(frames) < len(wanted):
-        seconds.append(before[0])
-        frames.append(_small(_as_shown(*before[1:]), size))
+        if now:
+            shown.append(now[0])
     spacing = np.median(np.diff(shown)) if len(shown) > 1 else np.inf
     tolerance = 0.2 / fps if spacing > 0.9 / fps else 0.51 * spacing
     far = ~(np.abs(np.array(seconds) - wanted) <= tolerance) if frames else np.ones(1, bool)  # NaN is far
@@ -687,9 +686,12 @@ def _pictures_at(path, start, stop, times, fps, size):
 
 def _picture(path):
     """A JPEG or PNG file as viewers show it, turned as its EXIF says: bytes (H, W, 3)."""
-    require_content(path)
-    with Image.open(path) as image:
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    try:
+        with Image.open(path) as image:
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except OSError:
+        require_content(path)
+        raise
 
 
 def _number_in(name):
@@ -711,7 +713,6 @@ def _read_video(path, n_pictures=0, size=0):
             return Recording(_stack(iio.imiter(path, plugin="pillow", mode="RGB"), size))
         except IndexError:
             raise ValueError("it is a damaged GIF") from None
-    require_content(path)
     _require_whole(path)
     return Recording(_stack(_video_frames(path), size))
 

@@ -73,7 +73,7 @@ from data import (
     to_u8,
     write_on,
 )
-from evaluate import TOKENIZER_OF, command_line, draw_curves, read_curve, read_result, write_result
+from evaluate import TOKENIZER_OF, claim_result, draw_curves, read_curve, write_result
 from gpt import GPT
 from sample import TRAINED, WorldModel
 from tokenizer import Tokenizer
@@ -879,8 +879,7 @@ def spread_of(runs, step):
 def report(folder, out, overwrite):
     """Table of the runs in a folder: real steps until 50 % and 80 % success, and how much there is after the
     steps that all runs have taken, and at a variant's end. Written to OUT.json, with curves in OUT.png."""
-    is_same = read_result(f"{out}.json").get("command") == command_line()
-    claim(f"{out}.json", (".png",), overwrite or is_same)
+    claim_result(f"{out}.json", overwrite, (".png",))
     variants, numbers, panels, steps = runs_in(folder), {}, [], {}
     for variant, runs in variants.items():  # that all its seeds have taken
         steps[variant] = sorted(set.intersection(*({step for step, _ in curve} for curve in runs.values())))

@@ -564,17 +564,19 @@ def read_records(path, settings, overwrite=False):
     """What an interrupted run has played.   raises  ValueError if it was another run, unless overwrite"""
     lines = path.read_text().splitlines(True) if path.is_file() else []
     whole = [line for line in lines if line.endswith("\n")]  # a kill tears the last one
+    fault = ""
     try:
         first, *records = map(json.loads, whole or ["{}"])
     except json.JSONDecodeError:
-        first, records = dict(settings, damaged=True), [None]
+        first, records = settings, []
+        fault = "is damaged"
     if whole and "ckpt" not in first:
         raise ValueError(f"{path} is no record of plan.py; pass another --out")
-    changed = [k for k in dict(settings, damaged=None) if records and first.get(k) != settings.get(k)]
-    if changed and not overwrite:
-        what = "is damaged" if changed == ["damaged"] else f"is of a run with other {', '.join(changed)}"
-        raise ValueError(f"{path} {what}; pass --overwrite true to delete it, or another --out")
-    if changed:
+    if changed := [k for k in settings if records and first.get(k) != settings[k]]:
+        fault = f"is of a run with other {', '.join(changed)}"
+    if fault and not overwrite:
+        raise ValueError(f"{path} {fault}; pass --overwrite true to delete it, or another --out")
+    if fault:
         records = []
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(whole) if records else json.dumps(settings) + "\n")
