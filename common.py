@@ -349,7 +349,7 @@ def claim(out, endings=(), overwrite=True, resume=None, name="out"):
 
 @contextlib.contextmanager
 def replacing(path):
-    """Yield a temporary name to write to, which then becomes `path`: an error or a kill leaves the old file."""
+    """Yield a temporary name to write to, then make it `path`: an error or a kill leaves the old file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
