@@ -59,8 +59,6 @@ from tqdm import tqdm
 from common import require_content
 from data import (
     KIND,
-    OXE,
-    RLDS_SUFFIX,
     EpisodeWriter,
     from_picture,
     kind_of,
@@ -70,6 +68,7 @@ from data import (
     write_json,
     write_tables,
 )
+from mixture import OXE, RLDS_SUFFIX
 
 NPZ_CONFIG = dict(
     src="",  # folder, searched with its subfolders

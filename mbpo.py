@@ -43,10 +43,9 @@ from tqdm import tqdm
 
 import gpt
 import tokenizer
+from checkpoints import TOKENIZER_OF
 from common import (
     autocast_for,
-    beside,
-    claim,
     configure,
     find_device,
     load_checkpoint,
@@ -60,21 +59,14 @@ from common import (
     stop_signal,
     uses_bf16,
 )
-from data import (
-    HELD_OUT,
-    Episodes,
-    demonstrations,
-    make_environment,
-    open_data,
-    play,
-    push_segments,
-    save_gif,
-    to_float,
-    to_u8,
-    write_on,
-)
-from evaluate import TOKENIZER_OF, claim_result, draw_curves, read_curve, write_result
+from data import Episodes, save_gif, to_float, to_u8, write_on
+from envs import demonstrations, make_environment, play
+from envs.base import HELD_OUT
+from envs.push import push_segments
+from files import beside, claim
 from gpt import GPT
+from mixture import open_data
+from results import claim_result, draw_curves, read_curve, write_result
 from sample import TRAINED, WorldModel
 from tokenizer import Tokenizer
 

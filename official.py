@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from common import require_content
+from files import require_content
 
 OXE_64, OXE_256 = "thuml/ivideogpt-oxe-64-act-free", "thuml/ivideogpt-oxe-256-act-free"  # to fine-tune
 FILES = dict(tokenizer="diffusion_pytorch_model.safetensors", transformer="model.safetensors")

@@ -45,9 +45,6 @@ from torch import nn
 from tqdm import tqdm
 
 from common import (
-    beside,
-    claim,
-    claim_folder,
     configure,
     find_device,
     keep_memory,
@@ -56,9 +53,13 @@ from common import (
     require_positive,
     run,
 )
-from data import HELD_OUT, make_environment, save_gif, to_float
-from evaluate import load_torchscript, perceptual_distance, read_result, write_result
+from data import save_gif, to_float
+from envs import make_environment
+from envs.base import HELD_OUT
+from evaluate import perceptual_distance
+from files import beside, claim, claim_folder, load_torchscript
 from importers import open_vp2, vp2_frames
+from results import read_result, write_result
 from sample import WorldModel
 
 CONFIG = dict(

@@ -27,8 +27,6 @@ import torch.nn.functional as F
 import official
 from common import (
     can_compile,
-    claim,
-    claim_folder,
     configure,
     find_device,
     load_checkpoint,
@@ -37,9 +35,12 @@ from common import (
     save_checkpoint,
     uses_bf16,
 )
-from data import goal_first, open_data, push_segments, save_contact_sheet, save_side_by_side, to_float
+from data import goal_first, save_contact_sheet, save_side_by_side, to_float
+from envs.push import push_segments
+from files import claim, claim_folder
 from gpt import GPT
 from importers import load_episode
+from mixture import open_data
 from tokenizer import Tokenizer
 
 CONFIG = dict(

@@ -34,10 +34,8 @@ import gpt
 from common import (
     agreed,
     autocast_for,
-    beside,
     can_compile,
     changes_given,
-    claim,
     configure,
     load_checkpoint,
     log,
@@ -49,8 +47,10 @@ from common import (
     start_log,
     stop_signal,
 )
-from data import draw_segments, goal_first, open_data, prefetch, save_contact_sheet
+from data import draw_segments, goal_first, prefetch, save_contact_sheet
+from files import beside, claim
 from gpt import GPT
+from mixture import open_data
 from muon import Muon
 from official import OXE_64, OXE_256
 from tokenizer import Tokenizer

@@ -31,10 +31,8 @@ import tokenizer
 from common import (
     agreed,
     autocast_for,
-    beside,
     can_compile,
     changes_given,
-    claim,
     configure,
     load_checkpoint,
     log,
@@ -47,7 +45,9 @@ from common import (
     start_log,
     stop_signal,
 )
-from data import draw_segments, open_data, prefetch, save_contact_sheet
+from data import draw_segments, prefetch, save_contact_sheet
+from files import beside, claim
+from mixture import open_data
 from official import OXE_64, OXE_256
 from tokenizer import Decoder, Discriminator, Encoder, Tokenizer, VectorQuantizer
 
