@@ -59,13 +59,14 @@ from common import (
     stop_signal,
     uses_bf16,
 )
-from data import Episodes, save_gif, to_float, to_u8, write_on
+from data import Episodes, to_float, to_u8
 from envs import demonstrations, make_environment, play
 from envs.base import HELD_OUT
 from envs.push import push_segments
 from files import beside, claim
 from gpt import GPT
 from mixture import open_data
+from pictures import save_gif, write_on
 from results import claim_result, draw_curves, read_curve, write_result
 from sample import TRAINED, WorldModel
 from tokenizer import Tokenizer

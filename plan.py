@@ -53,12 +53,13 @@ from common import (
     require_positive,
     run,
 )
-from data import save_gif, to_float
+from data import to_float
 from envs import make_environment
 from envs.base import HELD_OUT
 from evaluate import perceptual_distance
 from files import beside, claim, claim_folder, load_torchscript
 from importers import open_vp2, vp2_frames
+from pictures import save_gif
 from results import read_result, write_result
 from sample import WorldModel
 
