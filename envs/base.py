@@ -36,7 +36,7 @@ class World:
     """Counts episodes and steps, and checks actions. A subclass sets action_dim and writes
 
     render(), expert()
-    _begin(seed)    place everything for a new episode; seed [seed, episode] is for numpy's generators
+    _begin()        place everything for a new episode, from self.seed and self.episode
     _move(actions)  apply actions (n,A) in [-1, 1] -> reward (n,), success (n,)"""
 
     action_repeat = 1
@@ -50,10 +50,10 @@ class World:
         self.time = np.zeros(n, int)  # actions taken in this episode
 
     def reset(self):
-        """Begin the next episode of a single world; returns frames_u8 (1,H,W,3)."""
+        """Begin the next episodes; returns frames_u8 (n,H,W,3)."""
         self.episode += 1
         self.time[:] = 0
-        self._begin([self.seed, self.episode[0]])
+        self._begin()
         return self.render()
 
     def step(self, actions):

@@ -42,8 +42,8 @@ class MetaWorld(World):
         self.policy = ENV_POLICY_MAP[f"{task}-v3"]()
         self.renderer = mujoco_renderer(self.simulator.model, size, size)
 
-    def _begin(self, seed):
-        self.simulator.np_random = np.random.default_rng(seed)
+    def _begin(self):
+        self.simulator.np_random = np.random.default_rng([self.seed, self.episode[0]])
         self.simulator.reset()
         self.observation, *_ = self.simulator.step(np.zeros(4, np.float32))  # as the authors do
 

@@ -51,9 +51,9 @@ class RoboDesk(World):
         self.camera.elevation = -60
         self.camera.lookat[:] = 0, 0.535, 1.1
 
-    def _begin(self, seed):
+    def _begin(self):
         others = np.random.get_state()
-        np.random.seed(np.random.SeedSequence(seed).generate_state(4))  # RoboDesk's own
+        np.random.seed(np.random.SeedSequence([self.seed, self.episode[0]]).generate_state(4))  # RoboDesk's own
         self.desk.original_pos = {}  # states of earlier episodes keep the old one
         self.desk.reset()
         np.random.set_state(others)

@@ -83,8 +83,8 @@ class RobosuitePush(World):
         self.options = mujoco.MjvOption()
         self.options.geomgroup[0] = 0  # do not draw collision shapes
 
-    def _begin(self, seed):
-        rng = np.random.default_rng(seed)
+    def _begin(self):
+        rng = np.random.default_rng([self.seed, self.episode[0]])
         apart = 0
         while apart < 0.16:  # until no two things touch
             spots = rng.uniform((-0.1, -0.15), (0.3, 0.15), (4, 2))
