@@ -1,31 +1,26 @@
 """envs/base.py: what a world is, and what all worlds share.
 
-A world is n copies of one environment, stepped together: PushWorld has any n, a robot's simulator has n = 1.
-n worlds, A action dimensions, N action sequences of h actions each, H x W pixels.
+A world is n copies of one environment that move together; a robot's simulator has n = 1. To add a world, write
+a subclass of World in a file of its own, with what is marked *, and name it in envs.make_environment.
+n worlds, A action dimensions, N sequences of h actions, H = W = size pixels; frames_u8 are (n,H,W,3).
 
-    n               number of worlds
-    action_dim      A; actions are in [-1, 1]
-    action_repeat   steps of the simulator per action
-    length          actions per episode
-    episode         (n,) number of the current episode, -1 before the first. What an episode looks like depends
-                    on (seed, world, episode) alone: to play episode e, write env.episode[:] = e - 1 and reset.
-    reset()         begin the next episodes -> frames_u8 (n,H,W,3)
-    step(actions)   actions (n,A) -> frames_u8 (n,H,W,3), reward (n,) float32, success (n,), done (n,) bool
-    render()        draw the current state -> frames_u8 (n,H,W,3)
-    expert()        the scripted player's actions (n,A)
-    close()         free the renderer
-
-Planning (plan.py) needs more, which Meta-World does not have:
-
-    tolerance       a distance below this is a success
-    state()         everything that a step changes
-    restore(state)  go back to a state, without drawing it
-    positions()     positions of the objects, the goal of a planning task
-    distance(positions)          how far the objects are from there, (n,)
-    foresee(actions, positions)  what each of the sequences (N,h,A) would lead to; the world stays as it is
-                                 -> frames_u8 (N,h,H,W,3), rewards (N,h), distances from `positions` (N,h)
-
-To add a world, write a subclass of World in a file of its own and add its name to envs.make_environment."""
+    n, size, seed, length  length: actions per episode
+    episode (n,)           number of the current one, -1 before the first. It looks the same whenever it is
+                           played: to play episode e, set env.episode[:] = e - 1 and call reset.
+  * action_dim             A; actions are in [-1, 1]
+    action_repeat          steps of the simulator per action
+    reset()                begin the next episode -> frames_u8
+    step(actions (n,A))    -> frames_u8, reward (n,) float32, success (n,) bool, done (n,) bool
+  * render()               draw the current state -> frames_u8
+  * expert()               the scripted player's actions (n,A)
+    close()                free the renderer
+What planning (plan.py) needs as well; Meta-World does not have it:
+  * tolerance              a smaller distance is a success
+  * state(), restore(state)       all that steps and resets change; going back does not draw
+  * positions()            where the objects are: the goal of a planning task
+  * distance(positions)    how far the objects are from there (n,)
+  * foresee(actions (N,h,A), positions)   what N sequences of one world would lead to; the world stays as it is
+                           -> frames_u8 (N,h,H,W,3), rewards (N,h), distances (N,h)"""
 
 import numpy as np
 
@@ -33,17 +28,17 @@ HELD_OUT = 1_000_000  # seeds of worlds from here on are for evaluation
 
 
 class World:
-    """Counts episodes and steps, and checks actions. A subclass sets action_dim and writes
+    """Counts episodes and steps and checks actions. Of a subclass, which begins and moves, it needs
 
-    render(), expert()
-    _begin()        place everything for a new episode, from self.seed and self.episode
+    _begin()        place everything for a new episode, from self.seed and self.episode alone
     _move(actions)  apply actions (n,A) in [-1, 1] -> reward (n,), success (n,)"""
 
     action_repeat = 1
+    renderer = None
 
     def __init__(self, size, seed, length, n=1):
         self.n = n
-        self.size = size  # H = W
+        self.size = size
         self.seed = seed
         self.length = length
         self.episode = np.full(n, -1)
@@ -69,11 +64,12 @@ class World:
         return self.render(), reward.astype(np.float32), success, self.time >= self.length
 
     def close(self):
-        """Free what the world holds: by default nothing."""
+        if self.renderer:
+            self.renderer.close()
 
 
 def foresee_in_turn(env, actions, positions):
-    """`foresee` for a simulator of one world: play each sequence, then go back to where it began."""
+    """`foresee` of a simulator of one world: play each sequence, then go back to where it began."""
     N, h, _ = actions.shape
     frames_u8 = np.empty((N, h, env.size, env.size, 3), np.uint8)
     rewards = np.empty((N, h), np.float32)
@@ -82,10 +78,8 @@ def foresee_in_turn(env, actions, positions):
     for i in range(N):
         env.restore(start)
         for k in range(h):
-            frame, reward, _, _ = env.step(actions[i, k][None])
-            frames_u8[i, k] = frame[0]
-            rewards[i, k] = reward[0]
-            distances[i, k] = env.distance(positions)[0]
+            frames_u8[i, k : k + 1], rewards[i, k : k + 1], _, _ = env.step(actions[i, k : k + 1])
+            distances[i, k : k + 1] = env.distance(positions)
     env.restore(start)
     return frames_u8, rewards, distances
 

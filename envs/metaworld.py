@@ -63,6 +63,3 @@ class MetaWorld(World):
 
     def expert(self):
         return np.clip(self.policy.get_action(self.observation), -1, 1)[None]
-
-    def close(self):
-        self.renderer.close()

@@ -7,23 +7,22 @@ import sys
 
 @contextlib.contextmanager
 def optional_import(name, packages):
-    """Import a simulator inside this context: prepares MuJoCo, and names the missing packages.
-
-    raises  ImportError with the pip line"""
+    """Import a simulator in this context; raises ImportError with the pip line where a package is missing."""
     if sys.platform == "linux":
-        os.environ.setdefault("MUJOCO_GL", "egl")  # draws without a display; mujoco reads it when imported
-    import torch._dynamo  # noqa: F401  loads Triton's LLVM, which crashes if the renderer's LLVM came first
+        os.environ.setdefault("MUJOCO_GL", "egl")  # draws without a display
+    import torch._dynamo  # noqa: F401  Triton's LLVM crashes if it is loaded after the renderer's
+
     try:
         yield
-    except (ImportError, AttributeError) as error:  # PyOpenGL raises the latter where a library is missing
+    except (ImportError, AttributeError) as error:  # the latter is PyOpenGL's, where a library is missing
         need = f"pip install {packages}; Debian: apt install libegl1 libgl1"
         raise ImportError(f"{name} needs {need} ({error})") from None
 
 
 def mujoco_renderer(model, height, width, fast=False):
-    """A mujoco.Renderer of a model's cameras; fast: no shadows, reflections or smooth edges, a tenth of the time.
+    """A renderer of a model's cameras; fast: no shadows, reflections or smooth edges, a tenth of the time.
 
-    raises  ValueError if MuJoCo cannot draw here"""
+    raises  ValueError where MuJoCo cannot draw"""
     import mujoco
 
     if fast:

@@ -1,7 +1,6 @@
-"""envs/push.py: PushWorld, the built-in world: physics, drawing, a scripted player, and fresh episodes.
+"""envs/push.py: PushWorld, the built-in world: physics, drawing, a scripted player, fresh episodes.
 
-n worlds, H x W pixels. Lengths are in table sides, whatever the picture's size: the table is [0,1] x [0,1], y down.
-Run: python prepare.py push"""
+All lengths are in table sides: the table is [0,1] x [0,1], y down.   Run: python prepare.py push"""
 
 import copy
 
@@ -74,8 +73,6 @@ class PushWorld(World):
         self.background = np.zeros((n, size, size, 3), np.float32)
         self.reset()
 
-    # ---- a new episode ----
-
     def _begin(self):
         self.glide[:] = 0
         for i in range(self.n):
@@ -100,7 +97,7 @@ class PushWorld(World):
                 return positions[is_good.argmax()]
 
     def _is_solvable(self, i, positions):
-        """Which of the drawn positions (m,4,2) leave room to push block 0 straight to its target, (m,) bool."""
+        """Whether block 0 can be pushed straight to its target: positions (m,4,2) -> (m,) bool."""
         grip, block, other, target = np.moveaxis(positions, 1, 0)
         way = target - block
         distance = np.linalg.norm(way, axis=-1, keepdims=True)
@@ -136,8 +133,6 @@ class PushWorld(World):
         pad = 0.5 * self.colours[i, :1] + 0.5 * 255 * table
         self._draw(self.background[i : i + 1], self.target[i : i + 1], 3.5 / 64, 4 / 64, pad)
 
-    # ---- physics ----
-
     def _move(self, actions):
         before = self.blocks
         for _ in range(self.substeps):
@@ -168,8 +163,6 @@ class PushWorld(World):
                 self.grip = self.grip + np.maximum(depth, 0)[:, None] * normal
                 self.grip = np.clip(self.grip, self.grip_radius, 1 - self.grip_radius)
 
-    # ---- drawing ----
-
     def render(self):
         canvas = self.background.copy()
         for k in (0, 1):
@@ -196,8 +189,6 @@ class PushWorld(World):
         window = np.arange(len(canvas))[:, None, None], pixels[:, 1, :, None], pixels[:, 0, None, :]
         canvas[window] += cover * (colour[:, None, None] - canvas[window])
 
-    # ---- planning ----
-
     def expert(self):
         return expert(self)
 
@@ -218,19 +209,18 @@ class PushWorld(World):
 
     def foresee(self, actions, positions):
         """`foresee` of one world: all sequences at once, each in a copy of this world."""
+        N, h, _ = actions.shape
         twins = copy.copy(self)
-        twins.n = len(actions)
+        twins.n = N
         for name, value in self.state().items():
-            setattr(twins, name, value.repeat(twins.n, 0))
-        frames_u8 = []
-        rewards = []
-        distances = []
-        for k in range(actions.shape[1]):
-            frame, reward, _, _ = twins.step(actions[:, k])
-            frames_u8.append(frame)
-            rewards.append(reward)
-            distances.append(twins.distance(positions))
-        return np.stack(frames_u8, 1), np.stack(rewards, 1), np.stack(distances, 1)
+            setattr(twins, name, value.repeat(N, 0))
+        frames_u8 = np.empty((N, h, self.size, self.size, 3), np.uint8)
+        rewards = np.empty((N, h), np.float32)
+        distances = np.empty((N, h))
+        for k in range(h):
+            frames_u8[:, k], rewards[:, k], _, _ = twins.step(actions[:, k])
+            distances[:, k] = twins.distance(positions)
+        return frames_u8, rewards, distances
 
 
 def expert(world, block=None, goal=None):
@@ -266,9 +256,9 @@ def expert(world, block=None, goal=None):
 
 
 def _step_around(world, centre, core, reach, ready):
-    """The gripper's next position on its way round a block to `ready`, both (n,2) seen from the block's centre.
+    """The gripper's next position on its way round a block to `ready`, both seen from the block's centre (n,2).
 
-    Of 24 headings, the one that ends closest to `ready` in angle and distance, without touching the block."""
+    Of 24 headings it takes the one that ends closest in angle and distance, and does not touch the block."""
     angles = np.arange(24) * (2 * np.pi / 24)
     options = world.grip[:, None] + world.speed * np.stack([np.cos(angles), np.sin(angles)], 1)
     options = np.clip(options, world.grip_radius, 1 - world.grip_radius) - centre[:, None]  # (n, 24, 2)
@@ -280,48 +270,43 @@ def _step_around(world, centre, core, reach, ready):
     return options[np.arange(world.n), cost.argmin(1)]
 
 
-def play_push(
-    episodes, length=60, size=64, seed=0, expert_share=0.6, action_noise=0.3, robot="red", scene=-1
-):
-    """Play fresh PushWorld episodes; yields each as `envs.play` does, and its kind, "expert" or "random".
+def play_push(episodes, length=60, size=64, seed=0, expert_share=0.6, action_noise=0.3, robot="red", scene=-1):
+    """Play fresh episodes and yield each as `envs.play` does, with its kind, "expert" or "random".
 
-    A share is played by the noisy expert, which after success takes any block to any place, so that things
-    keep moving; the rest is random play."""
+    A share is played by the noisy expert, which after a success (or when it gives up: some goals cannot be
+    reached) takes any block to any place, so that things keep moving; the rest is random play."""
     n = min(episodes, 50)
     world = PushWorld(n, size, seed, length, robot, scene)
     world.episode[:] = -1
     for first in range(0, episodes, n):
         rng = np.random.default_rng([seed, first, 1, 1])  # four numbers: none of the world's own streams
         wander = random_policy(n, length, [seed, first, 1, 2])
-        frames_u8 = [world.reset()]
-        actions = []
-        rewards = [np.zeros(n, np.float32)]
+        frames_u8 = np.empty((length + 1, n, size, size, 3), np.uint8)  # a new array: the last one is in use
+        actions = np.empty((length, n, 2), np.float32)
+        rewards = np.zeros((length + 1, n), np.float32)
+        frames_u8[0] = world.reset()
         won = np.zeros(n, bool)
         is_expert = rng.random(n) < expert_share
-        block = np.zeros(n, int)  # which block the expert pushes
-        goal = world.target.copy()  # and where to
+        block = np.zeros(n, int)
+        goal = world.target.copy()
         for k in range(length):
             noisy = np.clip(expert(world, block, goal) + rng.normal(0, action_noise, (n, 2)), -1, 1)
-            actions.append(np.where(is_expert[:, None], noisy, wander[k]).astype(np.float32))
-            frame, reward, success, _ = world.step(actions[-1])
-            frames_u8.append(frame)
-            rewards.append(reward)
+            actions[k] = np.where(is_expert[:, None], noisy, wander[k])
+            frames_u8[k + 1], rewards[k + 1], success, _ = world.step(actions[k])
             won |= success
             is_there = np.linalg.norm(world.blocks[np.arange(n), block] - goal, axis=-1) < 0.05
-            gives_up = (rng.random(n) < 0.03) & (won | (k > length // 2))  # some goals cannot be reached
+            gives_up = (rng.random(n) < 0.03) & (won | (k > length // 2))
             is_new = is_there | gives_up
             block = np.where(is_new, rng.integers(2, size=n), block)
             goal = np.where(is_new[:, None], rng.uniform(0.2, 0.8, (n, 2)), goal)
-        columns = dict(frames_u8=np.stack(frames_u8, 1), actions=np.stack(actions, 1), rewards=np.stack(rewards, 1))
         for i in range(min(n, episodes - first)):
-            episode = {name: column[i] for name, column in columns.items()}
-            yield dict(episode, success=won[i], kind="expert" if is_expert[i] else "random")
+            kind = "expert" if is_expert[i] else "random"
+            episode = dict(frames_u8=frames_u8[:, i], actions=actions[:, i], rewards=rewards[:, i])
+            yield dict(episode, success=won[i], kind=kind)
 
 
 def push_segments(n, T, seed=0, size=64):
-    """n segments (as Episodes.batch) of T frames of fresh PushWorld episodes.
-
-    No data set made with a seed below HELD_OUT contains them."""
+    """n segments of T frames (as Episodes.batch) that no data made with a seed below HELD_OUT contains."""
     length = max(60, T)
     starts = np.random.default_rng([seed + HELD_OUT, n, T]).integers(0, length + 2 - T, n)
     frames_u8 = []

@@ -5,6 +5,7 @@ import numpy as np
 from envs.base import World, foresee_in_turn
 from envs.mujoco import mujoco_renderer, optional_import
 
+CHANGING = ("qpos", "qvel", "ctrl", "act")  # arrays of the simulator that make up its state
 PRESS = (0, 0, 0.12), (0, 0, -0.03)
 
 # Each task's script: the object, and offsets (m) from it to which the finger tip goes, one after another.
@@ -53,7 +54,8 @@ class RoboDesk(World):
 
     def _begin(self):
         others = np.random.get_state()
-        np.random.seed(np.random.SeedSequence([self.seed, self.episode[0]]).generate_state(4))  # RoboDesk's own
+        seed = np.random.SeedSequence([self.seed, self.episode[0]])
+        np.random.seed(seed.generate_state(4))  # RoboDesk draws from NumPy's global generator
         self.desk.original_pos = {}  # states of earlier episodes keep the old one
         self.desk.reset()
         np.random.set_state(others)
@@ -91,24 +93,15 @@ class RoboDesk(World):
         motion = np.clip((to_object + offsets[self.stage]) / 0.081, -1, 1)
         return np.append(motion, (0, -1))[None]
 
-    def close(self):
-        self.renderer.close()
-
     def state(self):
         data = self.physics.data
-        return dict(
-            qpos=data.qpos.copy(),
-            qvel=data.qvel.copy(),
-            ctrl=data.ctrl.copy(),
-            act=data.act.copy(),
-            time=self.time.copy(),
-            stage=self.stage,
-            original_pos=self.desk.original_pos,
-        )
+        own = dict(time=self.time.copy(), stage=self.stage, original_pos=self.desk.original_pos)
+        copies = {name: getattr(data, name).copy() for name in CHANGING}
+        return dict(own, **copies)
 
     def restore(self, state):
         data = self.physics.data
-        for name in ("qpos", "qvel", "ctrl", "act"):
+        for name in CHANGING:
             getattr(data, name)[:] = state[name]
         self.time = state["time"].copy()
         self.stage = state["stage"]

@@ -5,8 +5,6 @@ import numpy as np
 from envs.base import World, foresee_in_turn
 from envs.mujoco import mujoco_renderer, optional_import
 
-TABLE = 0.8  # its height, m
-
 
 def push_center():
     """VP2's scene for robosuite: a Panda arm at a table with two boxes, a cylinder and a ball.
@@ -31,7 +29,7 @@ def push_center():
             super()._load_model()
             robot = self.robots[0].robot_model
             robot.set_base_xpos(robot.base_xpos_offset["table"](0.8))
-            arena = TableArena((0.8, 0.8, 0.05), table_offset=(0, 0, TABLE))
+            arena = TableArena((0.8, 0.8, 0.05), table_offset=(0, 0, 0.8))
             arena.set_origin([0, 0, 0])
             arena.set_camera("agentview_shift_2", [0.67589, 0, 1.25127], [0.6326, 0.31594, 0.31594, 0.6326])
             self.things = (
@@ -45,17 +43,10 @@ def push_center():
     controllers = load_composite_controller_config(controller="BASIC", robot="Panda")
     motion = dict(type="OSC_POSITION", output_max=[0.05] * 3, output_min=[-0.05] * 3)  # m
     controllers["body_parts"]["right"].update(motion)
-    return PushCenter(
-        "Panda",
-        controller_configs=controllers,
-        control_freq=1,  # actions per second
-        use_camera_obs=False,
-        has_renderer=False,
-        has_offscreen_renderer=False,
-        ignore_done=True,
-        initialization_noise=None,
-        hard_reset=False,  # a hard reset spoils later pictures
-    )
+    off = dict(use_camera_obs=False, has_renderer=False, has_offscreen_renderer=False)
+    # one action a second; a hard reset spoils later pictures
+    how = dict(control_freq=1, ignore_done=True, initialization_noise=None, hard_reset=False)
+    return PushCenter("Panda", controller_configs=controllers, **off, **how)
 
 
 class RobosuitePush(World):
@@ -91,7 +82,7 @@ class RobosuitePush(World):
             apart = (np.linalg.norm(spots[:, None] - spots, axis=-1) + np.eye(4)).min()
         self.simulator.reset()
         for thing, spot, size in zip(self.simulator.things, spots, self.sizes, strict=True):
-            pose = np.array((*spot, TABLE + size, 1, 0, 0, 0))  # position, quaternion
+            pose = np.array((*spot, 0.8 + size, 1, 0, 0, 0))  # position, quaternion
             self.simulator.sim.data.set_joint_qpos(thing.joints[0], pose)
         self.simulator.sim.forward()
         self.pushed = rng.integers(4)  # the thing that the script pushes
@@ -105,7 +96,7 @@ class RobosuitePush(World):
 
     def _move(self, actions):
         self.simulator.step(actions[0])
-        on_table = self.positions()[..., 2].min(1) > TABLE
+        on_table = self.positions()[..., 2].min(1) > 0.8
         return np.zeros(1), (self.distance(self.first) > 0.08) & on_table
 
     def render(self):
@@ -116,38 +107,29 @@ class RobosuitePush(World):
         """Go down behind the thing, then push it in the episode's direction: actions (1,4)."""
         hand = self.data.site_xpos[self.simulator.robots[0].eef_site_id["right"]]
         position = self.positions()[0, self.pushed, :2]
-        room = self.sizes[self.pushed] + 0.07
-        low = 0.84
-        aim = np.append(position - room * self.direction, 1.05 if self.stage == 0 else low)
+        behind = position - (self.sizes[self.pushed] + 0.07) * self.direction
+        aim = np.append(behind, 1.05 if self.stage == 0 else 0.84)
         if np.abs(aim - hand).max() < 0.03:
             self.stage = min(self.stage + 1, 2)
         if self.stage == 2:
-            aim = np.append(np.clip(position, -0.3, 0.3), low)
-        is_there = self.distance(self.first) >= 0.25
-        motion = (aim - hand) / 0.05 * ~is_there
+            aim = np.append(np.clip(position, -0.3, 0.3), 0.84)
+        motion = (aim - hand) / 0.05 * (self.distance(self.first) < 0.25)
         return np.append(motion / max(1, np.abs(motion).max()), 0)[None]
 
     def close(self):
-        self.renderer.close()
+        super().close()
         self.simulator.close()
 
     def state(self):
-        return dict(
-            simulator=self.simulator.sim.get_state().flatten(),
-            fingers=self.simulator.robots[0].gripper["right"].current_action.copy(),
-            time=self.time.copy(),
-            stage=self.stage,
-            pushed=self.pushed,
-            direction=self.direction,
-            first=self.first,
-        )
+        state = {name: getattr(self, name) for name in ("stage", "pushed", "direction", "first")}
+        fingers = self.simulator.robots[0].gripper["right"].current_action.copy()
+        flat = self.simulator.sim.get_state().flatten()
+        return dict(state, time=self.time.copy(), fingers=fingers, simulator=flat)
 
     def restore(self, state):
         self.time = state["time"].copy()
-        self.stage = state["stage"]
-        self.pushed = state["pushed"]
-        self.direction = state["direction"]
-        self.first = state["first"]
+        for name in ("stage", "pushed", "direction", "first"):
+            setattr(self, name, state[name])
         robot = self.simulator.robots[0]
         robot.gripper["right"].current_action = state["fingers"].copy()
         self.simulator.sim.set_state_from_flattened(state["simulator"])
