@@ -1,7 +1,7 @@
 """envs/base.py: what a world is, and what all worlds share.
 
-A world is n copies of one environment that move together; a robot's simulator has n = 1. To add a world, write
-a subclass of World in a file of its own, with what is marked *, and name it in envs.make_environment.
+A world is n copies of one environment that move together; a robot's simulator has n = 1. To add one, write a
+subclass of World in a file of its own, with what is marked *, and name it in envs.make_environment.
 n worlds, A action dimensions, N sequences of h actions, H = W = size pixels; frames_u8 are (n,H,W,3).
 
     n, size, seed, length  length: actions per episode
@@ -19,7 +19,7 @@ What planning (plan.py) needs as well; Meta-World does not have it:
   * state(), restore(state)       all that steps and resets change; going back does not draw
   * positions()            where the objects are: the goal of a planning task
   * distance(positions)    how far the objects are from there (n,)
-  * foresee(actions (N,h,A), positions)   what N sequences of one world would lead to; the world stays as it is
+  * foresee(actions (N,h,A), positions)   what N sequences lead to, n being 1; the world stays as it is
                            -> frames_u8 (N,h,H,W,3), rewards (N,h), distances (N,h)"""
 
 import numpy as np
@@ -52,10 +52,9 @@ class World:
         return self.render()
 
     def step(self, actions):
-        """Take one action in each world. actions (n,A), clipped to [-1, 1].
+        """Take one action in each world; it is clipped to [-1, 1].
 
-        returns  frames_u8 (n,H,W,3), reward (n,) float32, success (n,) bool, done (n,) bool
-        raises   ValueError for another shape or numbers that are not finite"""
+        raises  ValueError for another shape or numbers that are not finite"""
         shape = (self.n, self.action_dim)
         if np.shape(actions) != shape or not np.isfinite(actions).all():
             raise ValueError(f"actions are {np.shape(actions)} or not finite; expected numbers {shape}")

@@ -64,10 +64,8 @@ class PushWorld(World):
         self.scene = scene
         self.spread = spread
         self.anywhere = anywhere
-        self.grip = np.zeros((n, 2))
-        self.target = np.zeros((n, 2))
-        self.blocks = np.zeros((n, 2, 2))  # (world, block, xy)
-        self.glide = np.zeros((n, 2, 2))  # the blocks' own motion in the next step
+        self.grip, self.target = np.zeros((2, n, 2))
+        self.blocks, self.glide = np.zeros((2, n, 2, 2))  # blocks and their own motion: (world, block, xy)
         self.half = np.zeros((n, 2))  # half-side of each block
         self.colours = np.zeros((n, 2, 3), np.float32)  # of the blocks
         self.background = np.zeros((n, size, size, 3), np.float32)
@@ -135,9 +133,9 @@ class PushWorld(World):
 
     def _move(self, actions):
         before = self.blocks
+        motion = actions * self.speed / self.substeps
         for _ in range(self.substeps):
-            self.grip = self.grip + actions * self.speed / self.substeps
-            self.grip = np.clip(self.grip, self.grip_radius, 1 - self.grip_radius)
+            self.grip = np.clip(self.grip + motion, self.grip_radius, 1 - self.grip_radius)
             self.blocks = self.blocks + self.glide / self.substeps
             self._separate()
         self.glide = (1 - self.friction) * (self.blocks - before)
@@ -146,22 +144,22 @@ class PushWorld(World):
         return success - distance - 0.25 * np.linalg.norm(self.grip - self.blocks[:, 0], axis=-1), success
 
     def _separate(self):
-        """Undo overlaps: the gripper pushes blocks, blocks push each other, walls stop them."""
+        """Undo overlaps: the gripper pushes blocks, blocks each other, walls stop them; the gripper gives way."""
         core = self.half - self.corner
         reach = self.corner + self.grip_radius
         wall = self.half[..., None]
         for k in range(2 * self.relax):
-            if k < self.relax:
+            if k < self.relax:  # later rounds settle blocks between each other and the walls
                 depth, normal = contact(self.blocks - self.grip[:, None], core, reach)
                 self.blocks = self.blocks + np.maximum(depth, 0)[..., None] * normal
             depth, normal = contact(self.blocks[:, 1] - self.blocks[:, 0], core.sum(1), 2 * self.corner)
             push = 0.5 * np.maximum(depth, 0)[:, None] * normal
             self.blocks = np.clip(self.blocks + np.stack([-push, push], 1), wall, 1 - wall)
-        for _ in range(self.relax):  # a block that still overlaps is jammed: the gripper gives way
+        for _ in range(self.relax):  # a block that overlaps the gripper by now is jammed
             for k in (0, 1):
                 depth, normal = contact(self.grip - self.blocks[:, k], core[:, k], reach)
-                self.grip = self.grip + np.maximum(depth, 0)[:, None] * normal
-                self.grip = np.clip(self.grip, self.grip_radius, 1 - self.grip_radius)
+                grip = self.grip + np.maximum(depth, 0)[:, None] * normal
+                self.grip = np.clip(grip, self.grip_radius, 1 - self.grip_radius)
 
     def render(self):
         canvas = self.background.copy()
@@ -189,8 +187,50 @@ class PushWorld(World):
         window = np.arange(len(canvas))[:, None, None], pixels[:, 1, :, None], pixels[:, 0, None, :]
         canvas[window] += cover * (colour[:, None, None] - canvas[window])
 
-    def expert(self):
-        return expert(self)
+    def expert(self, block=None, goal=None):
+        """Scripted player: go round a block to the side away from its goal, then push it there.
+
+        block (n,) of 0 and 1, by default 0;  goal (n,2), by default the target;  returns actions (n,2)"""
+        block = np.zeros(self.n, int) if block is None else block
+        goal = self.target if goal is None else goal
+        rows = np.arange(self.n)
+        centre = self.blocks[rows, block]
+        core = self.half[rows, block] - self.corner
+        reach = self.corner + self.grip_radius
+        way = goal - centre
+        distance = np.linalg.norm(way, axis=-1, keepdims=True)
+        way = way / np.maximum(distance, 1e-6)
+
+        # Push: the gripper touches the block on the far side, where the contact's normal is nearly `way`.
+        touch = centre - core[:, None] * np.tanh(4 * way) - reach * way
+        touch = np.clip(touch, self.grip_radius, 1 - self.grip_radius)
+        along = ((self.grip - touch) * way).sum(-1, keepdims=True)
+        aside = np.linalg.norm(self.grip - touch - along * way, axis=-1, keepdims=True)
+        can_push = (aside < 0.03) & (along > -0.08) & (along < 0.06)
+        push = touch + way * np.minimum(distance, self.speed)
+
+        # Go there: straight if it is near, else round the block.
+        ready = touch - 0.02 * way - centre  # relative to the block's centre
+        is_near = np.linalg.norm(ready + centre - self.grip, axis=-1, keepdims=True) < self.speed
+        approach = np.where(is_near, ready, self._step_around(centre, core, reach, ready)) + centre
+
+        velocity = (np.where(can_push, push, approach) - self.grip) / self.speed
+        velocity = np.where(distance < 0.03, 0, velocity)  # the block is there: leave it
+        return velocity / np.maximum(1, np.abs(velocity).max(-1, keepdims=True))
+
+    def _step_around(self, centre, core, reach, ready):
+        """The gripper's next position on its way round a block to `ready`, both relative to its centre (n,2).
+
+        Of 24 headings: the one that ends closest in angle and distance, without touching the block."""
+        angles = np.arange(24) * (2 * np.pi / 24)
+        options = self.grip[:, None] + self.speed * np.stack([np.cos(angles), np.sin(angles)], 1)
+        options = np.clip(options, self.grip_radius, 1 - self.grip_radius) - centre[:, None]  # (n, 24, 2)
+        lengths = np.linalg.norm(options, axis=-1)
+        length = np.linalg.norm(ready, axis=-1, keepdims=True)
+        turn = np.arccos(np.clip((options * ready[:, None]).sum(-1) / (lengths * length), -1, 1))
+        depth, _ = contact(options, core[:, None], reach + 0.005)
+        cost = 0.4 * turn + np.abs(lengths - length) + 4 * np.maximum(depth, 0)
+        return options[np.arange(self.n), cost.argmin(1)]
 
     def state(self):
         return {name: value.copy() for name, value in vars(self).items() if isinstance(value, np.ndarray)}
@@ -223,54 +263,9 @@ class PushWorld(World):
         return frames_u8, rewards, distances
 
 
-def expert(world, block=None, goal=None):
-    """Scripted player of PushWorld: go round a block to the side away from its goal, then push it there.
-
-    block (n,) 0 or 1, by default 0;  goal (n,2), by default the target;  returns actions (n,2) in [-1, 1]"""
-    block = np.zeros(world.n, int) if block is None else block
-    goal = world.target if goal is None else goal
-    rows = np.arange(world.n)
-    centre = world.blocks[rows, block]
-    core = world.half[rows, block] - world.corner
-    reach = world.corner + world.grip_radius
-    way = goal - centre
-    distance = np.linalg.norm(way, axis=-1, keepdims=True)
-    way = way / np.maximum(distance, 1e-6)
-
-    # Push: the gripper touches the block on the far side, where the contact's normal is nearly `way`.
-    touch = centre - core[:, None] * np.tanh(4 * way) - reach * way
-    touch = np.clip(touch, world.grip_radius, 1 - world.grip_radius)
-    along = ((world.grip - touch) * way).sum(-1, keepdims=True)
-    aside = np.linalg.norm(world.grip - touch - along * way, axis=-1, keepdims=True)
-    can_push = (aside < 0.03) & (along > -0.08) & (along < 0.06)
-    push = touch + way * np.minimum(distance, world.speed)
-
-    # Go there: straight if it is near, else round the block.
-    ready = touch - 0.02 * way - centre  # seen from the block's centre
-    is_near = np.linalg.norm(ready + centre - world.grip, axis=-1, keepdims=True) < world.speed
-    approach = np.where(is_near, ready, _step_around(world, centre, core, reach, ready)) + centre
-
-    velocity = (np.where(can_push, push, approach) - world.grip) / world.speed
-    velocity = np.where(distance < 0.03, 0, velocity)  # the block is there: leave it
-    return velocity / np.maximum(1, np.abs(velocity).max(-1, keepdims=True))
-
-
-def _step_around(world, centre, core, reach, ready):
-    """The gripper's next position on its way round a block to `ready`, both seen from the block's centre (n,2).
-
-    Of 24 headings it takes the one that ends closest in angle and distance, and does not touch the block."""
-    angles = np.arange(24) * (2 * np.pi / 24)
-    options = world.grip[:, None] + world.speed * np.stack([np.cos(angles), np.sin(angles)], 1)
-    options = np.clip(options, world.grip_radius, 1 - world.grip_radius) - centre[:, None]  # (n, 24, 2)
-    lengths = np.linalg.norm(options, axis=-1)
-    length = np.linalg.norm(ready, axis=-1, keepdims=True)
-    turn = np.arccos(np.clip((options * ready[:, None]).sum(-1) / (lengths * length), -1, 1))
-    depth, _ = contact(options, core[:, None], reach + 0.005)
-    cost = 0.4 * turn + np.abs(lengths - length) + 4 * np.maximum(depth, 0)
-    return options[np.arange(world.n), cost.argmin(1)]
-
-
-def play_push(episodes, length=60, size=64, seed=0, expert_share=0.6, action_noise=0.3, robot="red", scene=-1):
+def play_push(
+    episodes, length=60, size=64, seed=0, expert_share=0.6, action_noise=0.3, robot="red", scene=-1
+):
     """Play fresh episodes and yield each as `envs.play` does, with its kind, "expert" or "random".
 
     A share is played by the noisy expert, which after a success (or when it gives up: some goals cannot be
@@ -290,7 +285,7 @@ def play_push(episodes, length=60, size=64, seed=0, expert_share=0.6, action_noi
         block = np.zeros(n, int)
         goal = world.target.copy()
         for k in range(length):
-            noisy = np.clip(expert(world, block, goal) + rng.normal(0, action_noise, (n, 2)), -1, 1)
+            noisy = np.clip(world.expert(block, goal) + rng.normal(0, action_noise, (n, 2)), -1, 1)
             actions[k] = np.where(is_expert[:, None], noisy, wander[k])
             frames_u8[k + 1], rewards[k + 1], success, _ = world.step(actions[k])
             won |= success

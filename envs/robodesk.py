@@ -8,15 +8,20 @@ from envs.mujoco import mujoco_renderer, optional_import
 CHANGING = ("qpos", "qvel", "ctrl", "act")  # arrays of the simulator that make up its state
 PRESS = (0, 0, 0.12), (0, 0, -0.03)
 
-# Each task's script: the object, and offsets (m) from it to which the finger tip goes, one after another.
+SLIDE = (-0.16, -0.1, 0.03), (-0.14, -0.02, 0), (0.5, 0, 0)
+DRAWER = (0, -0.1, 0.28), (0, 0.04, 0.1), (0, 0.04, -0.01), (0, -0.6, -0.02)
+FLAT = (-0.13, 0, 0.15), (-0.13, 0, 0.02), (0.5, 0, 0.02)
+UPRIGHT = (-0.14, 0, 0.08), (-0.14, 0, -0.06), (0.5, 0, -0.06)
+
+# Scripts: an object (where MuJoCo has its position, its name); offsets (m) from it for the finger tip, in turn.
 DESK = dict(
-    push_red=("red_button", PRESS),
-    push_green=("green_button", PRESS),
-    push_blue=("blue_button", PRESS),
-    open_slide=("slide_handle", ((-0.16, -0.1, 0.03), (-0.14, -0.02, 0), (0.5, 0, 0))),
-    open_drawer=("drawer_handle", ((0, -0.1, 0.28), (0, 0.04, 0.1), (0, 0.04, -0.01), (0, -0.6, -0.02))),
-    flat_block_off_table=("flat_block", ((-0.13, 0, 0.15), (-0.13, 0, 0.02), (0.5, 0, 0.02))),
-    upright_block_off_table=("upright_block", ((-0.14, 0, 0.08), (-0.14, 0, -0.06), (0.5, 0, -0.06))),
+    push_red=("xpos", "red_button", PRESS),
+    push_green=("xpos", "green_button", PRESS),
+    push_blue=("xpos", "blue_button", PRESS),
+    open_slide=("site_xpos", "slide_handle", SLIDE),
+    open_drawer=("geom_xpos", "drawer_handle", DRAWER),
+    flat_block_off_table=("xpos", "flat_block", FLAT),
+    upright_block_off_table=("xpos", "upright_block", UPRIGHT),
 )
 
 
@@ -79,14 +84,8 @@ class RoboDesk(World):
     def expert(self):
         """Move the finger tip to the script's next offset from the object: actions (1,5)."""
         data = self.physics.named.data
-        name, offsets = DESK[self.task]
-        if name == "slide_handle":
-            position = data.site_xpos[name]
-        elif name == "drawer_handle":
-            position = data.geom_xpos[name]
-        else:
-            position = data.xpos[name]
-        to_object = position - data.site_xpos["end_effector"]
+        kind, name, offsets = DESK[self.task]
+        to_object = getattr(data, kind)[name] - data.site_xpos["end_effector"]
         near = 0.045 if self.stage else 0.06
         if np.abs(to_object + offsets[self.stage]).max() < near and self.stage < len(offsets) - 1:
             self.stage += 1
