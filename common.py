@@ -167,7 +167,7 @@ def one_line(error, cfg):
     trace = error.__traceback__
     while trace.tb_next:
         trace = trace.tb_next
-    is_ours = Path(trace.tb_frame.f_code.co_filename).parent == Path(__file__).parent
+    is_ours = Path(__file__).parent in Path(trace.tb_frame.f_code.co_filename).parents[:2]  # or in a room
     return f"{type(error).__name__}: {text}" if is_ours else None
 
 

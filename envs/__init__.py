@@ -27,8 +27,8 @@ def make_environment(task, n=1, seed=0, size=64, scene=-1, robot="red"):
     if task in names:
         return MetaWorld(task, size, seed)
     raise ValueError(
-        f"task is {task!r}; expected push (PushWorld), push_anywhere, {', '.join(DESK)} (RoboDesk), "
-        f"robosuite_push or, of Meta-World, {', '.join(names)}"
+        f"task is {task!r}; expected push (PushWorld), {', '.join(DESK)} (RoboDesk), "
+        f"robosuite_push, push_anywhere or, of Meta-World, {', '.join(names)}"
     )
 
 

@@ -144,7 +144,7 @@ class PushWorld(World):
         return success - distance - 0.25 * np.linalg.norm(self.grip - self.blocks[:, 0], axis=-1), success
 
     def _separate(self):
-        """Undo overlaps: the gripper pushes blocks, blocks each other, walls stop them; the gripper gives way."""
+        """Undo overlaps: gripper moves blocks, blocks each other, walls stop them; the gripper gives way."""
         core = self.half - self.corner
         reach = self.corner + self.grip_radius
         wall = self.half[..., None]

@@ -13,7 +13,7 @@ DRAWER = (0, -0.1, 0.28), (0, 0.04, 0.1), (0, 0.04, -0.01), (0, -0.6, -0.02)
 FLAT = (-0.13, 0, 0.15), (-0.13, 0, 0.02), (0.5, 0, 0.02)
 UPRIGHT = (-0.14, 0, 0.08), (-0.14, 0, -0.06), (0.5, 0, -0.06)
 
-# Scripts: an object (where MuJoCo has its position, its name); offsets (m) from it for the finger tip, in turn.
+# Scripts: where MuJoCo has an object's position, its name, offsets (m) from it for the finger tip, in turn.
 DESK = dict(
     push_red=("xpos", "red_button", PRESS),
     push_green=("xpos", "green_button", PRESS),
