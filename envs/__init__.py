@@ -9,7 +9,7 @@ from envs.robosuite import RobosuitePush
 
 
 def make_environment(task, n=1, seed=0, size=64, scene=-1, robot="red"):
-    """The world of a task; it must be closed.
+    """The world of a task; close it after use.
 
     task    "push" or "push_anywhere" (PushWorld, n worlds at once), one of DESK (RoboDesk), "robosuite_push",
             or a task of Meta-World; the robots' worlds are one at a time, whatever n is

@@ -67,20 +67,28 @@ class World:
             self.renderer.close()
 
 
-def foresee_in_turn(env, actions, positions):
-    """`foresee` of a simulator of one world: play each sequence, then go back to where it began."""
-    N, h, _ = actions.shape
-    frames_u8 = np.empty((N, h, env.size, env.size, 3), np.uint8)
-    rewards = np.empty((N, h), np.float32)
-    distances = np.empty((N, h))
-    start = env.state()
-    for i in range(N):
-        env.restore(start)
-        for k in range(h):
-            frames_u8[i, k : k + 1], rewards[i, k : k + 1], _, _ = env.step(actions[i, k : k + 1])
-            distances[i, k : k + 1] = env.distance(positions)
-    env.restore(start)
+def foresee_at_once(worlds, actions, positions):
+    """Play a sequence in each of n worlds: actions (n,h,A) -> frames_u8, rewards, distances as `foresee`."""
+    n, h, _ = actions.shape
+    frames_u8 = np.empty((n, h, worlds.size, worlds.size, 3), np.uint8)
+    rewards = np.empty((n, h), np.float32)
+    distances = np.empty((n, h))
+    for k in range(h):
+        frames_u8[:, k], rewards[:, k], _, _ = worlds.step(actions[:, k])
+        distances[:, k] = worlds.distance(positions)
     return frames_u8, rewards, distances
+
+
+def foresee_in_turn(env, actions, positions):
+    """`foresee` for a simulator of one world: play the sequences in turn, each from the same state."""
+    start = env.state()
+    futures = []
+    for sequence in actions:
+        env.restore(start)
+        futures.append(foresee_at_once(env, sequence[None], positions))
+    env.restore(start)
+    frames_u8, rewards, distances = zip(*futures, strict=True)
+    return np.concatenate(frames_u8), np.concatenate(rewards), np.concatenate(distances)
 
 
 def random_policy(n, steps, seed, A=2):

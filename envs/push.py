@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from data import to_float
-from envs.base import HELD_OUT, World, random_policy
+from envs.base import HELD_OUT, World, foresee_at_once, random_policy
 
 # Grippers: colours of a disc and of the mark on it; half-side and rounding of the mark, in radii of the disc.
 ROBOTS = dict(
@@ -248,19 +248,12 @@ class PushWorld(World):
         return np.linalg.norm(self.blocks - positions, axis=-1).max(1)
 
     def foresee(self, actions, positions):
-        """`foresee` of one world: all sequences at once, each in a copy of this world."""
-        N, h, _ = actions.shape
-        twins = copy.copy(self)
-        twins.n = N
+        """Play N sequences (N,h,2), each in a copy of this one world; as base.py says."""
+        copies = copy.copy(self)
+        copies.n = len(actions)
         for name, value in self.state().items():
-            setattr(twins, name, value.repeat(N, 0))
-        frames_u8 = np.empty((N, h, self.size, self.size, 3), np.uint8)
-        rewards = np.empty((N, h), np.float32)
-        distances = np.empty((N, h))
-        for k in range(h):
-            frames_u8[:, k], rewards[:, k], _, _ = twins.step(actions[:, k])
-            distances[:, k] = twins.distance(positions)
-        return frames_u8, rewards, distances
+            setattr(copies, name, value.repeat(copies.n, 0))
+        return foresee_at_once(copies, actions, positions)
 
 
 def play_push(
@@ -304,16 +297,11 @@ def push_segments(n, T, seed=0, size=64):
     """n segments of T frames (as Episodes.batch) that no data made with a seed below HELD_OUT contains."""
     length = max(60, T)
     starts = np.random.default_rng([seed + HELD_OUT, n, T]).integers(0, length + 2 - T, n)
-    frames_u8 = []
-    actions = []
-    rewards = []
+    columns = dict(frames_u8=[], actions=[], rewards=[])
     for start, episode in zip(starts, play_push(n, length, size, seed + HELD_OUT), strict=True):
-        shown = slice(start, start + T)
-        frames_u8.append(episode["frames_u8"][shown])
-        actions.append(np.pad(episode["actions"], ((0, 1), (0, 0)))[shown])  # none follows the last frame
-        rewards.append(episode["rewards"][shown])
-    return dict(
-        frames=to_float(np.stack(frames_u8)),
-        actions=torch.from_numpy(np.stack(actions)),
-        rewards=torch.from_numpy(np.stack(rewards)),
-    )
+        episode["actions"] = np.pad(episode["actions"], ((0, 1), (0, 0)))  # none follows the last frame
+        for name, column in columns.items():
+            column.append(episode[name][start : start + T])
+    actions = torch.from_numpy(np.stack(columns["actions"]))
+    rewards = torch.from_numpy(np.stack(columns["rewards"]))
+    return dict(frames=to_float(np.stack(columns["frames_u8"])), actions=actions, rewards=rewards)

@@ -6,22 +6,19 @@ from envs.base import World, foresee_in_turn
 from envs.mujoco import mujoco_renderer, optional_import
 
 CHANGING = ("qpos", "qvel", "ctrl", "act")  # arrays of the simulator that make up its state
-PRESS = (0, 0, 0.12), (0, 0, -0.03)
 
-SLIDE = (-0.16, -0.1, 0.03), (-0.14, -0.02, 0), (0.5, 0, 0)
+PRESS = (0, 0, 0.12), (0, 0, -0.03)
 DRAWER = (0, -0.1, 0.28), (0, 0.04, 0.1), (0, 0.04, -0.01), (0, -0.6, -0.02)
-FLAT = (-0.13, 0, 0.15), (-0.13, 0, 0.02), (0.5, 0, 0.02)
-UPRIGHT = (-0.14, 0, 0.08), (-0.14, 0, -0.06), (0.5, 0, -0.06)
 
 # Scripts: where MuJoCo has an object's position, its name, offsets (m) from it for the finger tip, in turn.
 DESK = dict(
     push_red=("xpos", "red_button", PRESS),
     push_green=("xpos", "green_button", PRESS),
     push_blue=("xpos", "blue_button", PRESS),
-    open_slide=("site_xpos", "slide_handle", SLIDE),
+    open_slide=("site_xpos", "slide_handle", ((-0.16, -0.1, 0.03), (-0.14, -0.02, 0), (0.5, 0, 0))),
     open_drawer=("geom_xpos", "drawer_handle", DRAWER),
-    flat_block_off_table=("xpos", "flat_block", FLAT),
-    upright_block_off_table=("xpos", "upright_block", UPRIGHT),
+    flat_block_off_table=("xpos", "flat_block", ((-0.13, 0, 0.15), (-0.13, 0, 0.02), (0.5, 0, 0.02))),
+    upright_block_off_table=("xpos", "upright_block", ((-0.14, 0, 0.08), (-0.14, 0, -0.06), (0.5, 0, -0.06))),
 )
 
 
@@ -58,14 +55,14 @@ class RoboDesk(World):
         self.camera.lookat[:] = 0, 0.535, 1.1
 
     def _begin(self):
-        others = np.random.get_state()
+        global_state = np.random.get_state()
         seed = np.random.SeedSequence([self.seed, self.episode[0]])
         np.random.seed(seed.generate_state(4))  # RoboDesk draws from NumPy's global generator
-        self.desk.original_pos = {}  # states of earlier episodes keep the old one
+        self.desk.original_pos = {}  # a new one: states of earlier episodes hold the old one
         self.desk.reset()
-        np.random.set_state(others)
+        np.random.set_state(global_state)
         for name, position in self.desk.original_pos.items():
-            self.desk.original_pos[name] = position.copy()  # they were views of what the physics changes
+            self.desk.original_pos[name] = position.copy()  # RoboDesk keeps views of what the physics changes
         self.stage = 0  # which of its offsets the script goes to
 
     def _move(self, actions):
@@ -94,9 +91,8 @@ class RoboDesk(World):
 
     def state(self):
         data = self.physics.data
-        own = dict(time=self.time.copy(), stage=self.stage, original_pos=self.desk.original_pos)
-        copies = {name: getattr(data, name).copy() for name in CHANGING}
-        return dict(own, **copies)
+        state = {name: getattr(data, name).copy() for name in CHANGING}
+        return dict(state, time=self.time.copy(), stage=self.stage, original_pos=self.desk.original_pos)
 
     def restore(self, state):
         data = self.physics.data

@@ -85,19 +85,19 @@ class RobosuitePush(World):
             pose = np.array((*spot, 0.8 + size, 1, 0, 0, 0))  # position, quaternion
             self.simulator.sim.data.set_joint_qpos(thing.joints[0], pose)
         self.simulator.sim.forward()
-        self.pushed = rng.integers(4)  # the thing that the script pushes
+        self.thing = rng.integers(4)  # which one the script pushes
         end = 1
         while np.abs(end).max() > 0.3:  # until it stays on the table
             angle = rng.uniform(-np.pi, np.pi)
             self.direction = np.array([np.cos(angle), np.sin(angle)])
-            end = spots[self.pushed] + 0.25 * self.direction
+            end = spots[self.thing] + 0.25 * self.direction
         self.stage = 0  # of the script: 0 above the table, 1 down behind the thing, 2 pushing
-        self.first = self.positions()
+        self.first_positions = self.positions()
 
     def _move(self, actions):
         self.simulator.step(actions[0])
         on_table = self.positions()[..., 2].min(1) > 0.8
-        return np.zeros(1), (self.distance(self.first) > 0.08) & on_table
+        return np.zeros(1), (self.distance(self.first_positions) > 0.08) & on_table
 
     def render(self):
         self.renderer.update_scene(self.data, "agentview_shift_2", self.options)
@@ -106,14 +106,14 @@ class RobosuitePush(World):
     def expert(self):
         """Go down behind the thing, then push it in the episode's direction: actions (1,4)."""
         hand = self.data.site_xpos[self.simulator.robots[0].eef_site_id["right"]]
-        position = self.positions()[0, self.pushed, :2]
-        behind = position - (self.sizes[self.pushed] + 0.07) * self.direction
+        position = self.positions()[0, self.thing, :2]
+        behind = position - (self.sizes[self.thing] + 0.07) * self.direction
         aim = np.append(behind, 1.05 if self.stage == 0 else 0.84)
         if np.abs(aim - hand).max() < 0.03:
             self.stage = min(self.stage + 1, 2)
         if self.stage == 2:
             aim = np.append(np.clip(position, -0.3, 0.3), 0.84)
-        motion = (aim - hand) / 0.05 * (self.distance(self.first) < 0.25)
+        motion = (aim - hand) / 0.05 * (self.distance(self.first_positions) < 0.25)
         return np.append(motion / max(1, np.abs(motion).max()), 0)[None]
 
     def close(self):
@@ -121,14 +121,14 @@ class RobosuitePush(World):
         self.simulator.close()
 
     def state(self):
-        state = {name: getattr(self, name) for name in ("stage", "pushed", "direction", "first")}
+        state = {name: getattr(self, name) for name in ("stage", "thing", "direction", "first_positions")}
         fingers = self.simulator.robots[0].gripper["right"].current_action.copy()
         flat = self.simulator.sim.get_state().flatten()
         return dict(state, time=self.time.copy(), fingers=fingers, simulator=flat)
 
     def restore(self, state):
         self.time = state["time"].copy()
-        for name in ("stage", "pushed", "direction", "first"):
+        for name in ("stage", "thing", "direction", "first_positions"):
             setattr(self, name, state[name])
         robot = self.simulator.robots[0]
         robot.gripper["right"].current_action = state["fingers"].copy()

@@ -167,3 +167,18 @@ def test_an_unknown_task_or_a_scene_for_a_robot_is_an_error():
             make_environment("fly")
     except ImportError as error:
         pytest.skip(str(error))
+
+
+def test_a_state_of_robodesk_survives_later_episodes():
+    try:
+        env = RoboDesk("flat_block_off_table", seed=3)
+    except ImportError as error:  # a package, or EGL
+        pytest.skip(str(error))
+    env.reset()
+    state, shown = env.state(), env.render()
+    first = {name: position.copy() for name, position in state["original_pos"].items()}
+    env.reset()
+    env.restore(state)
+    assert np.array_equal(env.render(), shown)
+    assert all(np.array_equal(env.desk.original_pos[name], first[name]) for name in first)
+    env.close()
