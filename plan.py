@@ -9,20 +9,19 @@
 
 N candidates, h horizon, A action size, t context frames. Frames are in [0, 1].
 
-The protocol is VP2's (Tian et al. 2023): the start is restored, a first zero action fills the history with its
-frame twice, then come `steps` decisions, of which the first is the zero action and each other one is planned.
-An episode succeeds if the criterion holds after any of them. Unlike VP2's, it ends there, and the score leaves
-out the first of VP2's 11 frames, which all candidates share. Tasks are successes of the scripted player in
-held-out episodes, from `lead` decisions before; or VP2's (--goals).
+The protocol is VP2's (Tian et al. 2023): restore the start, fill the history with the frame after an
+uncounted zero action, take `steps` decisions, of which the first is zero and the others are planned; it is a
+success if the criterion holds at any moment. Unlike in VP2, an episode ends with its success, and the score
+leaves out the first of 11 frames, which all candidates share.
 
-A new planner: a function (score, memory, shape, std, cfg, rng) -> plan, memory, like `mppi`, in PLANNERS.
-A new term of the score: its weight in CONFIG, its lines in Score.__call__.
+A new planner is a function like `mppi`, (score, memory, shape, std, cfg, rng) -> plan, memory, in PLANNERS;
+a new term of the score is a weight in CONFIG and its lines in Score.__call__.
 
 Run: python plan.py                                                    PushWorld with the released checkpoint
      python plan.py --preset vp2 --task push_red --ckpt out/gpt.pt     RoboDesk, robosuite: VP2's planner
          [--goals FILE.hdf5 --classifier FILE.pt --pixel 0.5]          and VP2's own tasks and score
-Writes OUT (numbers), NAME.jsonl beside it (a line per episode; the same command continues from there) and
-GIFs: goal | executed | what the model expects of its best candidate, next and at its end."""
+Writes OUT (numbers), NAME-episodes.json (records, from which the same command continues), and GIFs: goal |
+executed | what the model expects of its best candidate, next and at its end."""
 
 import atexit
 import functools
@@ -46,9 +45,9 @@ from common import configure, keep_memory, perceptual_loss, require_not_negative
 from data import save_gif, to_float
 from envs import make_environment
 from envs.base import HELD_OUT
-from envs.vp2 import CLASSIFIER, load_classifier, read_goals
+from envs.vp2 import CLASSIFIER, load_classifier, make_task, read_goals
 from evaluate import perceptual_distance
-from files import beside, claim, claim_folder, write_whole
+from files import beside, claim, claim_folder, resolve, write_whole
 from results import read_result, write_result
 from sample import WorldModel
 
@@ -77,7 +76,7 @@ CONFIG = dict(
     gamma=0.05,  # mppi: how sharply weights fall with the score; of summed squared errors of 64x64 pixels
     iterations=3,  # icem; candidates are shared out, each time 1.25 times fewer
     elites=10,  # icem
-    execute="best",  # icem: the best candidate, or the elites' mean
+    execute_mean=False,  # icem: the elites' mean instead of the best candidate
     momentum=0.1,  # icem: share of the old mean and deviation
     colour=2.0,  # icem: exponent of the noise's spectrum, 0 is white
     # the score: a weighted sum
@@ -97,7 +96,7 @@ CONFIG = dict(
 )
 PUSH = dict(  # coloured noise finds its way where mppi's does not
     task="push_anywhere", out="out/plan/push.json", planner="icem", candidates=60, iterations=2, elites=6,
-    execute="mean", horizon=8, lead=7,
+    execute_mean=True, horizon=8, lead=7,
 )  # fmt: skip
 PRESETS = dict(push=PUSH, vp2={})
 MODELS = "random", "world_model", "oracle", "script"
@@ -144,8 +143,8 @@ def icem(score, memory, shape, std, cfg, rng):
     """Improved cross-entropy method: fit mean and deviation of coloured noise to the elites, a few times.
 
     The best elites stay for the next iteration, and are scored anew in the next decision; the mean is a
-    candidate of the last iteration. The plan is the best candidate or, since a learned model errs less about
-    it, the elites' mean (cfg.execute).
+    candidate of the last iteration. The plan is the best candidate or (execute_mean) the elites' mean, about
+    which a learned model errs less.
     Arguments and results are those of `mppi`.   Source: Pinneri et al. 2020, Algorithm 1"""
     N, h, A = shape
     n_kept = math.ceil(0.3 * cfg.elites)
@@ -168,8 +167,7 @@ def icem(score, memory, shape, std, cfg, rng):
         elite_scores = pool_scores[order]
         mean = cfg.momentum * mean + (1 - cfg.momentum) * elites.mean(0)
         deviation = cfg.momentum * deviation + (1 - cfg.momentum) * elites.std(0)
-    plan = mean if cfg.execute == "mean" else elites[0]
-    return plan, dict(mean=mean, elites=elites[:n_kept])
+    return mean if cfg.execute_mean else elites[0], dict(mean=mean, elites=elites[:n_kept])
 
 
 PLANNERS = dict(mppi=mppi, icem=icem)
@@ -181,7 +179,7 @@ PLANNERS = dict(mppi=mppi, icem=icem)
 def imagine_candidates(world, frames, candidates, batch=0):
     """Imagine candidates (N,h,A) as branches of one context (t,3,H,W), `batch` at once (0: all of them).
 
-    yields  frames (n,h,3,H,W), rewards (n,h) or None.   It moves `world`: pass a session where others use it"""
+    yields  frames (n,h,3,H,W), rewards (n,h) or None.   Moves `world`: pass a session if others use it"""
     h = candidates.shape[1]
     keeps_context = h <= world.gpt.config["segment_length"] - world.context_frames
     n_branches = 0
@@ -198,6 +196,7 @@ def imagine_candidates(world, frames, candidates, batch=0):
 class Score:
     """How good futures are, higher is better: the weighted sum of the terms in CONFIG.
 
+    Source: VP2's objectives, which sum pixels and logits over the frames, not average them
     raises  FileNotFoundError, ValueError where a classifier or LPIPS' weights are missing or damaged"""
 
     def __init__(self, cfg, device):
@@ -207,16 +206,14 @@ class Score:
 
     @torch.no_grad()
     def __call__(self, frames, rewards, goal):
-        """Frames (N,h,3,H,W), rewards (N,h) or None, goal (3,H,W) -> (N,).
-
-        Source: VP2's objectives; pixels and logits are summed over the frames, not averaged"""
+        """Frames (N,h,3,H,W), rewards (N,h) or None, goal (3,H,W) -> (N,)."""
         cfg = self.cfg
         total = torch.zeros(len(frames), device=frames.device)
         if cfg.pixel:
             total -= cfg.pixel * (frames - goal).square().sum((1, 2, 3, 4))
+        if cfg.reward and rewards is None:
+            raise ValueError("the model predicts no rewards; pass --reward 0")
         if cfg.reward:
-            if rewards is None:
-                raise ValueError("the model predicts no rewards; pass --reward 0")
             total += cfg.reward * rewards.sum(1)
         if self.classifier is not None:
             logits = torch.cat([self.classifier(part) for part in frames.flatten(0, 1).split(1024)])
@@ -232,32 +229,9 @@ class Score:
 # ---- episodes ----
 
 
-def make_task(env, i, cfg):
-    """Task i: the scripted player's success in some episode, from `lead` decisions before.
-
-    returns  a namespace: start (for env.restore), goal_u8 (H,W,3), positions (for env.distance)
-    raises   ValueError if the script does not succeed from far enough away"""
-    for attempt in range(50):
-        env.episode[:] = 50 * i + attempt - 1
-        env.reset()
-        states = []
-        n_won = 0  # decisions since the first success
-        done = False
-        while not done and n_won <= cfg.settle:
-            states.append(env.state())
-            frames_u8, _, success, done = env.step(env.expert())
-            n_won += int(n_won > 0 or success[0])
-        if n_won and success[0] and len(states) >= cfg.lead:
-            task = SimpleNamespace(start=states[-cfg.lead], goal_u8=frames_u8[0], positions=env.positions())
-            env.restore(task.start)
-            if env.distance(task.positions)[0] > 3 * env.tolerance:
-                return task
-    raise ValueError(f"the script of {cfg.task} hardly ever succeeds from {cfg.lead} decisions away")
-
-
 @functools.cache
 def open_bench(settings):
-    """What a process needs to play episodes, opened once: cfg, world, env, score, std, shape, tasks.
+    """What a process needs to play episodes, opened once: cfg, world, env, score, std, shape, goals.
 
     settings  cfg as ((key, value), ...);  raises  ValueError where they do not fit together"""
     keep_memory()
@@ -321,7 +295,7 @@ def play(settings, model, seed, i):
     bench = open_bench(settings)
     cfg = bench.cfg
     env = bench.env
-    task = bench.goals[i] if cfg.goals else make_task(env, i, cfg)
+    task = bench.goals[i] if cfg.goals else make_task(env, i, cfg.lead, cfg.settle)
     task.goal = to_float(task.goal_u8).to(bench.world.device)
     rng = np.random.default_rng([cfg.seed, seed, i, *model.encode()])
     bench.world.generator.manual_seed(int(rng.integers(2**31)))
@@ -363,7 +337,7 @@ def play(settings, model, seed, i):
 
 
 def draw(path, task, frames_u8, decisions):
-    """GIF: goal | executed | best future of each decision, its first frame and its last (grey: no decision)."""
+    """GIF: goal | executed | first | last frame of each decision's best future (grey: no decision)."""
     executed = to_float(np.stack(frames_u8))
     columns = [task.goal.cpu().expand_as(executed), executed]
     if decisions:
@@ -373,15 +347,12 @@ def draw(path, task, frames_u8, decisions):
     save_gif(path, torch.stack(columns), fps=3)
 
 
-REASONS = "never sampled", "ranked low", "imagined wrong"
-
-
 def diagnose(bench, decisions, task):
-    """Why an episode failed: the distance that was left, shared between planner, score and model.
+    """Why an episode failed: {reason: distance}, means over its decisions (after appendix C.3).
 
-    The simulator tells how near each candidate comes to the goal. The nearest one leaves a distance that was
-    `never sampled`; the favourite of the score on true frames adds what was `ranked low`; the model's
-    favourite adds what it `imagined wrong`.   returns  {reason: mean}.   Source: after appendix C.3"""
+    The simulator tells how near each candidate comes to the goal. What the nearest one lacks to success was
+    `never sampled`; what the best by score on true frames lacks more was `ranked low`; what the best by the
+    model's frames lacks still more was `imagined wrong`."""
     gaps = []
     for decision in decisions:
         bench.env.restore(decision.state)
@@ -428,72 +399,67 @@ def summarize(records, seeds):
     shortfalls = [r["shortfall"] for r in records if "shortfall" in r]
     if shortfalls:
         largest = [max(shortfall, key=shortfall.get) for shortfall in shortfalls]
-        row["failures"] = {reason: largest.count(reason) for reason in REASONS}
-        row["shortfall"] = {reason: statistics.mean(s[reason] for s in shortfalls) for reason in REASONS}
+        row["failures"] = {reason: largest.count(reason) for reason in shortfalls[0]}
+        row["shortfall"] = {k: statistics.mean(s[k] for s in shortfalls) for k in shortfalls[0]}
     return row
-
-
-def print_row(model, row):
-    seconds = f"{row['seconds']:12.3g}" if "seconds" in row else ""
-    print(f"{model:14}{row['mean']:9.3f}{row['min']:7.2f}{row['max']:7.2f}{seconds}")
-    for reason, n in row.get("failures", {}).items():
-        print(f"  {n} failures mostly {reason} (mean distance {row['shortfall'][reason]:.3f})")
 
 
 def check(cfg):
     """Raise ValueError at a setting that no run can have."""
-    require_positive(cfg, "episodes", "seeds", "steps", "lead", "candidates", "horizon", "iterations", "elites")
-    require_not_negative(cfg, "settle", "batch", "gamma", "beta", "momentum", "colour", "gifs", "workers", "seed")
+    require_positive(cfg, "episodes", "seeds", "steps", "lead", "candidates", "horizon")
+    require_positive(cfg, "iterations", "elites")
+    require_not_negative(cfg, "settle", "batch", "gamma", "colour", "gifs", "workers", "seed")
+    require_not_negative(cfg, "beta", "momentum", most=1)
     if not cfg.models or set(cfg.models) - set(MODELS):
         raise ValueError(f"models is {','.join(cfg.models)!r}; expected some of {', '.join(MODELS)}")
     if cfg.planner not in PLANNERS:
         raise ValueError(f"planner is {cfg.planner!r}; expected one of {', '.join(PLANNERS)}")
-    if cfg.execute not in ("best", "mean"):
-        raise ValueError(f"execute is {cfg.execute!r}; expected best or mean")
     if not cfg.out.endswith(".json"):
         raise ValueError(f"out is {cfg.out}; expected a .json file")
 
 
 def main(cfg):
     check(cfg)
+    cfg.out = str(resolve(cfg.out))
     log = beside(cfg.out, "-episodes.json")
     ours = {k: v for k, v in vars(cfg).items() if k not in NOT_OF_EPISODES}
-    ours = json.loads(json.dumps(ours))  # as they are read back
-    before = {} if cfg.overwrite else read_result(log)
-    continues = before.get("settings") == ours
-    out = claim(cfg.out, ("-episodes.json",), cfg.overwrite or continues)
-    claim_folder(beside(out, ""))
+    ours = json.loads(json.dumps(ours))  # as read_result returns them
+    saved = read_result(log)
+    continues = saved.get("settings") == ours
+    claim(cfg.out, ("-episodes.json",), cfg.overwrite or continues)
+    claim_folder(beside(cfg.out, ""))
     settings = tuple(sorted(vars(cfg).items()))
-    bench = open_bench(settings)  # an error here stands for one in each process
+    bench = open_bench(settings)  # reports what is wrong once, not in each process
     workers = cfg.workers or (1 if bench.world.device.type == "cuda" else os.cpu_count() or 1)
     episodes = min(cfg.episodes, len(bench.goals)) if cfg.goals else cfg.episodes
 
-    jobs = list(itertools.product(dict.fromkeys(cfg.models), range(cfg.seeds), range(episodes)))
-    played = {(r["model"], r["seed"], r["episode"]): r for r in before["records"]} if continues else {}
-    todo = [job for job in jobs if job not in played]
+    records = {}
+    for record in saved["records"] if continues else ():
+        records[record["model"], record["seed"], record["episode"]] = record
+    jobs = list(itertools.product(cfg.models, range(cfg.seeds), range(episodes)))
+    todo = [job for job in jobs if job not in records]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if workers == 1:
-        records = (play(settings, *job) for job in todo)
-    else:
-        records = play_all(todo, settings, workers)
+    playing = play_all(todo, settings, workers) if workers > 1 else (play(settings, *job) for job in todo)
     try:
-        for record in tqdm(records, "plan", len(jobs), initial=len(jobs) - len(todo)):
-            played[record["model"], record["seed"], record["episode"]] = record
-            content = dict(settings=ours, records=list(played.values()))
-            write_whole(log, json.dumps(content).encode())
+        for record in tqdm(playing, "plan", len(jobs), initial=len(jobs) - len(todo)):
+            records[record["model"], record["seed"], record["episode"]] = record
+            write_whole(log, json.dumps(dict(settings=ours, records=list(records.values()))).encode())
     except KeyboardInterrupt:
-        raise SystemExit(f"\n{log} keeps the episodes that were played; the same command continues") from None
+        raise SystemExit(f"\n{log} keeps the episodes played; the same command continues") from None
 
     print(f"\n{cfg.task}: {episodes} tasks, {cfg.seeds} seeds, {cfg.planner}")
     print(f"{'':14}{'success':>9}{'min':>7}{'max':>7}{'s/decision':>12}")
     numbers = {}
-    for model in dict.fromkeys(cfg.models):
-        numbers[model] = summarize([played[job] for job in jobs if job[0] == model], cfg.seeds)
-        print_row(model, numbers[model])
-    if numbers.get("oracle", {}).get("mean"):
-        oracle = numbers["oracle"]["mean"]
+    for model in cfg.models:
+        row = summarize([records[job] for job in jobs if job[0] == model], cfg.seeds)
+        print(f"{model:14}{row['mean']:9.3f}{row['min']:7.2f}{row['max']:7.2f}{row.get('seconds', 0):12.3g}")
+        if "failures" in row:
+            print(f"  reasons of its failures: {row['failures']}")
+        numbers[model] = row
+    oracle = numbers["oracle"]["mean"] if "oracle" in cfg.models else 0
+    if oracle:
         numbers["share_of_oracle"] = {model: numbers[model]["mean"] / oracle for model in cfg.models}
-    write_result(out, {**numbers, "episodes": episodes, "settings": ours})
+    write_result(cfg.out, {**numbers, "episodes": episodes, "settings": ours})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""envs/vp2.py: files of the benchmark VP2 (Tian et al. 2023): tasks of its robots, and their classifiers.
+"""envs/vp2.py: tasks for plan.py as in the benchmark VP2 (Tian et al. 2023): a start, a picture of the goal.
 
-    .hdf5  one demonstration per task --read_goals--> start, goal picture --> plan.py --goals
-    .pt    network of one task --load_classifier--> frames (M,3,64,64) -> logits (M,1) --> plan.py --classifier"""
+    scripted player   --make_task-->        task i
+    VP2's .hdf5 file  --read_goals-->       its tasks
+    VP2's .pt file    --load_classifier-->  frames (M,3,64,64) -> logits of success (M,1)"""
 
 from types import SimpleNamespace
 
@@ -15,15 +16,37 @@ from importers import open_vp2, vp2_frames
 CLASSIFIER = "VP2's classifier of the task, or TorchScript: frames (M, 3, 64, 64) in [0, 1] -> logits (M, 1)"
 
 
+def make_task(env, i, lead, settle):
+    """Task i: a success of the scripted player, which goes on for `settle` decisions, from `lead` before.
+
+    returns  a namespace: start (for env.restore), goal_u8 (H,W,3), positions (for env.distance)
+    raises   ValueError if the player does not succeed from far enough away"""
+    for attempt in range(50):
+        env.episode[:] = 50 * i + attempt - 1
+        env.reset()
+        states = []
+        n_won = 0  # decisions since the first success
+        done = False
+        while not done and n_won <= settle:
+            states.append(env.state())
+            frames_u8, _, success, done = env.step(env.expert())
+            n_won += int(n_won > 0 or success[0])
+        if n_won and success[0] and len(states) >= lead:
+            task = SimpleNamespace(start=states[-lead], goal_u8=frames_u8[0], positions=env.positions())
+            env.restore(task.start)
+            if env.distance(task.positions)[0] > 3 * env.tolerance:
+                return task
+    raise ValueError(f"the scripted player hardly ever succeeds from {lead} decisions away; lower --lead")
+
+
 def read_goals(path, env):
     """The tasks in a file of VP2's, which are states of RoboDesk or robosuite.
 
-    returns  a list of namespaces: start (for env.restore), goal_u8 (H,W,3), positions (for env.distance)
+    returns  a list of namespaces as of `make_task`
     raises   ImportError without h5py, FileNotFoundError, ValueError naming the damaged demonstration"""
     if not hasattr(env, "state_of_vp2"):
         raise ValueError("--goals is for RoboDesk's and robosuite's tasks")
     tasks = []
-    expected = (env.size, env.size, 3)
     file, names = open_vp2(path)
     env.reset()  # sets what the files leave out
     with file:
@@ -36,9 +59,9 @@ def read_goals(path, env):
                 goal_u8 = vp2_frames(demo)[-1]
             except (OSError, KeyError, IndexError, ValueError) as error:
                 raise ValueError(f"{path}, {name} is no task of VP2's: {error}") from None
-            if goal_u8.shape != expected or goal_u8.dtype != np.uint8:
+            if goal_u8.shape != (env.size, env.size, 3) or goal_u8.dtype != np.uint8:
                 got = f"{goal_u8.dtype} {goal_u8.shape}"
-                raise ValueError(f"{path}, {name}: goal is {got}; expected uint8 {expected}")
+                raise ValueError(f"{path}, {name}: goal is {got}; expected uint8, {env.size} pixels a side")
             env.restore(end)
             tasks.append(SimpleNamespace(start=start, goal_u8=goal_u8, positions=env.positions()))
     return tasks

@@ -15,9 +15,7 @@ class VP2Model:
 
     model({"video": (N,2,H,W,3) in [0, 1], "actions": (N,11,A)}) -> {"rgb": (N,11,H,W,3)}, all numpy: the last
     context frame, unchanged, then 10 imagined ones. The first action leads to that frame and has no effect.
-
-    batch     candidates imagined at once, 0: all;  settings  of WorldModel.load
-    raises    ValueError if the checkpoint has other than 2 context frames"""
+    batch: candidates imagined at once, 0: all; settings: of WorldModel.load.   raises  ValueError"""
 
     num_context = 2
     base_prediction_modality = "rgb"
@@ -40,8 +38,7 @@ class VP2Model:
             rows = np.flatnonzero(rows_of.reshape(-1) == i)
             context = torch.from_numpy(video[rows[0]]).movedim(-1, -3)
             chunks = imagine_candidates(self.world, context, actions[rows, 1:], self.batch)
-            frames = torch.cat([frames for frames, _ in chunks])
-            rgb[rows, 1:] = frames.movedim(-3, -1).cpu().numpy()
+            rgb[rows, 1:] = torch.cat([frames for frames, _ in chunks]).movedim(-3, -1).cpu().numpy()
         return dict(rgb=rgb)
 
     def close(self):
