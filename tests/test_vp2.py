@@ -1,4 +1,4 @@
-"""envs/vp2.py, experiments/vp2_model.py, VP2's importer: episodes, tasks, classifiers; VP2's script drives us."""
+"""VP2's files and interface: imported episodes, tasks, classifiers, the model that its script drives."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import torch
 
 from data import Episodes
 from envs import PushWorld, make_environment
+from envs.push import push_segments
 from envs.vp2 import load_classifier, read_goals
 from experiments.vp2_model import VP2Model
 from importers import import_vp2
@@ -15,6 +16,7 @@ from sample import WorldModel
 @pytest.fixture(scope="module")
 def segments():
     return push_segments(2, 12, seed=7, size=32)
+
 
 # ---- VP2's files ----
 
