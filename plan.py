@@ -32,7 +32,6 @@ import multiprocessing
 import os
 import signal
 import statistics
-import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
@@ -47,7 +46,7 @@ from envs import make_environment
 from envs.base import HELD_OUT
 from envs.vp2 import CLASSIFIER, load_classifier, make_task, read_goals
 from evaluate import perceptual_distance
-from files import beside, claim, claim_folder, resolve, write_whole
+from files import beside, claim, resolve, write_whole
 from results import read_result, write_result
 from sample import WorldModel
 
@@ -61,11 +60,9 @@ CONFIG = dict(
     models=("random", "world_model", "oracle"),  # oracle: plans in the simulator; or script
     episodes=50,  # tasks, the same for every seed
     seeds=3,  # of planner and model
-    scene=-1,  # of PushWorld: >= 0 is the same in all episodes, but for small moves; -1 is always another
     goals="",  # VP2's .hdf5 file of tasks instead of our own
     steps=15,  # decisions
     lead=8,  # decisions of the scripted player from start to goal
-    settle=2,  # decisions that it goes on after its success, before the picture of the goal
     # the planner
     planner="mppi",  # or icem
     candidates=200,  # per decision, VP2's; it has 800 for open_slide and open_drawer; icem: >= 2 elites
@@ -101,7 +98,7 @@ PUSH = dict(  # coloured noise finds its way where mppi's does not
 PRESETS = dict(push=PUSH, vp2={})
 MODELS = "random", "world_model", "oracle", "script"
 STD = {2: (0.5, 0.5), 4: (0.5, 0.5, 0.5, 0.0), 5: (0.5, 0.5, 0.5, 0.1, 0.1)}  # VP2's, by the action size
-NOT_OF_EPISODES = "workers out overwrite device gifs preset given models episodes seeds diagnose".split()
+RUN_SETTINGS = "workers out overwrite device gifs preset given models episodes seeds diagnose".split()
 
 
 # ---- planners ----
@@ -233,12 +230,12 @@ class Score:
 def open_bench(settings):
     """What a process needs to play episodes, opened once: cfg, world, env, score, std, shape, goals.
 
-    settings  cfg as ((key, value), ...);  raises  ValueError where they do not fit together"""
+    settings  cfg as JSON;  raises  ValueError if checkpoint, task and settings do not fit together"""
     keep_memory()
-    cfg = SimpleNamespace(**dict(settings))
+    cfg = SimpleNamespace(**json.loads(settings))
     sampling = dict(temperature=cfg.temperature, top_k=cfg.top_k, dtype=cfg.dtype)
     world = WorldModel.load(cfg.ckpt, cfg.device, cfg.tokenizer, **sampling)
-    env = make_environment(cfg.task, 1, HELD_OUT + cfg.seed, world.tokenizer.config["resolution"], cfg.scene)
+    env = make_environment(cfg.task, 1, HELD_OUT + cfg.seed, world.tokenizer.config["resolution"])
     atexit.register(env.close)  # before Python ends, or OpenGL complains
     A = env.action_dim
     if not hasattr(env, "foresee"):
@@ -262,7 +259,7 @@ def simulate(bench, candidates, task):
 
 
 class Decision:
-    """What a planner calls for scores in one decision, and a record of what it asked."""
+    """One decision: `score` for its planner, and a record of what was scored, for `draw` and `diagnose`."""
 
     def __init__(self, bench, model, task, frames_u8):
         self.bench = bench
@@ -291,21 +288,22 @@ class Decision:
 
 
 def play(settings, model, seed, i):
-    """Play task i with one of MODELS; draws it (of the first seed, i < gifs).   returns  a record (dict)"""
+    """Play task i with one of MODELS; draw it if it is among the first seed's GIFs.
+
+    settings  cfg as JSON;  returns  a record: success, least distance from the goal, why it failed"""
     bench = open_bench(settings)
     cfg = bench.cfg
     env = bench.env
-    task = bench.goals[i] if cfg.goals else make_task(env, i, cfg.lead, cfg.settle)
+    task = bench.goals[i] if cfg.goals else make_task(env, i, cfg.lead)
     task.goal = to_float(task.goal_u8).to(bench.world.device)
     rng = np.random.default_rng([cfg.seed, seed, i, *model.encode()])
     bench.world.generator.manual_seed(int(rng.integers(2**31)))
     no_action = np.zeros((1, env.action_dim))
     decisions = []
-    seconds = []
     memory = {}
     env.restore(task.start)
     frame_u8 = env.step(no_action)[0][0]
-    frames_u8 = [frame_u8, frame_u8]
+    frames_u8 = [frame_u8, frame_u8]  # the history
     distances = [env.distance(task.positions)[0]]
     for k in range(cfg.steps):
         if distances[-1] < env.tolerance:
@@ -317,18 +315,14 @@ def play(settings, model, seed, i):
         elif model == "script":
             action = env.expert()
         else:
-            started = time.perf_counter()
-            decisions.append(Decision(bench, model, task, frames_u8))
-            score = decisions[-1].score
-            plan, memory = PLANNERS[cfg.planner](score, memory, bench.shape, bench.std, cfg, rng)
+            decision = Decision(bench, model, task, frames_u8)
+            plan, memory = PLANNERS[cfg.planner](decision.score, memory, bench.shape, bench.std, cfg, rng)
+            decisions.append(decision)
             action = plan[:1]
-            seconds.append(time.perf_counter() - started)
         frames_u8.append(env.step(np.clip(action, -1, 1))[0][0])
         distances.append(env.distance(task.positions)[0])
     won = bool(distances[-1] < env.tolerance)
     record = dict(model=model, seed=seed, episode=i, success=won, least=float(min(distances)))
-    if decisions:
-        record["seconds"] = statistics.median(seconds)
     if decisions and cfg.diagnose and model == "world_model" and not won:
         record["shortfall"] = diagnose(bench, decisions, task)
     if seed == 0 and i < cfg.gifs:
@@ -369,7 +363,11 @@ def diagnose(bench, decisions, task):
 
 
 def play_all(jobs, settings, workers):
-    """Yield the record of each job (model, seed, episode) as soon as one of the processes has played it."""
+    """Play jobs (model, seed, i) in several processes; yields their records in the order of completion."""
+    if workers == 1:
+        for job in jobs:
+            yield play(settings, *job)
+        return
     threads = max(1, (os.cpu_count() or 1) // workers)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (threads,)) as pool:
@@ -387,15 +385,12 @@ def play_all(jobs, settings, workers):
 
 
 def summarize(records, seeds):
-    """Records of one model -> its numbers; mean, min and max are those of success rates over seeds."""
+    """Records of one model -> its numbers; mean, min and max are taken over the seeds' success rates."""
     rates = []
     for seed in range(seeds):
         rates.append(statistics.mean(r["success"] for r in records if r["seed"] == seed))
     row = dict(mean=statistics.mean(rates), min=min(rates), max=max(rates), seeds=rates)
     row["least_distance"] = statistics.mean(r["least"] for r in records)
-    seconds = [r["seconds"] for r in records if "seconds" in r]
-    if seconds:
-        row["seconds"] = statistics.median(seconds)
     shortfalls = [r["shortfall"] for r in records if "shortfall" in r]
     if shortfalls:
         largest = [max(shortfall, key=shortfall.get) for shortfall in shortfalls]
@@ -405,10 +400,10 @@ def summarize(records, seeds):
 
 
 def check(cfg):
-    """Raise ValueError at a setting that no run can have."""
+    """Raise ValueError at settings out of range."""
     require_positive(cfg, "episodes", "seeds", "steps", "lead", "candidates", "horizon")
     require_positive(cfg, "iterations", "elites")
-    require_not_negative(cfg, "settle", "batch", "gamma", "colour", "gifs", "workers", "seed")
+    require_not_negative(cfg, "batch", "gamma", "colour", "gifs", "workers", "seed")
     require_not_negative(cfg, "beta", "momentum", most=1)
     if not cfg.models or set(cfg.models) - set(MODELS):
         raise ValueError(f"models is {','.join(cfg.models)!r}; expected some of {', '.join(MODELS)}")
@@ -421,15 +416,13 @@ def check(cfg):
 def main(cfg):
     check(cfg)
     cfg.out = str(resolve(cfg.out))
-    log = beside(cfg.out, "-episodes.json")
-    ours = {k: v for k, v in vars(cfg).items() if k not in NOT_OF_EPISODES}
-    ours = json.loads(json.dumps(ours))  # as read_result returns them
-    saved = read_result(log)
+    settings = json.dumps(vars(cfg))
+    ours = {k: v for k, v in json.loads(settings).items() if k not in RUN_SETTINGS}  # what episodes depend on
+    records_file = beside(cfg.out, "-episodes.json")
+    saved = read_result(records_file)
     continues = saved.get("settings") == ours
     claim(cfg.out, ("-episodes.json",), cfg.overwrite or continues)
-    claim_folder(beside(cfg.out, ""))
-    settings = tuple(sorted(vars(cfg).items()))
-    bench = open_bench(settings)  # reports what is wrong once, not in each process
+    bench = open_bench(settings)  # an error comes once, not from each process
     workers = cfg.workers or (1 if bench.world.device.type == "cuda" else os.cpu_count() or 1)
     episodes = min(cfg.episodes, len(bench.goals)) if cfg.goals else cfg.episodes
 
@@ -439,22 +432,23 @@ def main(cfg):
     jobs = list(itertools.product(cfg.models, range(cfg.seeds), range(episodes)))
     todo = [job for job in jobs if job not in records]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    playing = play_all(todo, settings, workers) if workers > 1 else (play(settings, *job) for job in todo)
+    playing = play_all(todo, settings, workers)
     try:
         for record in tqdm(playing, "plan", len(jobs), initial=len(jobs) - len(todo)):
             records[record["model"], record["seed"], record["episode"]] = record
-            write_whole(log, json.dumps(dict(settings=ours, records=list(records.values()))).encode())
+            content = dict(settings=ours, records=list(records.values()))
+            write_whole(records_file, json.dumps(content).encode())
     except KeyboardInterrupt:
-        raise SystemExit(f"\n{log} keeps the episodes played; the same command continues") from None
+        raise SystemExit(f"\n{records_file} keeps the episodes played; the same command continues") from None
 
     print(f"\n{cfg.task}: {episodes} tasks, {cfg.seeds} seeds, {cfg.planner}")
-    print(f"{'':14}{'success':>9}{'min':>7}{'max':>7}{'s/decision':>12}")
+    print(f"{'':14}{'success':>9}{'min':>7}{'max':>7}")
     numbers = {}
     for model in cfg.models:
         row = summarize([records[job] for job in jobs if job[0] == model], cfg.seeds)
-        print(f"{model:14}{row['mean']:9.3f}{row['min']:7.2f}{row['max']:7.2f}{row.get('seconds', 0):12.3g}")
+        print(f"{model:14}{row['mean']:9.3f}{row['min']:7.2f}{row['max']:7.2f}")
         if "failures" in row:
-            print(f"  reasons of its failures: {row['failures']}")
+            print(f"  causes of failure: {row['failures']}")
         numbers[model] = row
     oracle = numbers["oracle"]["mean"] if "oracle" in cfg.models else 0
     if oracle:

@@ -16,9 +16,10 @@ from importers import open_vp2, vp2_frames
 CLASSIFIER = "VP2's classifier of the task, or TorchScript: frames (M, 3, 64, 64) in [0, 1] -> logits (M, 1)"
 
 
-def make_task(env, i, lead, settle):
-    """Task i: a success of the scripted player, which goes on for `settle` decisions, from `lead` before.
+def make_task(env, i, lead, settle=2):
+    """Task i: to reach, within `lead` decisions, what the scripted player's success in an episode looks like.
 
+    settle   decisions that it goes on after its success, before the picture of the goal
     returns  a namespace: start (for env.restore), goal_u8 (H,W,3), positions (for env.distance)
     raises   ValueError if the player does not succeed from far enough away"""
     for attempt in range(50):
