@@ -37,13 +37,13 @@ from common import (
     configure,
     find_device,
     load_checkpoint,
-    perceptual_loss,
     require_positive,
     run,
     save_checkpoint,
     setup_ddp,
 )
 from files import beside, load_torchscript
+from networks import load_torchscript, perceptual_loss
 from results import claim_result, draw_curves, read_curve, report
 from sample import WorldModel, segments_for
 

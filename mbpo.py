@@ -50,7 +50,6 @@ from common import (
     find_device,
     load_checkpoint,
     log,
-    perceptual_loss,
     require_not_negative,
     require_positive,
     run,
@@ -66,6 +65,7 @@ from envs.push import push_segments
 from files import beside, claim
 from gpt import GPT
 from mixture import open_data
+from networks import perceptual_loss
 from pictures import save_gif, write_on
 from results import claim_result, draw_curves, read_curve, write_result
 from sample import TRAINED, WorldModel

@@ -16,7 +16,7 @@ import train_gpt
 import train_tokenizer
 from common import configure, load_checkpoint
 from data import push_segments
-from plan import Dreamer
+from plan import imagine_candidates
 from sample import TRAINED, WorldModel
 
 MBPO = dict(
@@ -177,7 +177,7 @@ def test_a_planner_and_an_environment_share_a_model(trained):
     env = mbpo.SingleWorldModelEnv(world, mbpo.starts_from(world, "push"))
     before, _ = env.reset(seed=1)
     scene = push_segments(1, 2, seed=9, size=32)["frames"][0]
-    list(Dreamer(world)(scene, np.zeros((4, 3, 2))))
+    list(imagine_candidates(world.session(), scene, np.zeros((4, 3, 2))))
     assert world.recent is None and np.array_equal(env.worlds.see()[0], before)
 
 
