@@ -42,7 +42,7 @@ from common import (
     save_checkpoint,
     setup_ddp,
 )
-from files import beside, load_torchscript
+from files import beside
 from networks import load_torchscript, perceptual_loss
 from results import claim_result, draw_curves, read_curve, report
 from sample import WorldModel, segments_for
