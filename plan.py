@@ -58,7 +58,7 @@ from common import (
 )
 from data import HELD_OUT, make_environment, save_gif, to_float
 from evaluate import load_torchscript, perceptual_distance, read_result, write_result
-from importers import open_vp2, vp2_frames
+from importers.hdf5 import open_vp2, vp2_frames
 from sample import WorldModel
 
 CONFIG = dict(

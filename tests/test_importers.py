@@ -1,4 +1,4 @@
-"""importers.py: formats that their own libraries wrote, damage, kills, processes, numbers."""
+"""importers/: formats that their own libraries wrote, damage, kills, processes, numbers."""
 
 import functools
 import io
@@ -19,20 +19,14 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-import importers
 from data import Episodes, EpisodeWriter
-from importers import (
-    _example,
-    _values,
-    import_bair,
-    import_lerobot,
-    import_npz,
-    import_rlds,
-    import_robonet,
-    import_sthsth,
-    import_vp2,
-    interleave,
-)
+from importers import load_episode, rlds, tfrecord
+from importers.hdf5 import import_robonet, import_vp2
+from importers.lerobot import import_lerobot
+from importers.recording import area_resize
+from importers.rlds import import_rlds, interleave
+from importers.tfrecord import feature_values, import_bair, parse_example, read_records
+from importers.video import STHSTH_CLASSES, import_npz, import_sthsth, import_video
 
 av = pytest.importorskip("av", reason="pip install av")
 h5py = pytest.importorskip("h5py", reason="pip install h5py")
@@ -425,11 +419,11 @@ def test_without_the_checksum_library_lengths_are_checked_nevertheless(tmp_path,
 
 
 def test_values_of_a_feature_are_read_packed_or_one_by_one():
-    features = _example(example(dict(a=np.arange(3), b=np.float32([1.5, -2]), c=[b"x", b"y\0"], d=[])))
-    assert _values(features["b"]).tolist() == [1.5, -2]
-    assert _values(features["c"]) == [b"x", b"y\0"] and _values(features["d"]) == []
+    features = parse_example(example(dict(a=np.arange(3), b=np.float32([1.5, -2]), c=[b"x", b"y\0"], d=[])))
+    assert feature_values(features["b"]).tolist() == [1.5, -2]
+    assert feature_values(features["c"]) == [b"x", b"y\0"] and feature_values(features["d"]) == []
     singly = b"".join(varint(1 << 3 | 5) + struct.pack("<f", value) for value in (1.5, -2))
-    assert _values(field(2, singly)).tolist() == [1.5, -2]
+    assert feature_values(field(2, singly)).tolist() == [1.5, -2]
 
 
 def test_shards_are_read_in_the_order_of_the_official_converter():
@@ -442,7 +436,7 @@ def test_shards_are_read_in_the_order_of_the_official_converter():
 
 
 def test_numbers_come_from_the_shard_lengths_and_listed_episodes_are_left_out(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(importers, "interleave", functools.partial(interleave, cycle=2, block=2))
+    monkeypatch.setattr(rlds, "interleave", functools.partial(interleave, cycle=2, block=2))
     written = write_rlds(tmp_path / "src")  # its shards hold 3, 2 and 1 episodes, read as 0 1 | 3 4 | 2 | 5
     listed = tmp_path / "list.txt"
     listed.write_text("traj8071, train_eps_00000003.npz\nfive robo_net/train_eps_00000005.npz\n77\n")
@@ -458,7 +452,7 @@ def test_numbers_come_from_the_shard_lengths_and_listed_episodes_are_left_out(tm
 
 def test_the_camera_is_the_papers_and_several_are_episodes_each(tmp_path, monkeypatch):
     written = write_rlds(tmp_path / "src")
-    monkeypatch.setitem(importers.OXE, "toy", (1, 1, "image,wrist"))
+    monkeypatch.setitem(rlds.OXE, "toy", (1, 1, "image,wrist"))
     import_rlds(tmp_path / "src", tmp_path / "out", workers=1)
     episodes = Episodes(tmp_path / "out", "all")
     assert episodes.n_episodes == 12 and Episodes(tmp_path / "out", "val").n_episodes == 2  # of one number
@@ -524,7 +518,7 @@ def test_the_official_lists_and_folders_of_pictures_are_read(tmp_path):
     import_sthsth(tmp_path / "src", tmp_path / "out", labels=str(tmp_path / "lists"), workers=1)
     written = {3: ("1", clip(1), np.zeros((T, 0))), 0: ("2", clip(2), np.zeros((T, 0)))}
     assert_holds(tmp_path / "out", written, written)
-    assert len(importers.STHSTH_CLASSES) == 95
+    assert len(STHSTH_CLASSES) == 95
 
 
 # ---- kills, processes ----
@@ -545,7 +539,7 @@ def bair(tmp_path):
 
 def test_finished_parts_are_not_done_again_and_interrupted_ones_are(bair, monkeypatch):
     src, out, whole = bair
-    read, partial = importers._read_bair, out.with_name("out.partial")
+    read, partial = tfrecord.read_bair, out.with_name("out.partial")
 
     def killed(record, camera):
         if record == bair_episode(4, 5):
@@ -553,7 +547,7 @@ def test_finished_parts_are_not_done_again_and_interrupted_ones_are(bair, monkey
         return read(record, camera)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(importers, "_read_bair", killed)
+        patch.setattr(tfrecord, "read_bair", killed)
         import_bair(src, out, workers=1)
     assert (partial / "part-00000.json").is_file() and not (partial / "part-00001.json").is_file()
     for left in ("part-00001/0.partial", "part-00001/0"):  # by a kill that no code could see
@@ -597,7 +591,7 @@ def test_a_terminated_import_leaves_no_process_and_two_processes_do_what_one_doe
     for path in blocked:  # readers of a pipe that nobody writes to wait
         path.unlink()
         os.mkfifo(path)
-    command = [sys.executable, "data.py", "bair", "--src", str(src), "--out", str(out), "--workers", "2"]
+    command = [sys.executable, "prepare.py", "bair", "--src", str(src), "--out", str(out), "--workers", "2"]
     main = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.time() + 60
     partial = out.with_name("out.partial")

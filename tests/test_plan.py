@@ -17,7 +17,7 @@ import data
 import plan
 from common import configure
 from data import Episodes, PushWorld, make_environment, push_segments
-from importers import import_vp2
+from importers.hdf5 import import_vp2
 from plan import Dreamer, Score, VP2Model, icem, make_task, mppi, shifted
 from sample import WorldModel
 

@@ -1,4 +1,4 @@
-"""importers.py on what people really have: sources that disagree, odd episodes, phone videos, odd names."""
+"""importers/ on what people really have: sources that disagree, odd episodes, phone videos, odd names."""
 
 import json
 import os
@@ -11,17 +11,13 @@ import pytest
 from conftest import python
 from PIL import Image
 
-import importers
 from data import Episodes, EpisodeWriter
-from importers import (
-    import_bair,
-    import_lerobot,
-    import_npz,
-    import_rlds,
-    import_sthsth,
-    import_video,
-    import_vp2,
-)
+from importers import load_episode
+from importers.hdf5 import import_vp2
+from importers.lerobot import import_lerobot, pictures_at
+from importers.rlds import import_rlds
+from importers.tfrecord import import_bair
+from importers.video import import_npz, import_sthsth, import_video, read_video
 
 av = pytest.importorskip("av", reason="pip install av")
 h5py = pytest.importorskip("h5py", reason="pip install h5py")
@@ -126,15 +122,15 @@ def test_a_later_episode_of_a_shared_video_takes_no_picture_of_its_neighbours(tm
     """v3: 20 rows whose part of the video, by from_timestamp and to_timestamp, is the second of three."""
     write_video(tmp_path / "a.mp4", moving(60), 10)
     at = np.arange(T) / 10
-    frames = importers._pictures_at(tmp_path / "a.mp4", 2.0, 4.0, at, 10, 0)
+    frames = pictures_at(tmp_path / "a.mp4", 2.0, 4.0, at, 10, 0)
     assert column_of(frames[0]) == pytest.approx(column_of(moving(60)[20]), abs=1)
     assert column_of(frames[-1]) == pytest.approx(column_of(moving(60)[39]), abs=1)
     with pytest.raises(ValueError, match="has 15 pictures for 20 rows, and none within 0.02 s of row 15"):
-        importers._pictures_at(tmp_path / "a.mp4", 2.0, 3.5, at, 10, 0)
+        pictures_at(tmp_path / "a.mp4", 2.0, 3.5, at, 10, 0)
     with pytest.raises(ValueError, match="has 0 pictures for 20 rows"):  # it starts after the video's end
-        importers._pictures_at(tmp_path / "a.mp4", 9.0, 11.0, at, 10, 0)
+        pictures_at(tmp_path / "a.mp4", 9.0, 11.0, at, 10, 0)
     with pytest.raises(ValueError, match="none within 0.02 s of row 0"):  # meta says another place
-        importers._pictures_at(tmp_path / "a.mp4", 2.06, 4.06, at, 10, 0)
+        pictures_at(tmp_path / "a.mp4", 2.06, 4.06, at, 10, 0)
 
 
 def test_counts_that_differ_in_other_formats_are_told(tmp_path, capsys):
@@ -348,7 +344,7 @@ def write_turned(path, matrix, frames):
 def test_a_video_is_turned_as_its_header_says(matrix, shown, tmp_path):
     frames = moving(T)
     write_turned(tmp_path / "src/a.mp4", matrix, frames)
-    found, _ = importers.load_episode(tmp_path / "src/a.mp4")
+    found, _ = load_episode(tmp_path / "src/a.mp4")
     want = np.stack([shown(frame) for frame in frames])
     assert found.shape == want.shape
     assert np.abs(found.astype(int) - want).mean() < 6
@@ -357,24 +353,24 @@ def test_a_video_is_turned_as_its_header_says(matrix, shown, tmp_path):
 def test_an_odd_angle_is_refused_with_a_word(tmp_path):
     write_turned(tmp_path / "a.mp4", (1, 1, -1, 1), moving(T))
     with pytest.raises(ValueError, match=r"display matrix is \(1.00, 1.00, -1.00, 1.00\): neither a quarter"):
-        importers.load_episode(tmp_path / "a.mp4")
+        load_episode(tmp_path / "a.mp4")
 
 
 @pytest.mark.parametrize("matrix", [(0, 0, 0, 0), (2, 0, 0, 2)])
 def test_a_matrix_that_turns_nothing_is_ignored(matrix, tmp_path):
     write_turned(tmp_path / "a.mp4", matrix, moving(T))
-    assert column_of(importers.load_episode(tmp_path / "a.mp4")[0][-1]) == pytest.approx(54, abs=1)
+    assert column_of(load_episode(tmp_path / "a.mp4")[0][-1]) == pytest.approx(54, abs=1)
 
 
 def test_a_file_is_read_in_the_size_that_is_asked_for(tmp_path):
     write_video(tmp_path / "a.mp4", moving(T))
-    assert importers._read_video(tmp_path / "a.mp4", size=32).frames.shape == (T, 32, 32, 3)
-    assert importers.load_episode(tmp_path / "a.mp4", size=32)[0].shape == (T, 32, 32, 3)
+    assert read_video(tmp_path / "a.mp4", size=32).frames.shape == (T, 32, 32, 3)
+    assert load_episode(tmp_path / "a.mp4", size=32)[0].shape == (T, 32, 32, 3)
 
 
 def test_pixels_that_are_not_square_are_stretched(tmp_path):
     write_video(tmp_path / "a.mp4", moving(T), sample_aspect_ratio=Fraction(3, 2))
-    frames, _ = importers.load_episode(tmp_path / "a.mp4")
+    frames, _ = load_episode(tmp_path / "a.mp4")
     assert frames.shape == (T, H, W * 3 // 2, 3)
     assert column_of(frames[-1]) == pytest.approx(54 * 1.5, abs=2)
 
@@ -385,7 +381,7 @@ def test_pictures_are_turned_as_their_exif_says_and_read_in_the_order_of_their_n
     exif[0x0112] = 6  # shown turned to the right
     for t in range(T):
         Image.fromarray(moving(T)[t]).save(tmp_path / f"a/{t + 1}.jpg", exif=exif, quality=95)
-    frames = importers._read_video(tmp_path / "a").frames
+    frames = read_video(tmp_path / "a").frames
     want = np.stack([np.rot90(frame, -1) for frame in moving(T)])
     assert frames.shape == want.shape and np.abs(frames.astype(int) - want).mean() < 3
 
@@ -413,7 +409,7 @@ def write_still_end(path):
 
 def test_a_last_frame_that_stays_is_no_truncation(tmp_path):
     write_still_end(tmp_path / "a.webm")
-    frames, _ = importers.load_episode(tmp_path / "a.webm")
+    frames, _ = load_episode(tmp_path / "a.webm")
     assert len(frames) == T and column_of(frames[-1]) == pytest.approx(54, abs=1)
 
 
@@ -422,11 +418,11 @@ def test_a_last_frame_that_stays_is_no_truncation(tmp_path):
 def test_whole_files_of_each_container_are_read_and_cut_ones_named(name, codec, tmp_path):
     path = tmp_path / name
     write_video(path, moving(T), codec=codec)
-    assert len(importers.load_episode(path)[0]) == T
+    assert len(load_episode(path)[0]) == T
     whole = path.read_bytes()
     path.write_bytes(whole[: int(0.7 * len(whole))])
     with pytest.raises(ValueError, match=f"{name}: .*(truncated|Invalid data)"):
-        importers.load_episode(path)
+        load_episode(path)
 
 
 @pytest.mark.parametrize("name, codec", [("a.webm", "libvpx-vp9"), ("a.avi", "mpeg4"), ("a.mp4", "libx264")])
@@ -434,7 +430,7 @@ def test_bytes_behind_the_end_are_no_truncation(name, codec, tmp_path):
     write_video(tmp_path / name, moving(T), codec=codec)
     with open(tmp_path / name, "ab") as file:
         file.write(b"SEFH" * 40)  # what a phone's maker adds
-    assert len(importers.load_episode(tmp_path / name)[0]) == T
+    assert len(load_episode(tmp_path / name)[0]) == T
 
 
 def test_a_live_recording_of_unknown_length_is_whole(tmp_path):
@@ -445,7 +441,7 @@ def test_a_live_recording_of_unknown_length_is_whole(tmp_path):
         for picture in moving(T):
             file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         file.mux(stream.encode())
-    assert len(importers.load_episode(path)[0]) == T
+    assert len(load_episode(path)[0]) == T
 
 
 # ---- H: damage does not break its own report ----
@@ -455,7 +451,7 @@ def test_a_live_recording_of_unknown_length_is_whole(tmp_path):
 def test_a_damaged_file_whose_name_is_no_utf8_is_named_and_the_others_imported(tmp_path):
     write_video(tmp_path / "src/good.mp4", moving(T))
     Path(os.fsdecode(os.fsencode(tmp_path / "src") + b"/zerst\xf6rt.mp4")).write_bytes(b"no video")
-    done = python("data.py", "video", "--src", tmp_path / "src", "--out", tmp_path / "out", "--workers", 1)
+    done = python("prepare.py", "video", "--src", tmp_path / "src", "--out", tmp_path / "out", "--workers", 1)
     assert done.returncode == 0, done.stderr
     assert "imported 1, skipped 1" in done.stdout and r"zerst\udcf6rt.mp4: " in done.stdout
     assert r"zerst\udcf6rt.mp4: " in (tmp_path / "out/skipped.txt").read_text()
@@ -477,7 +473,7 @@ def test_arrays_in_the_plural_are_taken_and_all_others_named(tmp_path, capsys):
     assert "files that are not read: 1 .txt" in told
     data = Episodes(tmp_path / "out", "all")
     assert data.actions[: T - 1] == pytest.approx(actions[:-1]) and data.rewards[:T] == pytest.approx(rewards)
-    importers.load_episode(tmp_path / "src/0.npz")
+    load_episode(tmp_path / "src/0.npz")
     assert "0.npz: not used: states" in capsys.readouterr().out
 
 
@@ -560,7 +556,7 @@ def test_pointers_of_git_lfs_and_empty_files_are_told_as_such(tmp_path, capsys):
     for name in ("a.npz", "a.mp4", "a.gif"):
         (tmp_path / name).write_bytes(POINTER)
         with pytest.raises(ValueError, match=f"{name} is a pointer of Git LFS"):
-            importers.load_episode(tmp_path / name)
+            load_episode(tmp_path / name)
 
 
 def test_other_versions_of_lerobot_and_missing_entries_are_named(tmp_path):

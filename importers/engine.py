@@ -1,0 +1,321 @@
+"""importers/engine.py: write the episodes of many files into one folder, on many processes.
+
+    files --an importer--> jobs (a large file each, or a batch of small ones) --write_part, in workers-->
+    OUT.partial/part-00000/ and its report, part-00000.json --choose_groups, merge, scale_actions--> OUT
+
+A part is complete once its report is there: the same command continues an interrupted import. What cannot be
+read is skipped and listed. Episodes keep the numbers that they have in their source, which decide the split into
+training and validation, so a skipped one shifts no other.
+
+S frames of all episodes, A action dim."""
+
+import contextlib
+import functools
+import hashlib
+import json
+import multiprocessing
+import operator
+import os
+import re
+import shutil
+import signal
+import threading
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data import KIND, EpisodeWriter, kind_of, put_in_place, write_json, write_tables
+from importers.recording import check, read_json, reason_of
+
+VERSION = 3  # of the files in OUT.partial
+
+
+# ---- what importers hand over ----
+
+
+def find_files(src, types):
+    """Names, from the folder src, of its files of these types; prints what other files are there.
+
+    raises  FileNotFoundError where there is none"""
+    names = []
+    others = []
+    for path in sorted(Path(src).rglob("*")) if src else ():
+        if path.suffix.lower() in types:
+            names.append(path.relative_to(src).as_posix())
+        elif path.is_file() and not path.name.startswith("."):
+            others.append(path)
+    if not names:
+        raise FileNotFoundError(f"--src {str(src)!r} has no {', '.join(types)} files; pass a folder that has")
+    print_unread(others)
+    return names
+
+
+def print_unread(names):
+    """Count, by type, files that are there but not read."""
+    types = Counter(Path(name).suffix.lower() or Path(name).name for name in names)
+    if types:
+        print("files that are not read: " + ", ".join(f"{n} {kind}" for kind, n in types.most_common(10)))
+
+
+def batch_jobs(items):
+    """Items (number, name, ...) of small files -> jobs (name of the first, items), not too many, for large shards."""
+    n = max(50, len(items) // 500)
+    return [(items[i][1], items[i : i + n]) for i in range(0, len(items), n)]
+
+
+def file_episodes(_, batch, src, read, **settings):
+    """Episodes that are a file each, of (number, name)."""
+    for number, name in batch:
+        yield number, name, functools.partial(read, Path(src) / name, **settings)
+
+
+# ---- a part: what a worker does ----
+
+
+def _stem(name):
+    return name.rsplit("/", 1)[-1].removesuffix(".npz").removesuffix(".hdf5")
+
+
+def usable_episodes(job, episodes, size, min_frames, exclude, report):
+    """Yield (number, name, arrays of `check`, names of what is unused) of a job's episodes.
+
+    An error costs its episode or, if the next one cannot be found, the rest of the job; the report lists it."""
+    fatal = MemoryError, ImportError
+    try:
+        for number, name, read in episodes(*job):
+            if exclude & {str(number), _stem(name)}:
+                report["excluded"] += 1
+                continue
+            try:
+                recording = read()
+                arrays = check(recording, size)
+                if len(arrays[0]) < min_frames:
+                    raise ValueError(f"{len(arrays[0])} frames, fewer than --min_frames {min_frames}")
+            except fatal:
+                raise
+            except Exception as error:
+                report["skipped"].append((name, reason_of(error)))
+                continue
+            yield number, name, arrays, recording.unused
+    except fatal:
+        raise
+    except Exception as error:
+        report["skipped"].append((job[0], reason_of(error)))
+
+
+def write_part(i, job, folder, episodes, size, min_frames, jpeg, exclude):
+    """Import a job into folder/part-i, a folder for each kind (data.KIND) of episode; its report comes last.
+
+    Actions stay as they are: their range is known when all parts are there."""
+    part = f"part-{i:05d}"
+    groups = {}  # by kind, as JSON
+    writers = {}
+    report = dict(groups=groups, excluded=0, skipped=[])
+    shutil.rmtree(folder / part, ignore_errors=True)  # of a process that was killed
+    with contextlib.ExitStack() as stack:
+        for number, name, arrays, unused in usable_episodes(job, episodes, size, min_frames, exclude, report):
+            kind = json.dumps(kind_of(*arrays))
+            if kind not in groups:
+                groups[kind] = dict(folder=f"{part}/{len(groups)}", names=[], unused=Counter())
+                writer = EpisodeWriter(folder / groups[kind]["folder"], "", is_part=True, jpeg=jpeg)
+                writers[kind] = stack.enter_context(writer)
+            writers[kind].add(*arrays, name, number)
+            groups[kind]["names"].append(name)
+            groups[kind]["unused"].update(unused)
+    write_json(folder / f"{part}.json", report)
+
+
+def _begin_worker():
+    """A worker decodes with one thread and ends when its parent does, however that ended."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches workers too: no traceback from each
+
+    def follow():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def write_parts(jobs, folder, write, workers):
+    """Write the parts that are not complete, on so many processes.   returns  the reports of all"""
+    reports = [folder / f"part-{i:05d}.json" for i in range(len(jobs))]
+    tasks = [(i, job) for i, job in enumerate(jobs) if not reports[i].is_file()]
+    with tqdm(total=len(jobs), desc="import", unit="part", initial=len(jobs) - len(tasks)) as bar:
+        if workers == 1 or len(tasks) < 2:
+            for task in tasks:
+                write(*task)
+                bar.update()
+            return [read_json(report) for report in reports]
+        spawn = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+        pool = ProcessPoolExecutor(min(workers, len(tasks)), spawn, _begin_worker)
+        try:
+            for future in as_completed([pool.submit(write, *task) for task in tasks]):
+                future.result()
+                bar.update()
+        except BrokenProcessPool:
+            raise ValueError("a worker was killed, for lack of memory or by a decoder that crashed; the same "
+                             "command continues the import, perhaps with fewer --workers") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return [read_json(report) for report in reports]
+
+
+# ---- from parts to one folder ----
+
+
+def choose_groups(reports):
+    """The groups of the kind that most episodes have; the other episodes join those skipped."""
+    counts = Counter()
+    for report in reports:
+        for kind, group in report["groups"].items():
+            counts[kind] += len(group["names"])
+    usual = max(counts, key=counts.get, default=None)
+    chosen = []
+    for report in reports:
+        for kind, group in report["groups"].items():
+            if kind == usual:
+                chosen.append(group)
+                continue
+            reason = f"it has {json.loads(kind)}, the imported ones {json.loads(usual)}; they must agree"
+            report["skipped"] += [(name, reason) for name in group["names"]]
+    return chosen
+
+
+def print_summary(reports, n_imported, unused, folder, src, n_listed):
+    """Print what was imported and what not, and why; all reasons are in folder/skipped.txt.
+
+    raises  ValueError, after deleting the folder, if no episode was imported"""
+    lines = []
+    for report in reports:
+        for name, reason in report["skipped"]:
+            lines.append(f"skipped {src}/{name}: {reason}".replace("\n", "\\n"))
+    excluded = sum(report["excluded"] for report in reports)
+    first = f"imported {n_imported}, skipped {len(lines)}"
+    print(f"{first}, excluded {excluded} of the {n_listed} listed" if n_listed else first)
+    for line in lines[:20]:
+        print(line)
+    if len(lines) > 20:
+        print(f"skipped {len(lines) - 20} more, listed in skipped.txt")
+    if unused:
+        print("in the episodes but not imported: " + ", ".join(f"{name} ({n})" for name, n in unused.items()))
+    if not n_imported:
+        shutil.rmtree(folder)
+        why = lines[0] if lines else "all are excluded"
+        raise ValueError(f"no episode was added, so nothing is written; {why}")
+    if lines:
+        text = "\n".join(lines) + "\n"  # file names need not be UTF-8
+        (folder / "skipped.txt").write_bytes(text.encode(errors="backslashreplace"))
+
+
+def scale_actions(actions, lengths, scale):
+    """Bring actions (S, A) of episodes of these lengths to [-1, 1], in place.   returns  how, for meta.json
+
+    scale  "extremes" or "percentiles" (1st, 99th): these become -1 and 1 if an action leaves [-1, 1]; the rest,
+           or with "" everything, is clipped"""
+    rows = actions.astype(np.float64)
+    scaling = None
+    if scale and rows.size and np.abs(rows).max() > 1:
+        low = rows.min(0)
+        high = rows.max(0)
+        if scale == "percentiles":  # numbers that occur, so no mean with an outlier
+            low = np.percentile(rows, 1, axis=0, method="higher")
+            high = np.percentile(rows, 99, axis=0, method="lower")
+        rows = 2 * (rows - low) / np.maximum(high - low, 1e-8) - 1
+        scaling = dict(low=low.tolist(), high=high.tolist(), by=scale, episodes=len(lengths))
+        ends = [", ".join(f"{x:.4g}" for x in end) for end in (low, high)]
+        print(f"actions from ({ends[0]}) to ({ends[1]}), {scale} of {len(lengths)} episodes, become -1 to 1")
+    elif scale and rows.size:
+        print("actions are in [-1, 1] and stay as they are")
+    actions[:] = np.clip(rows, -1, 1)
+    last = np.cumsum(lengths) - 1  # actions that lead to no frame are not counted, and become 0
+    changed = np.delete(np.abs(rows) > 1, last, axis=0)
+    n_clipped = int(changed.sum())
+    if n_clipped:
+        print(f"clipped {n_clipped} of {changed.size} action values to [-1, 1]")
+    actions[last] = 0
+    return dict(action_scaling=scaling, clipped_action_values=n_clipped)
+
+
+def merge(folder, parts, meta, scale):
+    """Merge the folders of parts into `folder`, by the episodes' numbers. A merge that was killed is repeated."""
+    tables = []
+    columns = {}
+    n_shards = 0
+    n_frames = 0
+    for part in parts:
+        part_meta = read_json(part / "meta.json")
+        for shard in range(part_meta["shards"]):
+            with contextlib.suppress(FileNotFoundError):  # the killed merge has moved it
+                os.replace(part / f"shard-{shard:05d}.bin", folder / f"shard-{n_shards + shard:05d}.bin")
+        with np.load(part / "index.npz") as arrays:
+            tables.append(dict(arrays))
+        tables[-1]["shard"] += n_shards
+        tables[-1]["row"] += n_frames
+        for path in part.glob("*.npy"):
+            columns.setdefault(path.stem, []).append(np.load(path))
+        n_shards += part_meta["shards"]
+        n_frames += part_meta["frames"]
+    index = {key: np.concatenate([table[key] for table in tables]) for key in tables[0]}
+    actions = np.concatenate(columns.pop("actions"))
+    meta = dict(meta, **{key: part_meta[key] for key in KIND}, episodes=len(index["row"]), frames=n_frames,
+                shards=n_shards, **scale_actions(actions, index["length"], scale))
+    order = np.argsort(index["number"], kind="stable")
+    index = {key: column[order] for key, column in index.items()}
+    write_tables(folder, meta, index, actions=[actions], **columns)
+
+
+def run_import(jobs, episodes, out, key, size, min_frames, val_every, workers, jpeg, exclude="", scale=""):
+    """Write the episodes of all jobs to `out` and print what was skipped; continues an interrupted import.
+
+    jobs      tuples of a name and further arguments; a job's episodes are written together
+    episodes  functools.partial with keywords, src among them. Called with a job's items it yields (number, name,
+              function that returns a Recording), and raises an Exception where it finds no more
+    key       for meta.json: the array or camera of the frames;  scale  as in `scale_actions`
+    raises    ValueError, if OUT.partial is of another import or no episode is usable"""
+    if workers < 0:
+        raise ValueError(f"--workers is {workers}; expected 0, which is one for each core, or more")
+    src = episodes.keywords["src"]
+    writer = EpisodeWriter(out, src, key, val_every, jpeg=jpeg)
+    folder = writer.partial
+    lines = Path(exclude).read_text("utf-8", "surrogateescape").split("\n") if exclude else []
+    listed = [re.findall(r"[^\s,]+", line) for line in lines if line.strip()]  # several names of an episode
+    excluded = set()
+    for names in listed:
+        excluded.update(map(_stem, names))
+
+    how = dict(size=size, min_frames=min_frames, jpeg=jpeg)
+    digest = hashlib.sha256(json.dumps(jobs).encode()).hexdigest()[:16]
+    settings = dict(episodes.keywords, **how, val_every=val_every, exclude=sorted(excluded), version=VERSION,
+                    reader=episodes.func, files=f"{len(jobs)} parts, {digest}")
+    settings = json.loads(json.dumps(settings, default=operator.attrgetter("__name__")))
+    begun = settings
+    if (folder / "settings.json").is_file():
+        begun = read_json(folder / "settings.json")
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_json(folder / "settings.json", settings)
+    changed = [name for name in sorted({**begun, **settings}) if begun.get(name) != settings.get(name)]
+    if changed:
+        raise ValueError(f"{folder} was begun with other {', '.join(changed)}; delete it to begin anew")
+
+    if not (folder / "meta.json").is_file():
+        write = functools.partial(write_part, folder=folder, episodes=episodes, exclude=excluded, **how)
+        reports = write_parts(jobs, folder, write, workers or torch.get_num_threads())
+        groups = choose_groups(reports)
+        unused = Counter()
+        for group in groups:
+            unused.update(group["unused"])
+        n_imported = sum(len(group["names"]) for group in groups)
+        print_summary(reports, n_imported, unused, folder, src, len(listed))
+        parts = [folder / group["folder"] for group in groups]
+        merge(folder, parts, dict(writer.meta, not_imported=dict(unused)), scale)
+    for leftover in folder.glob("part-*"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    put_in_place(folder, writer.out)
