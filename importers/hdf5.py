@@ -23,24 +23,31 @@ from importers.video import video_frames
 VP2_CAMERAS = "camera_image", "agentview_shift_2_image"  # RoboDesk, robosuite
 
 
-def open_vp2(path):
-    """VP2's HDF5 file, as h5py.File, and the names of its episodes: demo_2 before demo_10, and others last.
+def _by_number(name):
+    """demo_2 before demo_10, and names that end without a number last."""
+    number = name.split("_")[-1]
+    return (0, int(number), name) if number.isdecimal() else (1, 0, name)
+
+
+def open_vp2(path, mask=""):
+    """VP2's HDF5 file, as h5py.File, and the names of its episodes in order; mask: of that list alone.
 
     raises  ImportError without h5py, FileNotFoundError, ValueError where it is no such file"""
     h5py = optional("h5py", "h5py")
-
-    def order(name):
-        number = name.split("_")[-1]
-        return (0, int(number), name) if number.isdecimal() else (1, 0, name)
-
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}; expected one of VP2's .hdf5 files")
     try:
         require_content(path)
         file = h5py.File(path)
-        return file, sorted(file["data"], key=order)
+        names = sorted(file["data"], key=_by_number)
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is no file of VP2's: {error}") from None
+    if mask:
+        if f"mask/{mask}" not in file:
+            raise ValueError(f"{path} has no mask/{mask}; leave --mask out")
+        listed = {name.decode() for name in file[f"mask/{mask}"]}
+        names = [name for name in names if name in listed]
+    return file, names
 
 
 def vp2_frames(demo):
@@ -67,30 +74,32 @@ def read_vp2(demo):
     return Recording(frames[()], actions, rewards, (*unused, *lost))
 
 
-def _vp2_episodes(name, first, start, stop, src):
-    """Episodes start to stop-1 of a file; the first has the number `first`."""
-    file, demos = open_vp2(Path(src) / name)
+def vp2_episodes(name, first, start, stop, src, mask):
+    """Episodes start to stop-1 of a file; the first of the file has the number `first`."""
+    file, demos = open_vp2(Path(src) / name, mask)
     with file:
-        for k, demo in enumerate(demos[start:stop]):
-            yield first + k, f"{name}/{demo}", functools.partial(read_vp2, file["data"][demo])
+        for k in range(start, min(stop, len(demos))):
+            read = functools.partial(read_vp2, file["data"][demos[k]])
+            yield first + k, f"{name}/{demos[k]}", read
 
 
-def import_vp2(src="", out="data/vp2", size=0, min_frames=12, val_every=20, workers=0, jpeg=0):
+def import_vp2(src="", out="data/vp2", mask="", size=0, min_frames=12, val_every=20, workers=0, jpeg=0):
     """Import the episodes of VP2's HDF5 files under a folder.
 
+    mask    train or valid: the episodes of that list alone
     raises  as import_npz, ImportError without h5py"""
     jobs = []
-    number = 0
+    first = 0
     for name in find_files(src, (".hdf5", ".h5")):
         try:
-            file, demos = open_vp2(Path(src) / name)
+            file, demos = open_vp2(Path(src) / name, mask)
             file.close()
         except ValueError:
             demos = [""]  # the job will say why
         for start in range(0, len(demos), 50):
-            jobs.append((name, number + start, start, start + 50))
-        number += len(demos)
-    episodes = functools.partial(_vp2_episodes, src=str(src))
+            jobs.append((name, first, start, start + 50))
+        first += len(demos)
+    episodes = functools.partial(vp2_episodes, src=str(src), mask=mask)
     run_import(jobs, episodes, out, "vp2", size, min_frames, val_every, workers, jpeg)
 
 

@@ -1,10 +1,9 @@
-"""importers/rlds.py: Open X-Embodiment in its first form, RLDS: TFRecord shards of whole episodes, pictures encoded.
+"""importers/rlds.py: Open X-Embodiment as RLDS: TFRecord shards of whole episodes, pictures encoded.
 
-    features.json (which features) + dataset_info.json (records per shard) --> jobs, episode numbers
+    features.json, dataset_info.json --> cameras, actions, and by `interleave` the number of each record
     record --importers/tfrecord.py--> features --read_rlds--> Recording
 
-Episode numbers are those of the official converter, on which its splits and the list of RoboNet's test episodes
-depend. dataset_info.json alone gives them, so a missing shard shifts nothing.
+T frames, A action dim.
 
 Run: python prepare.py rlds --src bridge/0.1.0 --out data/oxe/bridge"""
 
@@ -19,13 +18,13 @@ from importers.engine import run_import
 from importers.recording import Recording, read_json, shift_rewards, stack_frames
 from importers.tfrecord import feature_values, parse_example, read_records
 
-CAMERAS = "steps/observation/"  # where pictures are among the features
+OBSERVATION = "steps/observation/"
 
 
 def interleave(lengths, cycle=16, block=16):
     """The order in which TFDS reads shards of so many records: yields the shard of each record.
 
-    Of `cycle` open shards each in turn gives `block` records; the next shard takes the place of one that ended.
+    Of `cycle` open shards each in turn gives `block` records; the next shard takes the place of an ended one.
     Source: tf.data's Dataset.interleave, as tensorflow_datasets calls it"""
     waiting = iter(enumerate(lengths))
     slots = [None] * cycle  # (shard, records left)
@@ -42,7 +41,7 @@ def interleave(lengths, cycle=16, block=16):
 
 
 def feature_leaves(feature, path=""):
-    """The leaves of features.json's tree: {path: description}."""
+    """The leaves of features.json's tree, {path: description}."""
     if "sequence" in feature:
         return feature_leaves(feature["sequence"]["feature"], path)
     children = feature.get("featuresDict", {}).get("features")
@@ -55,24 +54,21 @@ def feature_leaves(feature, path=""):
 
 
 def action_columns(leaves):
-    """The float features under steps/action, in alphabetical order: {path: numbers per step}."""
+    """The float features under steps/action in the order of their names, {path: numbers per step}."""
     columns = {}
     for path, leaf in sorted(leaves.items()):
         tensor = leaf.get("tensor", {})
-        if path.split("/")[:2] == ["steps", "action"] and tensor.get("dtype", "").startswith("float"):
+        if f"{path}/".startswith("steps/action/") and tensor.get("dtype", "").startswith("float"):
             shape = [int(n) for n in tensor.get("shape", {}).get("dimensions", ())]
             columns[path] = int(np.prod(shape))
     return columns
 
 
 def read_rlds(record, camera, columns, has_reward, unused, size):
-    """An episode: a camera's frames, and the columns {feature: numbers per step} side by side as actions (T, A)."""
+    """An episode: a camera's frames, and the columns side by side as actions (T, A)."""
     features = parse_example(record)
-    frames = stack_frames(map(from_picture, feature_values(features[CAMERAS + camera])), size)
+    frames = stack_frames(map(from_picture, feature_values(features[OBSERVATION + camera])), size)
     actions = [feature_values(features[name]).reshape(-1, width) for name, width in columns.items()]
-    counts = [len(column) for column in actions]
-    if len(set(counts)) > 1:
-        raise ValueError(f"actions have {counts} rows; expected as many in each")
     rewards = None
     lost = ()
     if has_reward:
@@ -80,64 +76,63 @@ def read_rlds(record, camera, columns, has_reward, unused, size):
     return Recording(frames, np.concatenate(actions, 1) if actions else None, rewards, (*unused, *lost))
 
 
-def _rlds_episodes(name, numbers, src, split, cameras, columns, has_reward, unused, size):
-    """Episodes of a shard, with the official converter's names; one for each camera."""
-    for k, record in enumerate(read_records(Path(src) / name, len(numbers))):
+def rlds_episodes(name, numbers, src, split, cameras, **settings):
+    """The episodes of a shard, once for each camera, with the official converter's names."""
+    for number, record in zip(numbers, read_records(Path(src) / name, len(numbers)), strict=True):
         for camera in cameras:
-            read = functools.partial(read_rlds, record, camera, columns, has_reward, unused, size)
             folder = f"{camera}/" if len(cameras) > 1 else ""
-            yield numbers[k], f"{folder}{split}_eps_{numbers[k]:08d}", read
+            read = functools.partial(read_rlds, record, camera, **settings)
+            yield number, f"{folder}{split}_eps_{number:08d}", read
 
 
-def _find_shards(src, about, split):
-    """Jobs: (file name, episode numbers of its records) for each shard of a split."""
-    lengths = {part["name"]: list(map(int, part["shardLengths"])) for part in about["splits"]}
+def shard_jobs(src, splits, split):
+    """(file name, episode numbers of its records) for each shard of a split.
+
+    Numbers are those of the official converter, on which its splits and its list of RoboNet's test episodes
+    depend; they come from dataset_info.json, so that a missing shard shifts none."""
+    lengths = {part["name"]: list(map(int, part["shardLengths"])) for part in splits}
     if split not in lengths:
         raise ValueError(f"no split {split!r}; --split takes one of {', '.join(lengths)}")
     numbers = [[] for _ in lengths[split]]
     for number, shard in enumerate(interleave(lengths[split])):
         numbers[shard].append(number)
-    names = sorted(path.name for path in Path(src).glob(f"*-{split}.tfrecord-*-of-{len(numbers):05d}"))
-    if not names:
+    paths = sorted(Path(src).glob(f"*-{split}.tfrecord-*"))
+    if not paths:
         raise FileNotFoundError(f"--src {src!r} has no *-{split}.tfrecord-* files; pass a folder that has")
-    prefix = names[0].rpartition("tfrecord-")[0]
-    jobs = []
-    for shard, of_shard in enumerate(numbers):
-        jobs.append((f"{prefix}tfrecord-{shard:05d}-of-{len(numbers):05d}", of_shard))
-    return jobs
+    stem = paths[0].name.partition(".")[0]
+    names = [f"{stem}.tfrecord-{shard:05d}-of-{len(numbers):05d}" for shard in range(len(numbers))]
+    return list(zip(names, numbers, strict=True))
 
 
 def import_rlds(src="", out="data/rlds", split="train", camera="", actions=True, size=64, min_frames=2,
                 val_every=100, exclude="", workers=0, jpeg=0):
-    """Import a dataset of Open X-Embodiment as TFRecords, by the folder of its version, such as bridge/0.1.0.
+    """Import a dataset of Open X-Embodiment in RLDS's form, by the folder of its version, such as bridge/0.1.0.
 
-    split    TFDS' name
-    camera   among the observations, or several, each an episode; "": the paper's (its table of sets), or image
-    actions  all float features under steps/action side by side; false: none
+    split    TFDS' name;  actions  all float features under steps/action side by side; false: none
+    camera   among the observations, or several, each an episode; "": the paper's (OXE in mixture.py), or image
     raises   as import_npz, ValueError where features.json has no such camera, ImportError without google-crc32c"""
-    src = str(src)
     paths = [Path(src) / name for name in ("features.json", "dataset_info.json")]
     if not src or not all(path.is_file() for path in paths):
-        raise FileNotFoundError(f"--src {src!r} lacks {paths[0].name} or {paths[1].name}; pass the folder of a "
+        raise FileNotFoundError(f"--src {src!r} lacks features.json or dataset_info.json; pass the folder of a "
                                 "dataset's version, such as bridge/0.1.0")
-    leaves = feature_leaves(read_json(paths[0]))
-    about = read_json(paths[1])
+    tree, about = map(read_json, paths)
+    leaves = feature_leaves(tree)
     name = about.get("name", "")
     _, _, paper_camera = OXE.get(name.removesuffix(RLDS_SUFFIX), (0, 0, "image"))
     cameras = (camera or paper_camera).split(",")
-    known = [path.removeprefix(CAMERAS) for path in leaves if CAMERAS in path and "image" in leaves[path]]
+    known = [path.removeprefix(OBSERVATION) for path in leaves if OBSERVATION in path and "image" in leaves[path]]
     for wanted in cameras:
         if wanted not in known:
             raise ValueError(f"no camera {wanted!r}; --camera takes one of {', '.join(known)}")
-    columns = action_columns(leaves) if actions else {}
-    has_reward = leaves.get("steps/reward", {}).get("tensor", {}).get("dtype") == "float32"
-    used = {*columns, *(CAMERAS + wanted for wanted in cameras)}
-    if has_reward:
-        used.add("steps/reward")
-    unused = sorted(leaves.keys() - used)
     if name == "robo_net" and not exclude:
         print("without --exclude, RoboNet's test videos are among these episodes")
-    jobs = _find_shards(src, about, split)
-    episodes = functools.partial(_rlds_episodes, src=src, split=split, cameras=cameras, columns=columns,
-                                 has_reward=has_reward, unused=unused, size=size)
-    run_import(jobs, episodes, out, ",".join(cameras), size, min_frames, val_every, workers, jpeg, exclude)
+    columns = action_columns(leaves) if actions else {}
+    has_reward = leaves.get("steps/reward", {}).get("tensor", {}).get("dtype") == "float32"
+    used = {*columns, *(OBSERVATION + wanted for wanted in cameras)}
+    if has_reward:
+        used.add("steps/reward")
+    settings = dict(split=split, cameras=cameras, columns=columns, has_reward=has_reward, size=size,
+                    unused=sorted(leaves.keys() - used))
+    episodes = functools.partial(rlds_episodes, src=str(src), **settings)
+    run_import(shard_jobs(str(src), about["splits"], split), episodes, out, ",".join(cameras), size, min_frames,
+               val_every, workers, jpeg, exclude)
