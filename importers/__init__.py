@@ -1,6 +1,6 @@
 """importers: episodes in other people's formats -> folders that data.py reads. TensorFlow is not needed.
 
-    recording.py <-- engine.py <-- video.py <-- hdf5.py, lerobot.py;  engine.py <-- tfrecord.py <-- rlds.py
+    recording.py <-- engine.py <-- video.py <-- hdf5.py, lerobot.py;  engine.py <-- tfrecord.py
 
 Run: python prepare.py video --src FOLDER --out data/mine --size 64    and the other names of IMPORTERS"""
 
@@ -8,8 +8,7 @@ import inspect
 
 from importers.hdf5 import import_robonet, import_vp2
 from importers.lerobot import import_lerobot
-from importers.rlds import import_rlds
-from importers.tfrecord import import_bair
+from importers.tfrecord import import_bair, import_rlds
 from importers.video import import_npz, import_sthsth, import_video, load_episode
 
 __all__ = ["IMPORTERS", "load_episode"]

@@ -4,17 +4,14 @@
     OUT.partial/part-00000/ and its report, part-00000.json --choose_groups, merge, scale_actions--> OUT
 
 A part is complete once its report is there: the same command continues an interrupted import. What cannot be
-read is skipped and listed. Episodes keep the numbers that they have in their source, which decide the split into
-training and validation, so a skipped one shifts no other.
-
-S frames of all episodes, A action dim."""
+read is skipped and listed. Episodes keep their numbers in the source, which decide the split into training and
+validation: a skipped one shifts no other.   S frames of all episodes, A action dim."""
 
 import contextlib
 import functools
 import hashlib
 import json
 import multiprocessing
-import operator
 import os
 import re
 import shutil
@@ -43,23 +40,17 @@ def find_files(src, types):
 
     raises  FileNotFoundError where there is none"""
     names = []
-    others = []
+    others = Counter()
     for path in sorted(Path(src).rglob("*")) if src else ():
         if path.suffix.lower() in types:
             names.append(path.relative_to(src).as_posix())
         elif path.is_file() and not path.name.startswith("."):
-            others.append(path)
+            others[path.suffix.lower() or path.name] += 1
     if not names:
         raise FileNotFoundError(f"--src {str(src)!r} has no {', '.join(types)} files; pass a folder that has")
-    print_unread(others)
+    if others:
+        print("files that are not read: " + ", ".join(f"{n} {kind}" for kind, n in others.most_common(10)))
     return names
-
-
-def print_unread(names):
-    """Count, by type, files that are there but not read."""
-    types = Counter(Path(name).suffix.lower() or Path(name).name for name in names)
-    if types:
-        print("files that are not read: " + ", ".join(f"{n} {kind}" for kind, n in types.most_common(10)))
 
 
 def batch_jobs(items):
@@ -82,30 +73,28 @@ def _stem(name):
 
 
 def usable_episodes(job, episodes, size, min_frames, exclude, report):
-    """Yield (number, name, arrays of `check`, names of what is unused) of a job's episodes.
+    """Yield (number, name, what `check` returns) of a job's episodes.
 
     An error costs its episode or, if the next one cannot be found, the rest of the job; the report lists it."""
-    fatal = MemoryError, ImportError
-    try:
-        for number, name, read in episodes(*job):
+    stream = episodes(*job)
+    while True:
+        name = job[0]
+        try:
+            number, name, read = next(stream)
             if exclude & {str(number), _stem(name)}:
                 report["excluded"] += 1
                 continue
-            try:
-                recording = read()
-                arrays = check(recording, size)
-                if len(arrays[0]) < min_frames:
-                    raise ValueError(f"{len(arrays[0])} frames, fewer than --min_frames {min_frames}")
-            except fatal:
-                raise
-            except Exception as error:
-                report["skipped"].append((name, reason_of(error)))
-                continue
-            yield number, name, arrays, recording.unused
-    except fatal:
-        raise
-    except Exception as error:
-        report["skipped"].append((job[0], reason_of(error)))
+            checked = check(read(), size)
+            if len(checked[0]) < min_frames:
+                raise ValueError(f"{len(checked[0])} frames, fewer than --min_frames {min_frames}")
+        except StopIteration:  # also after an error of the stream itself
+            return
+        except (MemoryError, ImportError):
+            raise
+        except Exception as error:
+            report["skipped"].append((name, reason_of(error)))
+            continue
+        yield number, name, checked
 
 
 def write_part(i, job, folder, episodes, size, min_frames, jpeg, exclude):
@@ -118,7 +107,8 @@ def write_part(i, job, folder, episodes, size, min_frames, jpeg, exclude):
     report = dict(groups=groups, excluded=0, skipped=[])
     shutil.rmtree(folder / part, ignore_errors=True)  # of a process that was killed
     with contextlib.ExitStack() as stack:
-        for number, name, arrays, unused in usable_episodes(job, episodes, size, min_frames, exclude, report):
+        for number, name, checked in usable_episodes(job, episodes, size, min_frames, exclude, report):
+            *arrays, unused = checked
             kind = json.dumps(kind_of(*arrays))
             if kind not in groups:
                 groups[kind] = dict(folder=f"{part}/{len(groups)}", names=[], unused=Counter())
@@ -145,17 +135,17 @@ def _begin_worker():
 def write_parts(jobs, folder, write, workers):
     """Write the parts that are not complete, on so many processes.   returns  the reports of all"""
     reports = [folder / f"part-{i:05d}.json" for i in range(len(jobs))]
-    tasks = [(i, job) for i, job in enumerate(jobs) if not reports[i].is_file()]
-    with tqdm(total=len(jobs), desc="import", unit="part", initial=len(jobs) - len(tasks)) as bar:
-        if workers == 1 or len(tasks) < 2:
-            for task in tasks:
-                write(*task)
+    todo = [i for i, report in enumerate(reports) if not report.is_file()]
+    with tqdm(total=len(jobs), desc="import", unit="part", initial=len(jobs) - len(todo)) as bar:
+        if workers == 1 or len(todo) < 2:
+            for i in todo:
+                write(i, jobs[i])
                 bar.update()
             return [read_json(report) for report in reports]
         spawn = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-        pool = ProcessPoolExecutor(min(workers, len(tasks)), spawn, _begin_worker)
+        pool = ProcessPoolExecutor(min(workers, len(todo)), spawn, _begin_worker)
         try:
-            for future in as_completed([pool.submit(write, *task) for task in tasks]):
+            for future in as_completed([pool.submit(write, i, jobs[i]) for i in todo]):
                 future.result()
                 bar.update()
         except BrokenProcessPool:
@@ -187,30 +177,33 @@ def choose_groups(reports):
     return chosen
 
 
-def print_summary(reports, n_imported, unused, folder, src, n_listed):
-    """Print what was imported and what not, and why; all reasons are in folder/skipped.txt.
+def print_summary(reports, groups, folder, src, n_listed):
+    """Print what was imported and what not, and why, which skipped.txt lists in full; returns not_imported.
 
     raises  ValueError, after deleting the folder, if no episode was imported"""
     lines = []
     for report in reports:
         for name, reason in report["skipped"]:
             lines.append(f"skipped {src}/{name}: {reason}".replace("\n", "\\n"))
-    excluded = sum(report["excluded"] for report in reports)
-    first = f"imported {n_imported}, skipped {len(lines)}"
-    print(f"{first}, excluded {excluded} of the {n_listed} listed" if n_listed else first)
-    for line in lines[:20]:
-        print(line)
+    unused = Counter()
+    for group in groups:
+        unused.update(group["unused"])
+    first = f"imported {sum(len(group['names']) for group in groups)}, skipped {len(lines)}"
+    if n_listed:
+        first += f", excluded {sum(report['excluded'] for report in reports)} of the {n_listed} listed"
+    print("\n".join([first, *lines[:20]]))
     if len(lines) > 20:
         print(f"skipped {len(lines) - 20} more, listed in skipped.txt")
     if unused:
         print("in the episodes but not imported: " + ", ".join(f"{name} ({n})" for name, n in unused.items()))
-    if not n_imported:
+    if not groups:
         shutil.rmtree(folder)
         why = lines[0] if lines else "all are excluded"
         raise ValueError(f"no episode was added, so nothing is written; {why}")
     if lines:
         text = "\n".join(lines) + "\n"  # file names need not be UTF-8
         (folder / "skipped.txt").write_bytes(text.encode(errors="backslashreplace"))
+    return dict(unused)
 
 
 def scale_actions(actions, lengths, scale):
@@ -270,6 +263,20 @@ def merge(folder, parts, meta, scale):
     write_tables(folder, meta, index, actions=[actions], **columns)
 
 
+def begin(folder, settings):
+    """Create OUT.partial, or raise ValueError if it is of an import with other settings, naming these."""
+    path = folder / "settings.json"
+    settings = json.loads(json.dumps(settings, default=lambda function: function.__name__))
+    if not path.is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_json(path, settings)
+    begun = read_json(path)
+    changed = [name for name in sorted({**begun, **settings}) if begun.get(name) != settings.get(name)]
+    if changed:
+        raise ValueError(f"{folder} was begun with other {', '.join(changed)}; delete it to begin anew")
+
+
 def run_import(jobs, episodes, out, key, size, min_frames, val_every, workers, jpeg, exclude="", scale=""):
     """Write the episodes of all jobs to `out` and print what was skipped; continues an interrupted import.
 
@@ -283,39 +290,19 @@ def run_import(jobs, episodes, out, key, size, min_frames, val_every, workers, j
     src = episodes.keywords["src"]
     writer = EpisodeWriter(out, src, key, val_every, jpeg=jpeg)
     folder = writer.partial
-    lines = Path(exclude).read_text("utf-8", "surrogateescape").split("\n") if exclude else []
-    listed = [re.findall(r"[^\s,]+", line) for line in lines if line.strip()]  # several names of an episode
-    excluded = set()
-    for names in listed:
-        excluded.update(map(_stem, names))
-
+    text = Path(exclude).read_text("utf-8", "surrogateescape") if exclude else ""
+    listed = [line for line in text.splitlines() if line.strip()]  # each with all names of an episode
+    excluded = {_stem(word) for word in re.findall(r"[^\s,]+", text)}
     how = dict(size=size, min_frames=min_frames, jpeg=jpeg)
     digest = hashlib.sha256(json.dumps(jobs).encode()).hexdigest()[:16]
-    settings = dict(episodes.keywords, **how, val_every=val_every, exclude=sorted(excluded), version=VERSION,
-                    reader=episodes.func, files=f"{len(jobs)} parts, {digest}")
-    settings = json.loads(json.dumps(settings, default=operator.attrgetter("__name__")))
-    begun = settings
-    if (folder / "settings.json").is_file():
-        begun = read_json(folder / "settings.json")
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        write_json(folder / "settings.json", settings)
-    changed = [name for name in sorted({**begun, **settings}) if begun.get(name) != settings.get(name)]
-    if changed:
-        raise ValueError(f"{folder} was begun with other {', '.join(changed)}; delete it to begin anew")
-
+    begin(folder, dict(episodes.keywords, **how, val_every=val_every, exclude=sorted(excluded), version=VERSION,
+                       reader=episodes.func, files=f"{len(jobs)} parts, {digest}"))
     if not (folder / "meta.json").is_file():
         write = functools.partial(write_part, folder=folder, episodes=episodes, exclude=excluded, **how)
         reports = write_parts(jobs, folder, write, workers or torch.get_num_threads())
         groups = choose_groups(reports)
-        unused = Counter()
-        for group in groups:
-            unused.update(group["unused"])
-        n_imported = sum(len(group["names"]) for group in groups)
-        print_summary(reports, n_imported, unused, folder, src, len(listed))
-        parts = [folder / group["folder"] for group in groups]
-        merge(folder, parts, dict(writer.meta, not_imported=dict(unused)), scale)
+        meta = dict(writer.meta, not_imported=print_summary(reports, groups, folder, src, len(listed)))
+        merge(folder, [folder / group["folder"] for group in groups], meta, scale)
     for leftover in folder.glob("part-*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     put_in_place(folder, writer.out)

@@ -1,4 +1,4 @@
-"""importers/hdf5.py: HDF5 files of VP2 (robomimic's layout, many episodes in a file) and of RoboNet (one in each).
+"""importers/hdf5.py: HDF5 files of VP2 (robomimic's layout: many episodes in each) and of RoboNet.
 
     VP2's data/demo_0/{obs/CAMERA, actions, rewards} --read_vp2--> Recording
     RoboNet's {env/CAMERA_video, env/state, policy/actions} --read_robonet--> Recording with 5 actions
@@ -17,7 +17,7 @@ import numpy as np
 from common import require_content
 from data import from_picture
 from importers.engine import batch_jobs, file_episodes, find_files, run_import
-from importers.recording import Recording, optional, shift_rewards
+from importers.recording import Recording, optional
 from importers.video import video_frames
 
 VP2_CAMERAS = "camera_image", "agentview_shift_2_image"  # RoboDesk, robosuite
@@ -65,13 +65,10 @@ def read_vp2(demo):
     n_samples = demo.attrs.get("num_samples", len(actions))
     if n_samples != len(actions):
         raise ValueError(f"it has {len(actions)} actions, its num_samples is {n_samples}")
-    rewards = None
-    lost = ()
-    if "rewards" in demo:
-        rewards, lost = shift_rewards(demo["rewards"][()], len(frames))
+    rewards = demo["rewards"][()] if "rewards" in demo else None
     unused = [f"obs/{key}" for key in demo["obs"] if not frames.name.endswith(f"/{key}")]
     unused += [key for key in demo if key not in ("obs", "actions", "rewards")]
-    return Recording(frames[()], actions, rewards, (*unused, *lost))
+    return Recording(frames[()], actions, action_rewards=rewards, unused=tuple(unused))
 
 
 def vp2_episodes(name, first, start, stop, src, mask):
@@ -143,7 +140,7 @@ def read_robonet(path, camera):
             actions = np.concatenate([actions[: len(grip)], grip[: len(actions)]], 1)
     T = min(len(frames), len(states), len(actions) + 1)  # the official loader's rule
     actions = np.pad(actions, ((0, 0), (0, 5)))[: T - 1, :5]
-    return Recording(frames[:T], actions, None, tuple(unused))
+    return Recording(frames[:T], actions, unused=tuple(unused))
 
 
 def import_robonet(src="", out="data/robonet", camera="cam0", size=64, min_frames=12, val_every=100, exclude="",

@@ -20,7 +20,7 @@ import numpy as np
 
 from common import require_content
 from importers.engine import batch_jobs, run_import
-from importers.recording import Recording, area_resize, optional, read_json, reason_of, shift_rewards
+from importers.recording import Recording, area_resize, optional, read_json, reason_of
 from importers.video import as_shown, decode
 
 BOOKKEEPING = "timestamp", "frame_index", "episode_index", "index", "task_index"  # columns of every dataset
@@ -117,11 +117,7 @@ def read_lerobot(episode, src, action, fps, unused, size):
         raise ValueError(f"{path}: its rows are not in the order of timestamp and frame_index")
     frames = pictures_at(Path(src) / episode.video, episode.start, episode.stop, times, fps, size)
     actions = columns[action].reshape(T, -1) if action else None
-    rewards = None
-    lost = ()
-    if "next.reward" in columns:
-        rewards, lost = shift_rewards(columns["next.reward"], T)
-    return Recording(frames, actions, rewards, (*unused, *lost))
+    return Recording(frames, actions, action_rewards=columns.get("next.reward"), unused=tuple(unused))
 
 
 def lerobot_episodes(_, batch, **settings):
@@ -134,8 +130,6 @@ def lerobot_episodes(_, batch, **settings):
 def read_info(src):
     """meta/info.json of the dataset in the folder src, of a version that is read here."""
     path = Path(src) / "meta/info.json"
-    if not src or not path.is_file():
-        raise FileNotFoundError(f"--src {src!r} has no meta/info.json; pass the folder of a LeRobot dataset")
     info = read_json(path)
     missing = [key for key in ("codebase_version", "features", "fps", "data_path") if not info.get(key)]
     if missing:

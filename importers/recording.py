@@ -1,4 +1,4 @@
-"""importers/recording.py: an episode as its reader finds it, the checks that it must pass, and what readers share.
+"""importers/recording.py: an episode as its reader finds it, and the checks that it must pass.
 
     file --a format's reader--> Recording --check--> frames_u8 (T,H,W,3), actions (T,A), rewards (T,)"""
 
@@ -19,6 +19,7 @@ class Recording(NamedTuple):
     frames: np.ndarray  # (T, H, W, 3) integers
     actions: np.ndarray | None = None  # (T, A), or (T-1, A) without the last one, which leads to no frame
     rewards: np.ndarray | None = None  # (T,) on arriving at each frame, or (T-1,) of the actions
+    action_rewards: np.ndarray | None = None  # or instead (T,) or (T-1,), all of the actions
     unused: tuple = ()  # names of what else the source holds
 
 
@@ -50,19 +51,12 @@ def stack_frames(frames, size=0):
     return np.concatenate(resized)
 
 
-def shift_rewards(rewards, T):
-    """Rewards (T,) of the actions taken at each frame -> (T-1,), and what is lost, for `Recording.unused`."""
-    rewards = np.reshape(rewards, -1)
-    if len(rewards) != T:
-        return rewards, ()
-    return rewards[:-1], ("a reward, not 0, of the last action",) if rewards[-1] else ()
-
-
 def check(recording, size=0):
     """A Recording as EpisodeWriter.add takes it: frames_u8, actions and rewards of one length, or None.
 
-    size  > 0 resizes;  raises  ValueError saying what does not fit"""
-    frames, actions, rewards, _ = recording
+    returns  these three, and the names of what is unused;  size  > 0 resizes
+    raises   ValueError saying what does not fit"""
+    frames, actions, rewards, action_rewards, unused = recording
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype.kind not in "iu" or not frames.size:
         raise ValueError(f"frames are {frames.dtype} {frames.shape}; expected integers (T, H, W, 3)")
     if frames.min() < 0 or frames.max() > 255:
@@ -74,8 +68,13 @@ def check(recording, size=0):
             raise ValueError(f"actions are {actions.shape}; expected finite ({T} or {T - 1}, A)")
         _require_finite("action", actions[: T - 1])
         if len(actions) < T or not np.isfinite(actions[-1]).all():
-            last = actions[T - 2 : T - 1] if T > 1 else np.zeros_like(actions, shape=(1, actions.shape[1]))
+            last = actions[T - 2 : T - 1] if T > 1 else np.zeros((1, actions.shape[1]))
             actions = np.concatenate([actions[: T - 1], last])  # in the range of the others
+    if action_rewards is not None:
+        rewards = action_rewards.reshape(-1)
+        if len(rewards) == T:  # the last action leads to no frame
+            unused = (*unused, "a reward, not 0, of the last action") if rewards[-1] else unused
+            rewards = rewards[:-1]
     if rewards is not None:
         rewards = rewards.reshape(-1)
         if len(rewards) not in (T, T - 1):
@@ -83,7 +82,7 @@ def check(recording, size=0):
         _require_finite("reward", rewards)
         if len(rewards) < T:
             rewards = np.concatenate([[0.0], rewards])
-    return area_resize(frames.astype(np.uint8), size), actions, rewards
+    return area_resize(frames.astype(np.uint8), size), actions, rewards, unused
 
 
 def _require_finite(name, rows):
@@ -103,7 +102,7 @@ def optional(module, package):
 
 
 def reason_of(error):
-    """An error as one line. (On damaged files zlib, Pillow, PyAV, HDF5 and Arrow raise errors of their own.)"""
+    """An error as one line. (zlib, Pillow, PyAV, HDF5 and Arrow raise errors of their own on damage.)"""
     text = (str(error) or "no reason given").splitlines()[0]
     if getattr(error, "strerror", None) and error.filename:
         text = f"{error.strerror}: {error.filename}"

@@ -17,7 +17,7 @@ import numpy as np
 
 from common import require_content
 from importers.engine import batch_jobs, file_episodes, find_files, run_import
-from importers.recording import Recording, check, optional, read_json, reason_of, shift_rewards, stack_frames
+from importers.recording import Recording, check, optional, read_json, reason_of, stack_frames
 
 VIDEO_TYPES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")  # that tell if they are truncated
 # Something-Something's classes with motion worth learning, of 174 (the official code's choice)
@@ -36,14 +36,13 @@ def read_npz(path, key):
         frames = arrays[key]
         actions = arrays[action] if action else None
         rewards = arrays[reward] if reward else None
-        unused = [name for name in arrays.files if name not in (key, action, reward)]
-    lost = ()
-    if reward == "next.reward":  # LeRobot's name
-        rewards, lost = shift_rewards(rewards, len(frames))
+        unused = tuple(name for name in arrays.files if name not in (key, action, reward))
     if frames.ndim == 4 and frames.shape[1] == 9:  # the official Meta-World episodes: three frames stacked,
         frames = frames[:, 6:].transpose(0, 2, 3, 1)  # the newest last, beside the action that led to it
         actions = None if actions is None else actions[1:]
-    return Recording(frames, actions, rewards, (*unused, *lost))
+    if reward == "next.reward":  # LeRobot's name
+        return Recording(frames, actions, action_rewards=rewards, unused=unused)
+    return Recording(frames, actions, rewards, unused=unused)
 
 
 # ---- decoding videos ----
@@ -142,13 +141,13 @@ def load_episode(path, key="image", size=0):
     try:
         is_npz = path.suffix.lower() == ".npz"
         recording = read_npz(path, key) if is_npz else read_video(path, size=size)
-        frames_u8, actions, _ = check(recording, size)
+        frames_u8, actions, _, unused = check(recording, size)
     except ImportError:
         raise
     except Exception as error:
         raise ValueError(f"{path}: {reason_of(error)}") from None
-    if recording.unused:
-        print(f"{path}: not used: {', '.join(recording.unused)}")
+    if unused:
+        print(f"{path}: not used: {', '.join(unused)}")
     if actions is not None:
         actions = np.clip(actions, -1, 1).astype(np.float32)
     return frames_u8, actions

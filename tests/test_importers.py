@@ -20,12 +20,18 @@ from conftest import ROOT
 from PIL import Image
 
 from data import Episodes, EpisodeWriter
-from importers import load_episode, rlds, tfrecord
+from importers import load_episode, tfrecord
 from importers.hdf5 import import_robonet, import_vp2
 from importers.lerobot import import_lerobot
 from importers.recording import area_resize
-from importers.rlds import import_rlds, interleave
-from importers.tfrecord import feature_values, import_bair, parse_example, read_records
+from importers.tfrecord import (
+    feature_values,
+    import_bair,
+    import_rlds,
+    interleave,
+    parse_example,
+    read_records,
+)
 from importers.video import STHSTH_CLASSES, import_npz, import_sthsth, import_video
 
 av = pytest.importorskip("av", reason="pip install av")
@@ -366,7 +372,7 @@ def test_damage_costs_what_it_concerns_alone(format, damage, tmp_path, capsys):
 
 def test_bad_settings_and_actions_are_told_in_one_line(format, tmp_path, capsys):
     (tmp_path / "none").mkdir()
-    with pytest.raises(FileNotFoundError, match="none.*(has n|lacks)"):
+    with pytest.raises(FileNotFoundError, match="none.*(has no|features.json|info.json|labels.json)"):
         format.importer(str(tmp_path / "none"), tmp_path / "out")
     lost, reason = format.wrong
     written = format.write(tmp_path / "src", wrong=bool(lost))
@@ -436,7 +442,7 @@ def test_shards_are_read_in_the_order_of_the_official_converter():
 
 
 def test_numbers_come_from_the_shard_lengths_and_listed_episodes_are_left_out(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(rlds, "interleave", functools.partial(interleave, cycle=2, block=2))
+    monkeypatch.setattr(tfrecord, "interleave", functools.partial(interleave, cycle=2, block=2))
     written = write_rlds(tmp_path / "src")  # its shards hold 3, 2 and 1 episodes, read as 0 1 | 3 4 | 2 | 5
     listed = tmp_path / "list.txt"
     listed.write_text("traj8071, train_eps_00000003.npz\nfive robo_net/train_eps_00000005.npz\n77\n")
@@ -452,7 +458,7 @@ def test_numbers_come_from_the_shard_lengths_and_listed_episodes_are_left_out(tm
 
 def test_the_camera_is_the_papers_and_several_are_episodes_each(tmp_path, monkeypatch):
     written = write_rlds(tmp_path / "src")
-    monkeypatch.setitem(rlds.OXE, "toy", (1, 1, "image,wrist"))
+    monkeypatch.setitem(tfrecord.OXE, "toy", (1, 1, "image,wrist"))
     import_rlds(tmp_path / "src", tmp_path / "out", workers=1)
     episodes = Episodes(tmp_path / "out", "all")
     assert episodes.n_episodes == 12 and Episodes(tmp_path / "out", "val").n_episodes == 2  # of one number

@@ -15,8 +15,7 @@ from data import Episodes, EpisodeWriter
 from importers import load_episode
 from importers.hdf5 import import_vp2
 from importers.lerobot import import_lerobot, pictures_at
-from importers.rlds import import_rlds
-from importers.tfrecord import import_bair
+from importers.tfrecord import import_bair, import_rlds
 from importers.video import import_npz, import_sthsth, import_video, read_video
 
 av = pytest.importorskip("av", reason="pip install av")
