@@ -9,73 +9,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import python
-from PIL import Image
+from sources import (
+    CAMERA,
+    H,
+    T,
+    W,
+    actions_of,
+    clip,
+    column_of,
+    encoded,
+    example,
+    moving,
+    pyarrow,
+    write_lerobot,
+    write_moving_lerobot,
+    write_records,
+    write_video,
+)
 
 from data import Episodes, EpisodeWriter
 from importers import load_episode
 from importers.hdf5 import import_vp2
 from importers.lerobot import import_lerobot, pictures_at
 from importers.tfrecord import import_bair, import_rlds
-from importers.video import import_npz, import_sthsth, import_video, read_video
+from importers.video import import_npz, import_video, read_video
 
-av = pytest.importorskip("av", reason="pip install av")
-h5py = pytest.importorskip("h5py", reason="pip install h5py")
-parquet = pytest.importorskip("pyarrow.parquet", reason="pip install pyarrow")
-pa = pytest.importorskip("pyarrow")
-
-CAMERA, T, H, W = "observation.images.top", 20, 48, 64
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
-
-
-def moving(n):
-    """A red square moves from left to right under a blue sky over n frames (n, H, W, 3)."""
-    frames = np.full((n, H, W, 3), (60, 120, 60), np.uint8)
-    frames[:, : H // 2] = (150, 150, 220)
-    for t in range(n):
-        x = int(t * (W - 10) / (n - 1))
-        frames[t, 4:14, x : x + 10] = (230, 20, 20)
-    return frames
-
-
-def column_of(frame):
-    """The first column of the red square."""
-    red = frame.astype(int)
-    return int(np.flatnonzero((red[..., 0] - red[..., 2] > 90).any(0))[0])
-
-
-def write_video(path, frames, fps=10, codec="libx264", **stream_settings):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as file:
-        stream = file.add_stream(codec, rate=fps)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for name, value in stream_settings.items():
-            setattr(stream.codec_context, name, value)
-        for frame in frames:
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        file.mux(stream.encode())
-
-
-def write_lerobot(root, pictures=T, video_fps=10, scale=1.0, spoil=lambda i, columns: None, more=None):
-    """A v2.1 folder: four episodes of T rows at 10 a second; row k has k / 100 in its first action."""
-    (root / "meta").mkdir(parents=True)
-    features = {CAMERA: dict(dtype="video"), "action": dict(dtype="float32"), **(more or {})}
-    info = dict(codebase_version="v2.1", fps=10, chunks_size=1000, total_episodes=4, features=features)
-    info["data_path"] = "data/episode_{episode_index:06d}.parquet"
-    info["video_path"] = "videos/{video_key}/episode_{episode_index:06d}.mp4"
-    (root / "meta/info.json").write_text(json.dumps(info))
-    episodes = []
-    for i in range(4):
-        action = np.stack([np.arange(T) / 100 * scale, np.full(T, 0.1), np.linspace(-1, 1, T)], 1)
-        columns = dict(episode_index=np.full(T, i), frame_index=np.arange(T), timestamp=np.arange(T) / 10)
-        columns.update({name: np.arange(T) / 10 for name in more or {}}, action=action.astype(np.float32))
-        spoil(i, columns)
-        table = pa.table({name: list(column) for name, column in columns.items()})
-        (root / "data").mkdir(exist_ok=True)
-        parquet.write_table(table, root / f"data/episode_{i:06d}.parquet")
-        write_video(root / f"videos/{CAMERA}/episode_{i:06d}.mp4", moving(pictures), video_fps)
-        episodes.append(json.dumps(dict(episode_index=i, length=len(columns["action"]))))
-    (root / "meta/episodes.jsonl").write_text("\n".join(episodes))
 
 
 # ---- A: sources that must agree are compared ----
@@ -83,7 +42,7 @@ def write_lerobot(root, pictures=T, video_fps=10, scale=1.0, spoil=lambda i, col
 
 @pytest.mark.parametrize("pictures, fps", [(20, 10), (60, 30), (50, 25), (30, 10)])
 def test_a_rows_picture_is_the_one_at_its_timestamp(pictures, fps, tmp_path):
-    write_lerobot(tmp_path / "src", pictures, fps)
+    write_moving_lerobot(tmp_path / "src", pictures, fps)
     import_lerobot(tmp_path / "src", tmp_path / "out", size=0, workers=1)
     data, source = Episodes(tmp_path / "out", "all"), moving(pictures)
     for episode in range(4):
@@ -94,7 +53,7 @@ def test_a_rows_picture_is_the_one_at_its_timestamp(pictures, fps, tmp_path):
 
 @pytest.mark.parametrize("pictures, fps", [(12, 10), (15, 7)])
 def test_an_episode_whose_rows_have_no_pictures_is_skipped_with_both_counts(pictures, fps, tmp_path, capsys):
-    write_lerobot(tmp_path / "src", pictures, fps)
+    write_moving_lerobot(tmp_path / "src", pictures, fps)
     with pytest.raises(ValueError, match="no episode was added"):
         import_lerobot(tmp_path / "src", tmp_path / "out", workers=1)
     told = capsys.readouterr().out
@@ -106,7 +65,7 @@ def test_rows_out_of_order_and_tables_cut_short_are_skipped(tmp_path, capsys):
         if i == 1:
             columns["timestamp"] = columns["timestamp"][::-1]
 
-    write_lerobot(tmp_path / "src", spoil=spoil)
+    write_moving_lerobot(tmp_path / "src", spoil=spoil)
     episodes = (tmp_path / "src/meta/episodes.jsonl").read_text()
     (tmp_path / "src/meta/episodes.jsonl").write_text(episodes.replace('"episode_index": 2, "length": 20',
                                                                        '"episode_index": 2, "length": 21'))
@@ -152,6 +111,7 @@ def test_counts_that_differ_in_other_formats_are_told(tmp_path, capsys):
     data = Episodes(tmp_path / "from_next", "all")
     assert data.rewards.tolist() == 2 * [0, *range(T - 1)]
 
+    h5py = pytest.importorskip("h5py", reason="pip install h5py")
     (tmp_path / "vp2").mkdir()
     with h5py.File(tmp_path / "vp2/a.hdf5", "w") as file:
         for name, n in (("demo_0", T), ("demo_1", T + 3), ("demo_extra", T)):
@@ -166,22 +126,10 @@ def test_counts_that_differ_in_other_formats_are_told(tmp_path, capsys):
     data = Episodes(tmp_path / "from_vp2", "all")  # the reward of an action is that of the next frame
     assert data.rewards[data.rows[0] : data.rows[0] + T] == pytest.approx([0, *(np.arange(T - 1) / 10)])
     import_vp2(tmp_path / "vp2", tmp_path / "train", mask="train", workers=1)
-    assert "mask/train lists 2 episodes, of which 1 are there" in capsys.readouterr().out
-
-    pictures = tmp_path / "sthsth/7"
-    pictures.mkdir(parents=True)
-    for t in range(T):
-        if t != 11:
-            Image.fromarray(moving(T)[t]).save(pictures / f"{t + 1:06d}.jpg")
-    (tmp_path / "sthsth/train_video_folder.txt").write_text("7 20 1\n")
-    (tmp_path / "sthsth/val_video_folder.txt").write_text("")
-    with pytest.raises(ValueError, match="it has 19 pictures, the list says 20"):
-        import_sthsth(tmp_path / "sthsth", tmp_path / "from_sthsth", workers=1)
+    assert "imported 1, skipped 0" in capsys.readouterr().out
 
 
 def test_bairs_gaps_are_told(tmp_path):
-    from test_importers import actions_of, clip, example, write_records
-
     features = {}
     for t in range(20):
         if t != 12:
@@ -214,7 +162,7 @@ def test_a_nan_in_one_episode_leaves_the_scaling_of_the_others_alone(tmp_path, c
         if i == 2:
             columns["action"][5, 1] = np.nan
 
-    write_lerobot(tmp_path / "src", scale=300, spoil=spoil)
+    write_moving_lerobot(tmp_path / "src", scale=300, spoil=spoil)
     import_lerobot(tmp_path / "src", tmp_path / "out", workers=1)
     told = capsys.readouterr().out
     assert "imported 3, skipped 1" in told and "episode_000002: action 5 is not finite: [15. " in told
@@ -233,7 +181,7 @@ def test_percentiles_keep_a_glitch_from_squeezing_all_others(tmp_path, capsys):
         if i == 2:
             columns["action"][5, 2] = 1e6
 
-    write_lerobot(tmp_path / "src", scale=300, spoil=spoil)
+    write_moving_lerobot(tmp_path / "src", scale=300, spoil=spoil)
     spread = {}
     for percentiles in (False, True):
         out = tmp_path / str(percentiles)
@@ -253,7 +201,7 @@ def test_an_episode_with_more_joints_leaves_the_scaling_of_the_others_alone(tmp_
         if i == 0:
             columns["action"] = np.pad(columns["action"], ((0, 0), (0, 1)))
 
-    write_lerobot(tmp_path / "src", scale=300, spoil=spoil)
+    write_moving_lerobot(tmp_path / "src", scale=300, spoil=spoil)
     import_lerobot(tmp_path / "src", tmp_path / "out", workers=1)
     told = capsys.readouterr().out
     assert "imported 3, skipped 1" in told and "'action_dim': 4" in told and "'action_dim': 3" in told
@@ -267,17 +215,18 @@ def test_what_is_not_imported_has_no_part_in_the_scale(why, tmp_path, capsys):
             columns["action"][5, 0] = 1e6
 
     source = tmp_path / "src"
-    write_lerobot(source, scale=300, spoil=spoil)
+    write_moving_lerobot(source, scale=300, spoil=spoil)
     exclude = ""
     if why == "null":
-        table = parquet.read_table(source / "data/episode_000002.parquet").to_pydict()
+        arrow, parquet = pyarrow()
+        table = parquet.read_table(source / "data/chunk-000/episode_000002.parquet").to_pydict()
         table["action"][7] = None
-        parquet.write_table(pa.table(table), source / "data/episode_000002.parquet")
+        parquet.write_table(arrow.table(table), source / "data/chunk-000/episode_000002.parquet")
     elif why == "excluded":
         exclude = str(tmp_path / "list.txt")
         (tmp_path / "list.txt").write_text("2\n")
     elif why == "damaged video":
-        (source / f"videos/{CAMERA}/episode_000002.mp4").write_bytes(b"no video")
+        (source / f"videos/chunk-000/{CAMERA}/episode_000002.mp4").write_bytes(b"no video")
     else:
         lines = (source / "meta/episodes.jsonl").read_text()
         lines = lines.replace('"episode_index": 2, "length": 20', '"episode_index": 2, "length": 19')
@@ -288,13 +237,12 @@ def test_what_is_not_imported_has_no_part_in_the_scale(why, tmp_path, capsys):
 
 
 def test_a_null_in_a_table_of_several_episodes_costs_its_own_alone(tmp_path, capsys):
-    from test_importers import write_lerobot as write_v3
-
-    written = write_v3(tmp_path / "src", v3=True, unit=90)
+    written = write_lerobot(tmp_path / "src", v3=True, unit=90)
     path = tmp_path / "src/data/chunk-000/file-000.parquet"
+    arrow, parquet = pyarrow()
     table = parquet.read_table(path).to_pydict()
     table["action"][T + 3] = None  # of episode 1
-    parquet.write_table(pa.table(table), path)
+    parquet.write_table(arrow.table(table), path)
     import_lerobot(tmp_path / "src", tmp_path / "out", workers=1)
     told = capsys.readouterr().out
     assert "imported 2, skipped 1" in told and "extremes of 2 episodes, become -1 to 1" in told
@@ -374,22 +322,12 @@ def test_pixels_that_are_not_square_are_stretched(tmp_path):
     assert column_of(frames[-1]) == pytest.approx(54 * 1.5, abs=2)
 
 
-def test_pictures_are_turned_as_their_exif_says_and_read_in_the_order_of_their_numbers(tmp_path):
-    (tmp_path / "a").mkdir()
-    exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned to the right
-    for t in range(T):
-        Image.fromarray(moving(T)[t]).save(tmp_path / f"a/{t + 1}.jpg", exif=exif, quality=95)
-    frames = read_video(tmp_path / "a").frames
-    want = np.stack([np.rot90(frame, -1) for frame in moving(T)])
-    assert frames.shape == want.shape and np.abs(frames.astype(int) - want).mean() < 3
-
-
 # ---- G: truncation is judged by what is there ----
 
 
 def write_still_end(path):
     """A webm of 20 frames, the last of which is shown for 5 s."""
+    av = pytest.importorskip("av", reason="pip install av")
     with av.open(str(path), "w") as file:
         stream = file.add_stream("libvpx-vp9", rate=10)
         stream.height, stream.width, stream.pix_fmt = H, W, "yuv420p"
@@ -434,6 +372,7 @@ def test_bytes_behind_the_end_are_no_truncation(name, codec, tmp_path):
 
 def test_a_live_recording_of_unknown_length_is_whole(tmp_path):
     path = tmp_path / "a.webm"
+    av = pytest.importorskip("av", reason="pip install av")
     with av.open(str(path), "w", format="webm", options=dict(live="1")) as file:
         stream = file.add_stream("libvpx-vp9", rate=10)
         stream.height, stream.width, stream.pix_fmt = H, W, "yuv420p"
@@ -478,7 +417,7 @@ def test_arrays_in_the_plural_are_taken_and_all_others_named(tmp_path, capsys):
 
 def test_lerobots_rewards_are_those_of_the_next_frame_and_other_columns_are_named(tmp_path, capsys):
     more = {"next.reward": dict(dtype="float32"), "observation.state": dict(dtype="float32")}
-    write_lerobot(tmp_path / "src", more=more)
+    write_moving_lerobot(tmp_path / "src", more=more)
     import_lerobot(tmp_path / "src", tmp_path / "out", workers=1)
     told = capsys.readouterr().out
     assert "not imported: observation.state (4), a reward, not 0, of the last action (4)" in told
@@ -510,8 +449,6 @@ def test_a_reward_that_leads_to_no_frame_is_told(tmp_path, capsys):
 
 
 def test_rlds_rewards_are_those_of_the_next_frame(tmp_path):
-    from test_importers import clip, encoded, example, write_records
-
     def tree(**features):
         return dict(featuresDict=dict(features=features))
 
@@ -541,11 +478,11 @@ def test_videos_of_other_types_are_read_beside_mp4_and_other_files_named(tmp_pat
 
 
 def test_pointers_of_git_lfs_and_empty_files_are_told_as_such(tmp_path, capsys):
-    write_lerobot(tmp_path / "src")
-    videos = tmp_path / f"src/videos/{CAMERA}"
+    write_moving_lerobot(tmp_path / "src")
+    videos = tmp_path / f"src/videos/chunk-000/{CAMERA}"
     (videos / "episode_000001.mp4").write_bytes(POINTER)
     (videos / "episode_000002.mp4").write_bytes(b"")
-    (tmp_path / "src/data/episode_000003.parquet").write_bytes(POINTER)
+    (tmp_path / "src/data/chunk-000/episode_000003.parquet").write_bytes(POINTER)
     import_lerobot(tmp_path / "src", tmp_path / "out", workers=1)
     told = capsys.readouterr().out
     assert "imported 1, skipped 3" in told
@@ -559,7 +496,7 @@ def test_pointers_of_git_lfs_and_empty_files_are_told_as_such(tmp_path, capsys):
 
 
 def test_other_versions_of_lerobot_and_missing_entries_are_named(tmp_path):
-    write_lerobot(tmp_path / "src")
+    write_moving_lerobot(tmp_path / "src")
     path = tmp_path / "src/meta/info.json"
     info = json.loads(path.read_text())
     for change, message in ((dict(codebase_version="v1.6"), "version v1.6; expected v2.x or v3.x"),
