@@ -167,7 +167,9 @@ def one_line(error, cfg):
     trace = error.__traceback__
     while trace.tb_next:
         trace = trace.tb_next
-    is_ours = Path(trace.tb_frame.f_code.co_filename).parent == Path(__file__).parent
+    folder = Path(trace.tb_frame.f_code.co_filename).parent
+    root = Path(__file__).parent
+    is_ours = folder == root or folder in (root / "envs", root / "importers", root / "experiments")
     return f"{type(error).__name__}: {text}" if is_ours else None
 
 

@@ -1,6 +1,6 @@
 """prepare.py: one command for all data.
 
-Run: python prepare.py push --out data/push      (and the other names of COMMANDS; --help: a command's settings)"""
+Run: python prepare.py push --out data/push      (and the other names of COMMANDS, each with --help)"""
 
 import sys
 

@@ -4,8 +4,8 @@
     OUT.partial/part-00000/ and its report, part-00000.json --choose_groups, merge, scale_actions--> OUT
 
 A part is complete once its report is there: the same command continues an interrupted import. What cannot be
-read is skipped and listed. Episodes keep their numbers in the source, which decide the split into training and
-validation: a skipped one shifts no other.   S frames of all episodes, A action dim."""
+read is skipped and listed. Episodes keep their numbers in the source, which decide the split into training
+and validation: a skipped one shifts no other.   S frames of all episodes, A action dim."""
 
 import contextlib
 import functools
@@ -54,7 +54,7 @@ def find_files(src, types):
 
 
 def batch_jobs(items):
-    """Items (number, name, ...) of small files -> jobs (name of the first, items), not too many, for large shards."""
+    """Items (number, name, ...) of small files -> jobs (name of the first, items): few, for large shards."""
     n = max(50, len(items) // 500)
     return [(items[i][1], items[i : i + n]) for i in range(0, len(items), n)]
 
@@ -75,7 +75,8 @@ def _stem(name):
 def usable_episodes(job, episodes, size, min_frames, exclude, report):
     """Yield (number, name, what `check` returns) of a job's episodes.
 
-    An error costs its episode or, if the next one cannot be found, the rest of the job; the report lists it."""
+    An error costs its episode or, where the next one cannot be found, the rest of the job. The report lists
+    it. What is no fault of the data, lack of memory or of a package, ends the import."""
     stream = episodes(*job)
     while True:
         name = job[0]
@@ -209,8 +210,8 @@ def print_summary(reports, groups, folder, src, n_listed):
 def scale_actions(actions, lengths, scale):
     """Bring actions (S, A) of episodes of these lengths to [-1, 1], in place.   returns  how, for meta.json
 
-    scale  "extremes" or "percentiles" (1st, 99th): these become -1 and 1 if an action leaves [-1, 1]; the rest,
-           or with "" everything, is clipped"""
+    scale  "extremes" or "percentiles" (1st, 99th): these become -1 and 1 if any action leaves [-1, 1];
+           what lies beyond, or with "" whatever leaves [-1, 1], is clipped"""
     rows = actions.astype(np.float64)
     scaling = None
     if scale and rows.size and np.abs(rows).max() > 1:
@@ -236,7 +237,7 @@ def scale_actions(actions, lengths, scale):
 
 
 def merge(folder, parts, meta, scale):
-    """Merge the folders of parts into `folder`, by the episodes' numbers. A merge that was killed is repeated."""
+    """Merge the folders of parts into `folder`, in the order of numbers; repeats a merge that was killed."""
     tables = []
     columns = {}
     n_shards = 0
@@ -281,8 +282,8 @@ def run_import(jobs, episodes, out, key, size, min_frames, val_every, workers, j
     """Write the episodes of all jobs to `out` and print what was skipped; continues an interrupted import.
 
     jobs      tuples of a name and further arguments; a job's episodes are written together
-    episodes  functools.partial with keywords, src among them. Called with a job's items it yields (number, name,
-              function that returns a Recording), and raises an Exception where it finds no more
+    episodes  functools.partial with keywords, src among them. Called with a job's items it yields (number,
+              name, function that returns a Recording), and raises an Exception where it finds no more
     key       for meta.json: the array or camera of the frames;  scale  as in `scale_actions`
     raises    ValueError, if OUT.partial is of another import or no episode is usable"""
     if workers < 0:
@@ -295,8 +296,8 @@ def run_import(jobs, episodes, out, key, size, min_frames, val_every, workers, j
     excluded = {_stem(word) for word in re.findall(r"[^\s,]+", text)}
     how = dict(size=size, min_frames=min_frames, jpeg=jpeg)
     digest = hashlib.sha256(json.dumps(jobs).encode()).hexdigest()[:16]
-    begin(folder, dict(episodes.keywords, **how, val_every=val_every, exclude=sorted(excluded), version=VERSION,
-                       reader=episodes.func, files=f"{len(jobs)} parts, {digest}"))
+    begin(folder, dict(episodes.keywords, **how, val_every=val_every, exclude=sorted(excluded),
+                       version=VERSION, reader=episodes.func, files=f"{len(jobs)} parts, {digest}"))
     if not (folder / "meta.json").is_file():
         write = functools.partial(write_part, folder=folder, episodes=episodes, exclude=excluded, **how)
         reports = write_parts(jobs, folder, write, workers or torch.get_num_threads())

@@ -23,12 +23,6 @@ from importers.video import video_frames
 VP2_CAMERAS = "camera_image", "agentview_shift_2_image"  # RoboDesk, robosuite
 
 
-def _by_number(name):
-    """demo_2 before demo_10, and names that end without a number last."""
-    number = name.split("_")[-1]
-    return (0, int(number), name) if number.isdecimal() else (1, 0, name)
-
-
 def open_vp2(path, mask=""):
     """VP2's HDF5 file, as h5py.File, and the names of its episodes in order; mask: of that list alone.
 
@@ -39,7 +33,7 @@ def open_vp2(path, mask=""):
     try:
         require_content(path)
         file = h5py.File(path)
-        names = sorted(file["data"], key=_by_number)
+        names = sorted(file["data"], key=lambda name: (len(name), name))  # demo_2 before demo_10
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is no file of VP2's: {error}") from None
     if mask:
@@ -143,8 +137,8 @@ def read_robonet(path, camera):
     return Recording(frames[:T], actions, unused=tuple(unused))
 
 
-def import_robonet(src="", out="data/robonet", camera="cam0", size=64, min_frames=12, val_every=100, exclude="",
-                   workers=0, jpeg=0):
+def import_robonet(src="", out="data/robonet", camera="cam0", size=64, min_frames=12, val_every=100,
+                   exclude="", workers=0, jpeg=0):
     """Import RoboNet's HDF5 files, with actions of 5 numbers; their order by name numbers the episodes.
 
     camera  cam0 and so on, as many as the robot has

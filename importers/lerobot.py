@@ -5,7 +5,7 @@
     data/...parquet         a row for each time step: timestamp, action, next.reward, ...
     videos/CAMERA/...mp4    pictures
 
-    meta --find_episodes--> Episode --read_lerobot--> rows, and the picture of each (pictures_at) --> Recording
+    meta --find_episodes--> Episode --read_lerobot--> rows, by pictures_at a picture of each --> Recording
 
 T rows of an episode, H/W height and width, A action dim.
 
@@ -144,9 +144,11 @@ def import_lerobot(src="", out="data/lerobot", camera="", action="action", scale
     """Import a LeRobot dataset of version 2.x or 3.x; numbers are its episode indices.
 
     A row's picture is the one at its timestamp; next.reward becomes the reward of the next frame.
-    camera  a video's name, such as observation.images.top; "": the first;  action  their column; "": none
-    scale   actions that leave [-1, 1] (joint angles, pixels) by their extremes, or with percentiles by their 1st
-            and 99th percentile, over all imported episodes (meta.json keeps them); false: clip them
+    camera  a video's name, such as observation.images.top; "": the first
+    action  the column of the actions; "": none
+    scale   true: scale actions that leave [-1, 1] (joint angles, pixels) by their extremes over all imported
+            episodes, which meta.json keeps; false: clip them
+    percentiles  scale by the 1st and 99th percentile, which ignores outliers, and clip what lies beyond
     raises  as import_npz, ValueError without such a camera or column, ImportError without pyarrow or PyAV"""
     if percentiles and not scale:
         raise ValueError("--percentiles true says how to scale, --scale false not to; pass one of them")
@@ -168,9 +170,10 @@ def import_lerobot(src="", out="data/lerobot", camera="", action="action", scale
         print(f"meta/info.json says {info['total_episodes']} episodes, but {len(found)} are listed beside it")
     used = camera, action, "next.reward", *BOOKKEEPING
     unused = [name for name in features if name not in used]
-    episodes = functools.partial(lerobot_episodes, src=str(src), action=action, fps=info["fps"], unused=unused,
-                                 size=size)
+    episodes = functools.partial(lerobot_episodes, src=str(src), action=action, fps=info["fps"],
+                                 unused=unused, size=size)
     by = "extremes" if scale else ""
     if percentiles:
         by = "percentiles"
-    run_import(batch_jobs(found), episodes, out, camera, size, min_frames, val_every, workers, jpeg, exclude, by)
+    jobs = batch_jobs(found)
+    run_import(jobs, episodes, out, camera, size, min_frames, val_every, workers, jpeg, exclude, by)

@@ -1,4 +1,4 @@
-"""importers/tfrecord.py: TFRecord files without TensorFlow: BAIR robot pushing, and Open X-Embodiment as RLDS.
+"""importers/tfrecord.py: TFRecord files without TensorFlow: BAIR robot pushing, Open X-Embodiment as RLDS.
 
     file --read_records--> records --parse_example--> {feature: content} --feature_values--> values
     BAIR's t/image_CAMERA/encoded, t/action        --read_bair--> Recording
@@ -123,7 +123,8 @@ def bair_episodes(name, first, n, src, camera):
         yield first + k, f"traj_{first + k}", functools.partial(read_bair, record, camera)
 
 
-def import_bair(src="", out="data/bair", camera="aux1", size=0, min_frames=2, val_every=100, workers=0, jpeg=0):
+def import_bair(src="", out="data/bair", camera="aux1", size=0, min_frames=2, val_every=100, workers=0,
+                jpeg=0):
     """Import BAIR robot pushing from files traj_FIRST_to_LAST.tfrecords, whose names number the episodes.
 
     camera  aux1, the paper's, or main
@@ -136,8 +137,8 @@ def import_bair(src="", out="data/bair", camera="aux1", size=0, min_frames=2, va
             jobs.append((name, first, int(match[2]) - first + 1))
     folders = sorted({str(Path(name).parent) for name, _, _ in jobs})
     if len(folders) != 1:
-        raise ValueError(f"--src {str(src)!r} has traj_*_to_*.tfrecords in {len(folders)} folders; pass one of "
-                         f"them ({', '.join(folders)})")
+        raise ValueError(f"--src {str(src)!r} has traj_*_to_*.tfrecords in {len(folders)} folders; pass one "
+                         f"of them ({', '.join(folders)})")
     jobs = sorted(jobs, key=lambda job: job[1])
     episodes = functools.partial(bair_episodes, src=str(src), camera=camera)
     run_import(jobs, episodes, out, camera, size, min_frames, val_every, workers, jpeg)
@@ -224,7 +225,7 @@ def shard_jobs(src, splits, split):
         numbers[shard].append(number)
     paths = sorted(Path(src).glob(f"*-{split}.tfrecord-*"))
     if not paths:
-        raise FileNotFoundError(f"--src {str(src)!r} has no *-{split}.tfrecord-* files; pass a folder that has")
+        raise FileNotFoundError(f"{src} has no *-{split}.tfrecord-* files; pass the folder that has them")
     stem = paths[0].name.partition(".")[0]
     names = [f"{stem}.tfrecord-{shard:05d}-of-{len(numbers):05d}" for shard in range(len(numbers))]
     return list(zip(names, numbers, strict=True))
@@ -232,20 +233,21 @@ def shard_jobs(src, splits, split):
 
 def import_rlds(src="", out="data/rlds", split="train", camera="", actions=True, size=64, min_frames=2,
                 val_every=100, exclude="", workers=0, jpeg=0):
-    """Import a dataset of Open X-Embodiment in RLDS's form, by the folder of its version, such as bridge/0.1.0.
+    """Import a dataset of Open X-Embodiment as RLDS: the folder of its version, such as bridge/0.1.0.
 
     split    TFDS' name;  actions  all float features under steps/action side by side; false: none
-    camera   among the observations, or several, each an episode; "": the paper's (OXE in mixture.py), or image
-    raises   as import_npz, ValueError where features.json has no such camera, ImportError without google-crc32c"""
+    camera   among the observations, or several, each an episode; "": the paper's (OXE), or image
+    raises   as import_npz, ValueError where features.json has no such camera"""
     leaves = feature_leaves(read_json(Path(src) / "features.json"))
     about = read_json(Path(src) / "dataset_info.json")
     name = about.get("name", "")
     _, _, paper_camera = OXE.get(name.removesuffix(RLDS_SUFFIX), (0, 0, "image"))
     cameras = (camera or paper_camera).split(",")
-    known = [path.removeprefix(OBSERVATION) for path in leaves if OBSERVATION in path and "image" in leaves[path]]
+    pictures = [path for path in leaves if path.startswith(OBSERVATION) and "image" in leaves[path]]
     for wanted in cameras:
-        if wanted not in known:
-            raise ValueError(f"no camera {wanted!r}; --camera takes one of {', '.join(known)}")
+        if OBSERVATION + wanted not in pictures:
+            known = ", ".join(path.removeprefix(OBSERVATION) for path in pictures)
+            raise ValueError(f"no camera {wanted!r}; --camera takes one of {known}")
     if name == "robo_net" and not exclude:
         print("without --exclude, RoboNet's test videos are among these episodes")
     columns = action_columns(leaves) if actions else {}

@@ -19,10 +19,10 @@ from common import require_content
 from importers.engine import batch_jobs, file_episodes, find_files, run_import
 from importers.recording import Recording, check, optional, read_json, reason_of, stack_frames
 
-VIDEO_TYPES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")  # that tell if they are truncated
+VIDEO_TYPES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")  # truncation shows in these
 # Something-Something's classes with motion worth learning, of 174 (the official code's choice)
-STHSTH_CLASSES = {1, 5, 6, *range(13, 22), *range(27, 32), *range(33, 41), 42, 43, *range(45, 59), *range(85, 121),
-                  122, 123, 139, 140, 141, *range(143, 149), *range(156, 161), 164, 173}
+STHSTH_CLASSES = {1, 5, 6, *range(13, 22), *range(27, 32), *range(33, 41), 42, 43, *range(45, 59),
+                  *range(85, 121), 122, 123, 139, 140, 141, *range(143, 149), *range(156, 161), 164, 173}
 
 
 def read_npz(path, key):
@@ -76,7 +76,7 @@ def decode(source, start=0.0, stop=np.inf):
 
 
 def as_shown(picture, pixel_aspect=1):
-    """A frame of PyAV's as players show it, with square pixels and turned as the header says: bytes (H, W, 3).
+    """A frame of PyAV's as players show it, bytes (H, W, 3): square pixels, turned as the header says.
 
     raises  ValueError where it is not turned by quarters"""
     width = max(1, round(picture.width * pixel_aspect))
@@ -119,9 +119,11 @@ def read_video(path, size=0):
     logging = optional("av", "av").logging
     logging.set_level(logging.ERROR)
     logging.set_skip_repeated(False)
-    with logging.Capture() as messages:  # a webm that was cut off ends without an error, but with a message
-        frames = stack_frames(video_frames(path), size)
-    logging.set_level(None)
+    try:
+        with logging.Capture() as messages:  # FFmpeg decodes a webm that was cut off, and only logs it
+            frames = stack_frames(video_frames(path), size)
+    finally:
+        logging.set_level(None)
     if any("File ended prematurely" in text for _, _, text in messages):
         raise ValueError("its end is missing: truncated")
     return Recording(frames)
@@ -155,12 +157,12 @@ def load_episode(path, key="image", size=0):
 
 def import_npz(src="", out="data/npz", key="image", size=0, min_frames=2, val_every=20, exclude="", workers=0,
                jpeg=0):
-    """Import .npz episodes of the official code's layout: frames, `action` (T, A) or (T-1, A), `reward` (T,) on
-    arriving at each frame or (T-1,) of each action; `actions` and `rewards` are other names of the two.
+    """Import .npz episodes of the official code's layout: frames, `action` (T, A) or (T-1, A), `reward` (T,)
+    on arriving at each frame or (T-1,) of each action; `actions` and `rewards` are other names of the two.
 
     An episode's number is its place among the sorted names, which is the official code's rule.
-    key     the array (T, H, W, 3) that holds the frames: BAIR's episodes have image and aux1_image, two cameras
-    raises  FileNotFoundError where there is no file, ValueError (nothing is written) where none can be used"""
+    key     the array of frames (T, H, W, 3): BAIR's episodes have image and aux1_image, two cameras
+    raises  FileNotFoundError where there is no file, ValueError, writing nothing, where all are unusable"""
     jobs = batch_jobs(list(enumerate(find_files(src, (".npz",)))))
     episodes = functools.partial(file_episodes, src=str(src), read=read_npz, key=key)
     run_import(jobs, episodes, out, key, size, min_frames, val_every, workers, jpeg, exclude)
