@@ -29,9 +29,6 @@ from tqdm import tqdm
 from data import KIND, EpisodeWriter, kind_of, put_in_place, write_json, write_tables
 from importers.recording import check, read_json, reason_of
 
-VERSION = 3  # of the files in OUT.partial
-
-
 # ---- what importers hand over ----
 
 
@@ -60,7 +57,7 @@ def batch_jobs(items):
 
 
 def file_episodes(_, batch, src, read, **settings):
-    """Episodes that are a file each, of (number, name)."""
+    """A batch of (number, name) of episodes that are a file each; settings: further arguments of `read`."""
     for number, name in batch:
         yield number, name, functools.partial(read, Path(src) / name, **settings)
 
@@ -75,8 +72,8 @@ def _stem(name):
 def usable_episodes(job, episodes, size, min_frames, exclude, report):
     """Yield (number, name, what `check` returns) of a job's episodes.
 
-    An error costs its episode or, where the next one cannot be found, the rest of the job. The report lists
-    it. What is no fault of the data, lack of memory or of a package, ends the import."""
+    An error skips its episode or, where the next one cannot be found, the rest of the job, and is reported.
+    Lack of memory and missing packages end the import instead."""
     stream = episodes(*job)
     while True:
         name = job[0]
@@ -106,7 +103,7 @@ def write_part(i, job, folder, episodes, size, min_frames, jpeg, exclude):
     groups = {}  # by kind, as JSON
     writers = {}
     report = dict(groups=groups, excluded=0, skipped=[])
-    shutil.rmtree(folder / part, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(folder / part, ignore_errors=True)  # left by a killed process
     with contextlib.ExitStack() as stack:
         for number, name, checked in usable_episodes(job, episodes, size, min_frames, exclude, report):
             *arrays, unused = checked
@@ -122,7 +119,7 @@ def write_part(i, job, folder, episodes, size, min_frames, jpeg, exclude):
 
 
 def _begin_worker():
-    """A worker decodes with one thread and ends when its parent does, however that ended."""
+    """A worker decodes with one thread, and ends when its parent ends for whatever reason."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches workers too: no traceback from each
 
@@ -297,7 +294,7 @@ def run_import(jobs, episodes, out, key, size, min_frames, val_every, workers, j
     how = dict(size=size, min_frames=min_frames, jpeg=jpeg)
     digest = hashlib.sha256(json.dumps(jobs).encode()).hexdigest()[:16]
     begin(folder, dict(episodes.keywords, **how, val_every=val_every, exclude=sorted(excluded),
-                       version=VERSION, reader=episodes.func, files=f"{len(jobs)} parts, {digest}"))
+                       version=3, reader=episodes.func, files=f"{len(jobs)} parts, {digest}"))
     if not (folder / "meta.json").is_file():
         write = functools.partial(write_part, folder=folder, episodes=episodes, exclude=excluded, **how)
         reports = write_parts(jobs, folder, write, workers or torch.get_num_threads())

@@ -86,7 +86,7 @@ def import_vp2(src="", out="data/vp2", mask="", size=0, min_frames=12, val_every
             file, demos = open_vp2(Path(src) / name, mask)
             file.close()
         except ValueError:
-            demos = [""]  # the job will say why
+            demos = [""]  # its job reports the reason
         for start in range(0, len(demos), 50):
             jobs.append((name, first, start, start + 50))
         first += len(demos)

@@ -37,12 +37,16 @@ class Episode(NamedTuple):
     length: int  # rows
 
 
-def read_table(path, **how):
-    """A parquet file; how: arguments of pyarrow's read_table.   raises  ValueError naming a damaged file"""
+def read_table(path, columns, filters=None):
+    """Those of these columns that a parquet file has, of the rows that pass pyarrow's filters.
+
+    raises  ValueError naming a damaged file"""
     parquet = optional("pyarrow.parquet", "pyarrow")
     try:
         require_content(path)
-        return parquet.read_table(path, page_checksum_verification=True, **how)
+        names = parquet.read_schema(path).names
+        columns = [name for name in columns if name in names]
+        return parquet.read_table(path, columns=columns, filters=filters, page_checksum_verification=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {reason_of(error)}") from None
 
@@ -63,7 +67,7 @@ def find_episodes(root, info, camera):
     of_video = [f"videos/{camera}/{name}" for name in names]
     columns = ["episode_index", "length", "data/chunk_index", "data/file_index", *of_video]
     for path in sorted(root.glob("meta/episodes/*/*.parquet")):
-        for row in read_table(path, columns=columns).to_pylist():
+        for row in read_table(path, columns).to_pylist():
             chunk, file, start, stop = (row[name] for name in of_video)
             video = info["video_path"].format(video_key=camera, chunk_index=chunk, file_index=file)
             place = dict(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
@@ -73,7 +77,7 @@ def find_episodes(root, info, camera):
 
 
 def pictures_at(path, start, stop, times, fps, size):
-    """The pictures of an episode's rows: of the video's part from start to stop, the nearest to each time.
+    """For each row of an episode the picture nearest in time, from a video between start and stop.
 
     times    (T,) seconds from start, rising, about fps a second;  size  > 0 resizes
     returns  frames (T, H, W, 3), bytes
@@ -103,11 +107,12 @@ def read_lerobot(episode, src, action, fps, unused, size):
     """An episode: its rows, and for each of them the picture of its time."""
     T = episode.length
     path = Path(src) / episode.table
-    rows = read_table(path, filters=[("episode_index", "==", episode.number)])
+    names = "timestamp", "frame_index", "next.reward", action
+    rows = read_table(path, names, filters=[("episode_index", "==", episode.number)])
     if len(rows) != T:
         raise ValueError(f"{path} has {len(rows)} of its {T} rows")
     columns = dict(timestamp=np.arange(T) / fps, frame_index=np.arange(T))
-    for name in {"timestamp", "frame_index", "next.reward", action} & set(rows.column_names):
+    for name in rows.column_names:
         try:
             columns[name] = np.array(rows[name].to_pylist(), np.float64)
         except (ValueError, TypeError):
@@ -120,10 +125,10 @@ def read_lerobot(episode, src, action, fps, unused, size):
     return Recording(frames, actions, action_rewards=columns.get("next.reward"), unused=tuple(unused))
 
 
-def lerobot_episodes(_, batch, **settings):
-    """The episodes of a batch, for `run_import`; settings: further arguments of `read_lerobot`."""
+def lerobot_episodes(_, batch, src, action, fps, unused, size):
+    """The episodes of a batch, as `run_import` wants them."""
     for episode in batch:
-        read = functools.partial(read_lerobot, episode, **settings)
+        read = functools.partial(read_lerobot, episode, src, action, fps, unused, size)
         yield episode.number, f"episode_{episode.number:06d}", read
 
 

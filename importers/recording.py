@@ -26,7 +26,7 @@ class Recording(NamedTuple):
 def area_resize(frames_u8, size):
     """Crop to the centre square and average over areas: (T,H,W,3) -> (T,size,size,3); size 0: unchanged.
 
-    (Pillow's Image.BOX weighs whole pixels: at ratios such as 96 / 64 that is another picture.)"""
+    (Pillow's Image.BOX gives whole pixels equal weights: not the area's mean at ratios such as 96 / 64.)"""
     if not size:
         return frames_u8
     _, H, W, _ = frames_u8.shape

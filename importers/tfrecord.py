@@ -118,7 +118,7 @@ def read_bair(record, camera):
 
 
 def bair_episodes(name, first, n, src, camera):
-    """The n episodes of a file, whose numbers begin with `first`."""
+    """The n episodes of a file; the first has the number `first`."""
     for k, record in enumerate(read_records(Path(src) / name, n)):
         yield first + k, f"traj_{first + k}", functools.partial(read_bair, record, camera)
 
@@ -160,7 +160,7 @@ def interleave(lengths, cycle=16, block=16):
         if slots[i] is not None:
             shard, left = slots[i]
             yield from itertools.repeat(shard, min(left, block))
-            # a shard with exactly one block left is found to have ended at its next turn only
+            # a shard with exactly one block left is only found to be empty at its next turn
             slots[i] = (shard, left - block) if left >= block else None
         elif not any(slots):
             return
@@ -195,20 +195,17 @@ def read_rlds(record, camera, columns, has_reward, unused, size):
     features = parse_example(record)
     frames = stack_frames(map(from_picture, feature_values(features[OBSERVATION + camera])), size)
     actions = [feature_values(features[name]).reshape(-1, width) for name, width in columns.items()]
-    return Recording(
-        frames,
-        np.concatenate(actions, 1) if actions else None,
-        action_rewards=feature_values(features["steps/reward"]) if has_reward else None,
-        unused=tuple(unused),
-    )
+    actions = np.concatenate(actions, 1) if actions else None
+    rewards = feature_values(features["steps/reward"]) if has_reward else None
+    return Recording(frames, actions, action_rewards=rewards, unused=tuple(unused))
 
 
-def rlds_episodes(name, numbers, src, split, cameras, **settings):
+def rlds_episodes(name, numbers, src, split, cameras, columns, has_reward, unused, size):
     """The episodes of a shard, once for each camera, with the official converter's names."""
     for number, record in zip(numbers, read_records(Path(src) / name, len(numbers)), strict=True):
         for camera in cameras:
             folder = f"{camera}/" if len(cameras) > 1 else ""
-            read = functools.partial(read_rlds, record, camera, **settings)
+            read = functools.partial(read_rlds, record, camera, columns, has_reward, unused, size)
             yield number, f"{folder}{split}_eps_{number:08d}", read
 
 
