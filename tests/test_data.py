@@ -1,4 +1,4 @@
-"""data.py: episodes on disk, batches and their alignment, importers, pictures."""
+"""data.py: episodes on disk, batches and their alignment, pictures."""
 
 import json
 import shutil
@@ -8,7 +8,6 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
 from data import (
     Episodes,
@@ -22,7 +21,6 @@ from data import (
     to_float,
     to_u8,
 )
-from importers import area_resize, import_npz, import_video, load_episode
 
 
 def noise(*shape, seed=0):
@@ -264,108 +262,6 @@ def test_prefetch_yields_every_step_in_order_and_passes_errors_on():
         list(prefetch(lambda i: dict(x=torch.tensor(1 // (i - 2))), 0, 5, "cpu"))
 
 
-# ---- importers ----
-
-
-def test_area_resize_averages_and_crops_to_the_centre():
-    frames = np.zeros((1, 4, 6, 3), np.uint8)
-    frames[0, :, 1:5] = np.arange(16).reshape(4, 4, 1) * 4  # columns 0 and 5 are cropped
-    assert area_resize(frames, 2)[0, ..., 0].tolist() == [[10, 18], [42, 50]]
-    assert area_resize(noise(2, 9, 7, 3), 7).shape == (2, 7, 7, 3)
-
-
-def test_npz_episodes_of_the_official_layout_are_imported(tmp_path, capsys):
-    src, out = tmp_path / "src", tmp_path / "out"
-    (src / "sub").mkdir(parents=True)
-    frames, actions = noise(6, 8, 8, 3), np.random.default_rng(0).uniform(-1, 1, (6, 2))
-    actions[1, 0], actions[2, 1] = 24.8, -3
-    np.savez_compressed(src / "a.npz", image=frames.astype(np.int64), action=actions, reward=np.arange(6))
-    np.savez_compressed(src / "sub" / "b.npz", image=frames, action=actions[:5], reward=np.arange(6)[:, None])
-    (src / "c.npz").write_bytes(b"not a zip file")
-    np.savez(src / "d.npz", picture=frames)
-    np.savez(src / "e.npz", image=frames, action=np.zeros((3, 2)))
-    np.savez(src / "f.npz", image=frames[:1], action=actions[:1])
-    np.savez(src / "g.npz", image=frames / 255.0, action=actions)
-    import_npz(src, out)
-    printed = capsys.readouterr().out
-    assert "imported 2, skipped 5" in printed and "clipped 4 of 20 action values" in printed
-    for name, reason in (
-        ("c.npz", ""),
-        ("d.npz", "no array 'image'; --key takes one of picture"),
-        ("e.npz", r"actions are (3, 2); expected finite (6 or 5, A)"),
-        ("f.npz", "1 frames, fewer than --min_frames 2"),
-        ("g.npz", "frames are float64 (6, 8, 8, 3); expected integers"),
-    ):
-        assert f"skipped {src / name}: {reason}" in printed
-    episodes = Episodes(out, "all")
-    assert episodes.names.tolist() == ["a.npz", "sub/b.npz"] and episodes.has_reward
-    clipped = np.clip(actions, -1, 1).astype(np.float32)
-    for i in (0, 1):
-        rows = slice(6 * i, 6 * i + 6)
-        assert np.array_equal(episodes.read(i), frames)
-        assert np.array_equal(episodes.actions[rows], [*clipped[:5], [0, 0]])
-        assert episodes.rewards[rows].tolist() == [0, 1, 2, 3, 4, 5]
-
-
-def test_an_import_without_a_usable_file_writes_nothing(tmp_path):
-    src, out = tmp_path / "src", tmp_path / "out"
-    src.mkdir()
-    for importer, types in ((import_npz, ".npz"), (import_video, ".mp4, .*.webm, .*.gif")):
-        with pytest.raises(FileNotFoundError, match=f"has no {types} files; pass a folder that has"):
-            importer(src, out)
-        with pytest.raises(FileNotFoundError, match="--src '' has no"):
-            importer("", out)
-    (src / "a.npz").write_bytes(b"not a zip file")
-    with pytest.raises(ValueError, match="no episode was added"):
-        import_npz(src, out)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["src"]
-
-
-def test_videos_are_imported_and_damaged_or_short_ones_are_named(tmp_path, capsys):
-    pytest.importorskip("av", reason="reading and writing mp4 needs PyAV: pip install av")
-    src, out = tmp_path / "src", tmp_path / "out"
-    src.mkdir()
-    grey = np.linspace(0, 250, 20).astype(np.uint8)[:, None, None, None]
-    frames = np.broadcast_to(grey, (20, 32, 48, 3)).copy()
-    iio.imwrite(src / "a.mp4", frames, plugin="pyav", codec="mpeg4", fps=10)
-    iio.imwrite(src / "b.gif", frames, duration=100, loop=0)
-    iio.imwrite(src / "c.gif", frames[:3], duration=100, loop=0)
-    (src / "d.mp4").write_bytes((src / "a.mp4").read_bytes()[:200])
-    (src / "e.gif").write_bytes(b"GIF89a")
-    import_video(src, out, size=16)
-    printed = capsys.readouterr().out
-    assert "imported 2, skipped 3" in printed
-    assert f"skipped {src / 'c.gif'}: 3 frames, fewer than --min_frames 16" in printed
-    assert all(f"skipped {src / name}: " in printed for name in ("d.mp4", "e.gif"))
-    episodes = Episodes(out, "all")
-    assert (episodes.frame_shape, episodes.action_dim, episodes.has_reward) == ((16, 16, 3), 0, False)
-    for i in (0, 1):
-        assert np.abs(episodes.read(i).astype(int) - grey).max() <= 6  # the codec's error
-
-
-def test_an_episode_file_is_read_with_clipped_actions_or_named(tmp_path):
-    frames = noise(4, 8, 8, 3)
-    np.savez(tmp_path / "a.npz", image=frames, action=np.full((4, 2), 3.0))
-    shown, actions = load_episode(tmp_path / "a.npz")
-    assert np.array_equal(shown, frames) and np.array_equal(actions, np.ones((4, 2), np.float32))
-    assert load_episode(tmp_path / "a.npz", size=4)[0].shape == (4, 4, 4, 3)
-    with pytest.raises(ValueError, match="a.npz: no array 'x'; --key takes one of image, action"):
-        load_episode(tmp_path / "a.npz", key="x")
-    with pytest.raises(FileNotFoundError, match="no file .*none.mp4; pass an .npz episode or a video"):
-        load_episode(tmp_path / "none.mp4")
-
-
-def test_the_official_bair_sample_is_imported(tmp_path):
-    sample = ROOT.parent / "shared" / "data" / "bair_sample.npz"
-    if not sample.is_file():
-        pytest.skip(f"the official sample is not at {sample}")
-    (tmp_path / "src").mkdir()
-    shutil.copy(sample, tmp_path / "src")
-    import_npz(tmp_path / "src", tmp_path / "out", key="aux1_image")
-    episodes = Episodes(tmp_path / "out", "all")
-    assert (episodes.frame_shape, episodes.action_dim, episodes.lengths.tolist()) == ((64, 64, 3), 4, [30])
-    with np.load(sample) as arrays:
-        assert np.array_equal(episodes.read(0), arrays["aux1_image"])
 
 
 # ---- pictures ----

@@ -9,7 +9,7 @@ from envs import PushWorld, make_environment
 from envs.push import push_segments
 from envs.vp2 import load_classifier, read_goals
 from experiments.vp2_model import VP2Model
-from importers import import_vp2
+from importers.hdf5 import import_vp2
 from sample import WorldModel
 
 
