@@ -10,13 +10,13 @@ import torch
 
 import gpt
 import official
-import tiny
 import tokenizer
 from common import load_checkpoint
 from gpt import GPT
-from per_frame import PerFrameTokenizer
-from tiny import TinyGPT, TinyTokenizer
 from tokenizer import Tokenizer, TokenLayout
+from variants import tiny
+from variants.per_frame import PerFrameTokenizer
+from variants.tiny import TinyGPT, TinyTokenizer
 
 # Settings of the tokenizer and of the transformer that go together.
 SIZES = dict(
@@ -77,7 +77,7 @@ def tokenizer_from(state, **changes):
 
 
 def gpt_from(state, layout=None, **changes):
-    """A transformer from its part of a checkpoint. `changes` to its settings may add, resize or drop its heads.
+    """A transformer from its part of a checkpoint; `changes` to its settings may add, resize or drop heads.
 
     layout  that of another tokenizer, with as many codes and at most as many context frames
     raises  ValueError if weights are missing, left over or of another shape"""

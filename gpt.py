@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common import can_compile
+from support.devices import can_compile
 
 # Paper Table 2 and 3. segment_length: frames per training clip, after which a rollout takes a new context.
 SMALL = dict(
@@ -134,7 +134,7 @@ class LayerCache(nn.Module):
         own = weight.new_zeros(2, B * n_branches, H, self.first + capacity, d)
         shared = own[..., :P, :] if self.first else weight.new_zeros(2, B, H, P, d)
         self.register_buffer("shared", shared)
-        self.register_buffer("keys", own[0])  # two buffers: compiled code would copy a joint one at each write
+        self.register_buffer("keys", own[0])  # apart: compiled code would copy both at each write
         self.register_buffer("values", own[1])
 
     def read_context(self, q, k, v):
@@ -223,7 +223,7 @@ class GPT(nn.Module):
         if min(cfg["n_layer"], H, D, cfg["n_mlp"]) < 1 or D % (2 * H):
             raise ValueError(f"n_embd is {D}, n_head {H}; expected a multiple of 2 n_head, sizes above 0")
         if T <= layout.context_frames:
-            raise ValueError(f"segment_length is {T}; expected more than {layout.context_frames}, the context")
+            raise ValueError(f"segment_length is {T}; the context alone is {layout.context_frames}")
         self.layout = layout
         self.config = cfg
         self.embed = nn.Embedding(layout.vocab_size, D)
@@ -342,9 +342,9 @@ class GPT(nn.Module):
         return cache
 
     def step(self, cache, tokens, added, positions, end):
-        """Newest tokens (B n_b, s), `added` to their embeddings, at positions (s,) of the future -> (B n_b, s, D).
+        """Newest tokens (B n_b, s), with `added` to their embeddings -> last hidden states (B n_b, s, D).
 
-        end  future positions to attend to, at most: later ones are empty"""
+        positions  (s,) in the future;  end  how many future positions to attend to: later ones are empty"""
         P = cache.sizes[2]
         x = self.add_positions(self.embed(tokens) + added, positions + P)
         rope = self.rope[:, positions + P]
@@ -386,7 +386,7 @@ class GPT(nn.Module):
     def imagine(self, cache, frames=1, actions=None, temperature=1.0, top_k=100, generator=None):
         """Imagine the next h = `frames` frames: n codes each, every code seen by the ones after it.
 
-        cache from `prefill`;  actions (B n_b, h, A) or None: each leads to its frame;  temperature 0 is greedy
+        cache from `prefill`;  actions (B n_b, h, A) that lead to them, or None;  temperature 0 is greedy
         returns codes (B n_b, h, n), rewards (B n_b, h) in environment units or None
         raises  ValueError if the cache has no room.   Source: paper section 3.3, Table 3"""
         n = self.layout.tokens_future

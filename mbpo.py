@@ -45,9 +45,7 @@ import gpt
 import tokenizer
 from checkpoints import TOKENIZER_OF
 from common import (
-    autocast_for,
     configure,
-    find_device,
     load_checkpoint,
     log,
     require_not_negative,
@@ -56,19 +54,19 @@ from common import (
     save_checkpoint,
     start_log,
     stop_signal,
-    uses_bf16,
 )
 from data import Episodes, to_float, to_u8
 from envs import demonstrations, make_environment, play
 from envs.base import HELD_OUT
 from envs.push import push_segments
-from files import beside, claim
 from gpt import GPT
 from mixture import open_data
-from networks import perceptual_loss
-from pictures import save_gif, write_on
-from results import claim_result, draw_curves, read_curve, write_result
 from sample import TRAINED, WorldModel
+from support.devices import autocast_for, find_device, uses_bf16
+from support.files import beside, claim
+from support.networks import perceptual_loss
+from support.pictures import save_gif, write_on
+from support.results import claim_result, draw_curves, read_curve, write_result
 from tokenizer import Tokenizer
 
 try:  # optional: pip install gymnasium

@@ -18,8 +18,8 @@ import torch
 
 import gpt
 import tokenizer
-from files import require_content, write_whole
 from gpt import GPT
+from support.files import require_content, write_whole
 from tokenizer import Tokenizer
 
 OXE_64, OXE_256 = "thuml/ivideogpt-oxe-64-act-free", "thuml/ivideogpt-oxe-256-act-free"  # to fine-tune
@@ -121,7 +121,8 @@ def read_config(path, part):
 def read_tensors(folder, part):
     """All tensors of the folder that read_config returned; a file that was split into parts is joined."""
     files = []
-    for name, end in itertools.product(("diffusion_pytorch_model", "model", "pytorch_model"), ("safetensors", "bin")):
+    names = "diffusion_pytorch_model", "model", "pytorch_model"
+    for name, end in itertools.product(names, ("safetensors", "bin")):
         files = files or sorted(folder.glob(f"{name}.{end}")) or sorted(folder.glob(f"{name}-*-of-*.{end}"))
     if not files:
         raise FileNotFoundError(f"{folder}: expected {FILES[part]}, the authors' {part}")
@@ -217,7 +218,7 @@ def tokenizer_config(model):
         raise ValueError("the authors' code cannot run this tokenizer: patch, pos_init, or tokens per frame")
     found = (model.grid, cfg["dynamics_grid"], cfg["n_head"], cfg["norm_groups"])
     if found != (16, 4, 4, 32):
-        raise ValueError(f"the authors' code cannot run this tokenizer: latent grid, dynamics_grid, n_head and "
+        raise ValueError("the authors' code cannot run this tokenizer: latent grid, dynamics_grid, n_head, "
                          f"norm_groups are {found}, theirs (16, 4, 4, 32)")
     n = len(cfg["channels"])
     config = {theirs: cfg[ours] for ours, theirs in TOKENIZER_SETTINGS.items()}

@@ -40,17 +40,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import configure, keep_memory, require_not_negative, require_positive, run
+from common import configure, require_not_negative, require_positive, run
 from data import to_float
 from envs import make_environment
 from envs.base import HELD_OUT
 from envs.vp2 import CLASSIFIER, load_classifier, make_task, read_goals
 from evaluate import perceptual_distance
-from files import beside, claim, resolve, write_whole
-from networks import perceptual_loss
-from pictures import save_gif
-from results import read_result, write_result
 from sample import WorldModel
+from support.devices import keep_memory
+from support.files import beside, claim, resolve, write_whole
+from support.networks import perceptual_loss
+from support.pictures import save_gif
+from support.results import read_result, write_result
 
 CONFIG = dict(
     preset="push",  # or vp2, the benchmark's planner

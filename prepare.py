@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 import importers
 from common import configure, run
-from data import EpisodeWriter
 from envs import demonstrations, make_environment, play, script_episodes
 from envs.base import HELD_OUT, random_policy
 from envs.push import play_push
+from support.writer import EpisodeWriter
 
 PUSH_CONFIG = dict(
     out="data/push",

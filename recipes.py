@@ -1,7 +1,7 @@
 """recipes.py: the paper's runs (Table 3), on 4 GPUs, as presets of train_tokenizer.py and train_gpt.py.
 
-What a run does not set is as the script's defaults say. A transformer's run comes after the tokenizer's of the
-same name; fine-tuning begins with the authors' models.
+What a run does not set is as the script's defaults say. A transformer's run comes after the tokenizer's of
+the same name; fine-tuning begins with the authors' models.
 
 Run: torchrun --nproc_per_node=4 train_tokenizer.py --preset bair --data data/bair
      torchrun --nproc_per_node=4 train_gpt.py --preset bair --data data/bair"""
@@ -20,7 +20,8 @@ def tokenizers(large):
         bair=dict(tuned, data="data/bair", context_frames=1, future_frames=7),
         robonet64=dict(tuned, data="data/robonet", horizon=12, max_steps=300_000),
         robonet256=dict(
-            tuned, data="data/robonet256", horizon=12, init_from=OXE_256, augment="", batch_size=2, accumulate=4
+            tuned, data="data/robonet256", horizon=12, init_from=OXE_256, augment="", batch_size=2,
+            accumulate=4,
         ),
         vp2=dict(tuned, data="data/vp2", horizon=12),
     )

@@ -18,29 +18,17 @@ Run: python sample.py                                        the released checkp
 
 import copy
 import itertools
-from pathlib import Path
 
-import numpy as np
 import torch
 
 import official
 from checkpoints import load_gpt, load_tokenizer
-from common import (
-    can_compile,
-    configure,
-    find_device,
-    load_checkpoint,
-    require_positive,
-    run,
-    save_checkpoint,
-    uses_bf16,
-)
-from data import goal_first, to_float
-from envs.push import push_segments
-from files import claim, claim_folder
-from importers import load_episode
-from mixture import open_data
-from pictures import save_contact_sheet, save_side_by_side
+from common import configure, load_checkpoint, require_positive, run
+from support.devices import can_compile, find_device, uses_bf16
+from support.export import claim_exports, export, export_official
+from support.files import claim_folder
+from support.pictures import save_contact_sheet, save_side_by_side
+from support.segments import find_segments
 
 CONFIG = dict(
     ckpt="assets/push-tiny.pt",
@@ -145,17 +133,6 @@ class WorldModel:
         other.recent = other.cache = other.anchor = None
         return other
 
-    def export(self, path, data=""):
-        """Write a checkpoint to hand out, in half precision; `data` is what to show it by default."""
-        models = dict(gpt=self.gpt.checkpoint(), tokenizer=self.tokenizer.checkpoint())
-        for model in models.values():
-            for key, weight in model["weights"].items():
-                if weight.is_floating_point():
-                    model["weights"][key] = weight.half()
-        trained = dict(self.trained, data=data or self.trained["data"])
-        save_checkpoint(path, **models, step=0, train_config=trained)
-        print(f"{path}: {Path(path).stat().st_size / 1e6:.1f} MB")
-
     @torch.no_grad()
     def reset(self, frames, n_branches=1, horizon=0):
         """Start from context frames (B, t, 3, H, W) in [0, 1], with n_branches futures of each.
@@ -243,7 +220,7 @@ class WorldModel:
         return frames, rewards, torch.cat(actions, 1) if actions else None
 
     def _decode_frame(self, codes):
-        """Codes (B n_b, n) of the next frame -> frame (B n_b, 3, H, W), which becomes the newest of `recent`."""
+        """Codes (B n_b, n) -> the next frame (B n_b, 3, H, W), which becomes the newest of `recent`."""
         codes = codes.unflatten(0, (-1, self.n_branches))  # (B, n_b, n): branches stand in for future frames
         with self.autocast:
             frame = self.decode(codes, self.scene).flatten(0, 1).float().clamp(0, 1)
@@ -252,90 +229,22 @@ class WorldModel:
         return frame
 
 
-def segments_for(model, data, n, horizon, seed):
-    """n segments of t + horizon frames, strided as in training, of PushWorld or a folder's validation split.
-
-    seed  of random starts in their episodes; None: from frame 0, but for PushWorld's"""
-    T = model.context_frames + horizon - model.goal_conditioned
-    data = data or model.trained["data"]
-    if not data:
-        raise ValueError("the checkpoint does not say what it was trained on; pass --data or --episode")
-    if data == "push":
-        batch = push_segments(n, T, seed or 0, model.tokenizer.config["resolution"])
-    else:
-        episodes = open_data(data, "val")
-        if n > episodes.n_episodes:
-            print(f"{n} segments of {episodes.n_episodes} episodes: some show the same episode")
-        batch = episodes.segments(n, T, model.trained["stride"], seed, model.trained["action_agg"])
-    return goal_first(batch) if model.goal_conditioned else batch
-
-
-def read_episode(cfg, model):
-    """The file cfg.episode as a batch of one segment."""
-    t = model.context_frames
-    stride = model.trained["stride"]
-    if model.goal_conditioned:
-        raise ValueError("a goal-conditioned model takes segments, whose last frame is the goal; use --data")
-    frames_u8, actions = load_episode(cfg.episode, cfg.key, model.tokenizer.config["resolution"])
-    frames_u8 = frames_u8[::stride]
-    if len(frames_u8) < t:
-        raise ValueError(f"{cfg.episode} has {len(frames_u8)} frames; expected {t} for the context")
-    if actions is not None:
-        if model.trained["action_agg"] == "sum":
-            actions = np.add.reduceat(actions, range(0, len(actions), stride))
-        else:
-            actions = actions[::stride]
-        actions = torch.from_numpy(actions)[None]
-    return dict(frames=to_float(frames_u8)[None], actions=actions)
-
-
-def find_segments(cfg, model):
-    """Frames (B, T, 3, H, W) and actions (B, T, A) or None to start from."""
-    if cfg.episode:
-        batch = read_episode(cfg, model)
-    else:
-        batch = segments_for(model, cfg.data, cfg.n, cfg.horizon, cfg.seed)
-    frames = batch["frames"][:, : model.context_frames + cfg.horizon]
-    A = model.action_dim
-    if not A:
-        return frames, None
-    actions = batch["actions"]
-    if actions is None or actions.shape[-1] != A:
-        got = "none" if actions is None else f"{actions.shape[-1]}-D"
-        raise ValueError(f"the model takes {A}-D actions, {cfg.episode or cfg.data or 'its data'} has {got}")
-    return frames, actions
-
-
-def export(cfg):
-    """Write the models to cfg.export, cfg.export_official or both."""
-    if cfg.export:
-        cfg.export = claim(cfg.export, overwrite=cfg.overwrite, name="export")
-    if cfg.export_official:
-        for part in official.FILES:
-            file = Path(cfg.export_official) / part / "config.json"
-            claim(file, overwrite=cfg.overwrite, name="export_official")
-    model = load(cfg, "float32")
-    if cfg.export:
-        model.export(cfg.export, cfg.data)
-    if cfg.export_official:
-        official.export(cfg.export_official, model.tokenizer, model.gpt)
-        print(f"{cfg.export_official}: tokenizer/ and transformer/ in the authors' layout")
-
-
-def load(cfg, dtype):
-    """The WorldModel that the settings ask for."""
-    return WorldModel.load(
-        cfg.ckpt, cfg.device, cfg.tokenizer, cfg.context_frames, cfg.segment_length, cfg.goal_conditioned,
-        cfg.temperature, cfg.top_k, cfg.seed, dtype,
-    )  # fmt: skip
-
-
 def main(cfg):
     require_positive(cfg, "n", "branches", "horizon")
     if cfg.export or cfg.export_official:
-        return export(cfg)
+        claim_exports(cfg)
+        cfg.dtype = "float32"
     out = claim_folder(cfg.out)
-    model = load(cfg, cfg.dtype)
+    model = WorldModel.load(
+        cfg.ckpt, cfg.device, cfg.tokenizer, cfg.context_frames, cfg.segment_length, cfg.goal_conditioned,
+        cfg.temperature, cfg.top_k, cfg.seed, cfg.dtype,
+    )  # fmt: skip
+    if cfg.export:
+        export(model, cfg.export, cfg.data)
+    if cfg.export_official:
+        export_official(model, cfg.export_official)
+    if cfg.export or cfg.export_official:
+        return
     frames, actions = find_segments(cfg, model)
     B, T = frames.shape[:2]
     t = model.context_frames

@@ -126,16 +126,8 @@ def latent_grid(cfg):
 
 def layout_of(cfg):
     """The TokenLayout of a tokenizer with these settings, a dict as SMALL."""
-    return TokenLayout(
-        context_frames=cfg["context_frames"],
-        tokens_context=latent_grid(cfg) ** 2,
-        tokens_future=cfg["dynamics_grid"] ** 2,
-        context_codes=cfg["context_codes"],
-        dynamics_codes=cfg["dynamics_codes"],
-    )
-
-
-# ---- blocks ----
+    tokens = latent_grid(cfg) ** 2, cfg["dynamics_grid"] ** 2
+    return TokenLayout(cfg["context_frames"], *tokens, cfg["context_codes"], cfg["dynamics_codes"])
 
 
 def conv3(c_in, c_out):
@@ -155,8 +147,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x):
         h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.conv_shortcut(x) + h
+        return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
 
 
 class SelfAttention(nn.Module):
@@ -195,8 +186,7 @@ class CrossAttention(nn.Module):
         B, t, C, H, W = context.shape
         stacked = context.transpose(1, 2).reshape(B, C, t * H, W)  # frames share the statistics of the norm
         x = self.kv_norm(stacked).flatten(2).mT + self.kv_pos_emb  # (B, tHW, C)
-        k, v = self.kv(x).unflatten(-1, (2 * self.n_head, -1)).transpose(1, 2).chunk(2, 1)
-        return k, v
+        return self.kv(x).unflatten(-1, (2 * self.n_head, -1)).transpose(1, 2).chunk(2, 1)
 
     def forward(self, x, k, v):
         M, C, H, W = x.shape  # M = B f
@@ -243,9 +233,7 @@ class MidBlock(nn.Module):
 
 
 def project_context(network, features):
-    """Keys and values of a context for all cross-attentions of a conditional encoder or decoder.
-
-    features  maps (B, t, C, H, W) of the context's own encoder or decoder;  returns  {level: (keys, values)}"""
+    """Feature maps (B, t, C, H, W) of a context -> {level: (keys, values)} for the cross-attentions."""
     return {level: cross.keys_values(features[int(level)]) for level, cross in network.cross.items()}
 
 
@@ -335,9 +323,6 @@ def init_weights(module):
         nn.init.constant_(module.conv_out.bias, 0.5)
 
 
-# ---- vector quantization ----
-
-
 class VectorQuantizer(nn.Module):
     """Nearest of K learned vectors (van den Oord et al. 2017)."""
 
@@ -363,7 +348,7 @@ class VectorQuantizer(nn.Module):
         ids = self.ids(z)
         zq = self.embedding(ids)
         loss = self.commitment * F.mse_loss(z, zq.detach()) + F.mse_loss(zq, z.detach())
-        return z + (zq - z).detach(), ids, loss  # straight-through: argmin has no gradient, z gets the decoder's
+        return z + (zq - z).detach(), ids, loss  # straight-through: argmin has no gradient, z gets zq's
 
 
 class RevivingQuantizer(VectorQuantizer):
@@ -391,7 +376,7 @@ class RevivingQuantizer(VectorQuantizer):
     def revive(self, z):
         """Replace each code by a vector of z (..., D) after every `revive_after` passes without use.
 
-        Vectors far from all codes are drawn most often, as in k-means++, so that no two codes become alike."""
+        Vectors far from all codes are drawn most often, as in k-means++: no two codes become alike."""
         if not self.revive_after:
             return
         z = z.float().reshape(-1, z.shape[-1])
@@ -424,9 +409,6 @@ def unpatchify(x, side):
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
-# ---- the training objective ----
-
-
 def adversarial_weight(perceptual, gen, last_weight):
     """Balance of two gradients at a decoder's last layer (Esser et al. 2021, eq. 7)."""
     grad_p = torch.autograd.grad(perceptual, last_weight, retain_graph=True)[0].norm()
@@ -441,24 +423,20 @@ def objective(frames, recon, t, vq_losses, last_weight, lpips=None, discriminato
     vq_losses      {name: scalar};  last_weight  of the decoder's last layer;  lpips  a callable on [-1, 1]
     returns loss and metrics, a dict of scalars"""
     recon = recon.float()
-    parts = dict(
-        recon_context=pixel_loss(recon[:, :t].flatten(0, 1), frames[:, :t].flatten(0, 1)),
-        recon=pixel_loss(recon[:, t:].flatten(0, 1), frames[:, t:].flatten(0, 1)),
-        **vq_losses,
-    )
+    context = recon[:, :t].flatten(0, 1), frames[:, :t].flatten(0, 1)  # decoded, true
+    future = recon[:, t:].flatten(0, 1), frames[:, t:].flatten(0, 1)
+    parts = dict(recon_context=pixel_loss(*context), recon=pixel_loss(*future), **vq_losses)
     if lpips is not None:
-        x = 2 * recon - 1
-        y = 2 * frames - 1
         with torch.autocast(frames.device.type, enabled=False):
-            parts["lpips_context"] = lpips(x[:, :t].flatten(0, 1), y[:, :t].flatten(0, 1)).mean()
-            parts["lpips"] = lpips(x[:, t:].flatten(0, 1), y[:, t:].flatten(0, 1)).mean()
+            for name, (x, y) in dict(lpips_context=context, lpips=future).items():
+                parts[name] = lpips(2 * x - 1, 2 * y - 1).mean()
     loss = sum(parts.values())
     if discriminator is not None:
         gen = -discriminator(recon.flatten(0, 1)).mean()
         loss = loss + 0.8 * adversarial_weight(parts.get("lpips", parts["recon"]), gen, last_weight) * gen
         parts["gen"] = gen
     metrics = {name: part.detach() for name, part in parts.items()}
-    error = (recon[:, t:].detach().clamp(0, 1) - frames[:, t:]).square().mean((2, 3, 4))
+    error = (future[0].detach().clamp(0, 1) - future[1]).square().mean((1, 2, 3))
     metrics["psnr"] = -10 * torch.log10(error + 1e-8).mean()
     return loss, metrics
 
@@ -466,15 +444,15 @@ def objective(frames, recon, t, vq_losses, last_weight, lpips=None, discriminato
 def check_config(cfg):
     """Raise ValueError unless the settings of a tokenizer fit each other."""
     for key, default in SMALL.items():
-        if isinstance(default, int) and cfg[key] < (key != "revive_after"):
-            raise ValueError(f"{key} is {cfg[key]}; expected at least 1 (revive_after: 0)")
+        if isinstance(default, int) and key != "revive_after" and cfg[key] < 1:
+            raise ValueError(f"{key} is {cfg[key]}; expected at least 1")
     factor = 2 ** (len(cfg["channels"]) - 1) * cfg["dynamics_grid"]
     if cfg["resolution"] % factor:
         raise ValueError(f"resolution is {cfg['resolution']}; expected a multiple of {factor}: "
                          "halved after every level but the last, then dynamics_grid")
     for C in cfg["channels"]:
         if C % cfg["norm_groups"] or C % cfg["n_head"]:
-            raise ValueError(f"channels are {cfg['channels']}; expected multiples of norm_groups and n_head")
+            raise ValueError(f"channels has {C}; expected multiples of norm_groups and n_head")
 
 
 class Tokenizer(nn.Module):
@@ -525,13 +503,13 @@ class Tokenizer(nn.Module):
         z, _ = self.cond_encoder(frames.flatten(0, 1), project_context(self.cond_encoder, features))
         return self.quant_linear(patchify(z, self.side)).unflatten(0, frames.shape[:2])
 
-    def context_maps(self, zq):
-        """Quantized latents (B, t, N, D) -> the decoder's input (B t, D, h, w)."""
+    def decoder_input(self, zq):
+        """Quantized latents (B, t, N, D) -> maps (B t, D, h, w)."""
         return self.post_quant_conv(zq.flatten(0, 1).mT.unflatten(-1, (self.grid, self.grid)))
 
     def frames_context(self, zq):
         """Quantized latents (B, t, N, D) -> frames (B, t, 3, H, W) and the decoder's features."""
-        frames, features = self.decoder(self.context_maps(zq))
+        frames, features = self.decoder(self.decoder_input(zq))
         return frames.unflatten(0, zq.shape[:2]), [x.unflatten(0, zq.shape[:2]) for x in features]
 
     def frames_future(self, zq, context):
@@ -563,7 +541,7 @@ class Tokenizer(nn.Module):
     def decode_context(self, context):
         """Context codes (B, t, N) -> keys and values for `decode_future`: computed once per context."""
         levels = 1 + max(map(int, self.cond_decoder.cross))  # later levels are not attended to
-        features = self.decoder.features(self.context_maps(self.quantize.embedding(context)), levels=levels)
+        features = self.decoder.features(self.decoder_input(self.quantize.embedding(context)), levels=levels)
         return project_context(self.cond_decoder, [x.unflatten(0, context.shape[:2]) for x in features])
 
     def decode_future(self, dynamics, context):
@@ -573,7 +551,7 @@ class Tokenizer(nn.Module):
         return self.frames_future(self.dynamics_quantize.embedding(dynamics), context)
 
     def reconstruct(self, frames):
-        """Frames through both codebooks -> frames, (ids, VQ loss) of the context, (ids, VQ loss) of the future."""
+        """Frames through both codebooks -> frames, then ids and VQ loss of the context and of the future."""
         t = self.config["context_frames"]
         self.check(frames, t + 1)
         z, features = self.encode_context(frames[:, :t])
@@ -585,7 +563,7 @@ class Tokenizer(nn.Module):
         return torch.cat([past, future], 1), (context_ids, context_loss), (future_ids, future_loss)
 
     def loss(self, frames, lpips=None, discriminator=None):
-        """The training objective on frames (B, T > t, 3, H, W), context first: loss, metrics. See `objective`."""
+        """The training `objective` on frames (B, T > t, 3, H, W), context first -> loss, metrics."""
         return self.loss_of(frames, self.reconstruct(frames), lpips, discriminator)
 
     forward = loss  # what DistributedDataParallel calls
@@ -614,10 +592,8 @@ class Discriminator(nn.Module):
         layers = []
         c_in = 3
         for c_out in widths:
-            layers.append(spectral_norm(nn.Conv2d(c_in, c_out, 3, 2, 1)))
-            if c_in != 3:
-                layers.append(nn.InstanceNorm2d(c_out))
-            layers.append(nn.LeakyReLU(0.2))
+            norm = [nn.InstanceNorm2d(c_out)] if layers else []
+            layers += [spectral_norm(nn.Conv2d(c_in, c_out, 3, 2, 1)), *norm, nn.LeakyReLU(0.2)]
             c_in = c_out
         self.layers = nn.Sequential(*layers, nn.Conv2d(c_in, 1, 1))
 

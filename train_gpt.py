@@ -27,12 +27,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import gpt
 import recipes
-import tiny
 from checkpoints import gpt_from, load_gpt, load_tokenizer, new_gpt, tokenizer_from
 from common import (
     Progress,
-    autocast_for,
-    can_compile,
     changes_given,
     configure,
     load_checkpoint,
@@ -46,10 +43,12 @@ from common import (
     stop_signal,
 )
 from data import draw_segments, goal_first, prefetch
-from files import beside, claim
 from mixture import open_data
-from muon import Muon
-from pictures import save_contact_sheet
+from support.devices import autocast_for, can_compile
+from support.files import beside, claim
+from support.pictures import save_contact_sheet
+from variants import tiny
+from variants.muon import Muon
 
 MODEL = {**gpt.SMALL, **tiny.GPT_OFF}
 del MODEL["action_dim"], MODEL["reward"]  # these two follow from the data
@@ -98,8 +97,8 @@ def training_settings(model):
 
 PRESETS = dict(
     tiny=dict(
-        training_settings(tiny.TRANSFORMER), lr=1.5e-3, warmup=200, batch_size=8, max_steps=26_000, eval_every=1000,
-        grad_clip=1.0, codebook_init=True, muon=True, top_k=10,
+        training_settings(tiny.TRANSFORMER), lr=1.5e-3, warmup=200, batch_size=8, max_steps=26_000,
+        eval_every=1000, grad_clip=1.0, codebook_init=True, muon=True, top_k=10,
     ),
     small=training_settings(gpt.SMALL),
     medium=dict(training_settings(gpt.MEDIUM), batch_size=8, accumulate=2, grad_clip=1.0),
@@ -240,8 +239,8 @@ def main(cfg):
             out.unlink(missing_ok=True)
         start_log(beside(out, ".jsonl"), step)
         size = sum(p.numel() for p in model.parameters())
-        A = model.config["action_dim"]
-        print(f"{device} x {world} | {size:,} parameters | {A}-D actions | {segments_per_step} segments per step")
+        sizes = f"{size:,} parameters | {model.config['action_dim']}-D actions"
+        print(f"{device} x {world} | {sizes} | {segments_per_step} segments per step")
 
     def save():
         state = dict(optimizers=[optimizer.state_dict() for optimizer in optimizers])

@@ -14,7 +14,7 @@ discriminator learns at a constant rate, from the last micro-batch of a step.
 
 Run:   python train_tokenizer.py --preset tiny --data data/push
        torchrun --nproc_per_node=4 train_tokenizer.py --data data/mine
-       torchrun --nproc_per_node=4 train_tokenizer.py --preset bair     one of the paper's runs, see recipes.py
+       torchrun --nproc_per_node=4 train_tokenizer.py --preset bair     one of the paper's runs (recipes.py)
 Continue a run with --resume true; fine-tune another checkpoint with --init_from out/tokenizer.pt --lr 1e-4.
 Writes OUT (the checkpoint), the same name with .jsonl (the numbers) and .png (validation: truth above
 reconstruction)."""
@@ -27,13 +27,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import recipes
-import tiny
 import tokenizer
 from checkpoints import load_tokenizer, new_tokenizer, tokenizer_from
 from common import (
     Progress,
-    autocast_for,
-    can_compile,
     changes_given,
     configure,
     load_checkpoint,
@@ -47,11 +44,13 @@ from common import (
     stop_signal,
 )
 from data import draw_segments, prefetch
-from files import beside, claim
 from mixture import open_data
-from networks import perceptual_loss
-from pictures import save_contact_sheet
+from support.devices import autocast_for, can_compile
+from support.files import beside, claim
+from support.networks import perceptual_loss
+from support.pictures import save_contact_sheet
 from tokenizer import Decoder, Discriminator, Encoder, VectorQuantizer
+from variants import tiny
 
 MODEL = {**tokenizer.SMALL, **tiny.TOKENIZER_OFF}
 CONFIG = dict(
@@ -92,8 +91,8 @@ CONFIG = dict(
 PRESETS = dict(
     # No LPIPS in `tiny`: on a CPU, VGG-16 would cost a hundred times the model that it trains.
     tiny=dict(
-        tiny.TOKENIZER, lpips=False, decouple_start=2000, lr=2e-3, schedule="cosine", max_steps=5000, batch_size=8,
-        future_frames=3, warmup=100, eval_every=500,
+        tiny.TOKENIZER, lpips=False, decouple_start=2000, lr=2e-3, schedule="cosine", max_steps=5000,
+        batch_size=8, future_frames=3, warmup=100, eval_every=500,
     ),
     small=tokenizer.SMALL,
     large=dict(tokenizer.LARGE, batch_size=2, accumulate=4, discriminator_start=125_000),
@@ -190,7 +189,7 @@ def main(cfg):
         optimizer.load_state_dict(resumed["optimizer"])
         if discriminator:
             if "discriminator" not in resumed:
-                raise ValueError(f"{cfg.out} holds no discriminator; start one with --init_from, not --resume")
+                raise ValueError(f"{out} holds no discriminator; start one with --init_from, not --resume")
             discriminator.load_state_dict(resumed["discriminator"])
             discriminator_optimizer.load_state_dict(resumed["discriminator_optimizer"])
     if step >= cfg.max_steps:

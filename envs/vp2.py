@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from importers.hdf5 import open_vp2, vp2_frames
-from networks import load_torchscript
+from support.networks import load_torchscript
 
 CLASSIFIER = "VP2's classifier of the task, or TorchScript: frames (M, 3, 64, 64) in [0, 1] -> logits (M, 1)"
 

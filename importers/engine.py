@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import KIND, EpisodeWriter, kind_of, put_in_place, write_json, write_tables
 from importers.recording import check, read_json, reason_of
+from support.writer import KIND, EpisodeWriter, kind_of, put_in_place, write_json, write_tables
 
 # ---- what importers hand over ----
 

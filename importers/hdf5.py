@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from files import require_content
 from data import from_picture
 from importers.engine import batch_jobs, file_episodes, find_files, run_import
 from importers.recording import Recording, optional
 from importers.video import video_frames
+from support.files import require_content
 
 VP2_CAMERAS = "camera_image", "agentview_shift_2_image"  # RoboDesk, robosuite
 

@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from files import require_content
 from importers.engine import batch_jobs, run_import
 from importers.recording import Recording, area_resize, optional, read_json, reason_of
 from importers.video import as_shown, decode
+from support.files import require_content
 
 BOOKKEEPING = "timestamp", "frame_index", "episode_index", "index", "task_index"  # columns of every dataset
 

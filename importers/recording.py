@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from files import require_content
 from data import to_float, to_u8
+from support.files import require_content
 
 
 class Recording(NamedTuple):

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from files import require_content
 from data import from_picture
-from mixture import OXE, RLDS_SUFFIX
 from importers.engine import find_files, run_import
 from importers.recording import Recording, optional, read_json, stack_frames
+from mixture import OXE, RLDS_SUFFIX
+from support.files import require_content
 
 OBSERVATION = "steps/observation/"  # where RLDS has pictures
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 
-from files import require_content
 from importers.engine import batch_jobs, file_episodes, find_files, run_import
 from importers.recording import Recording, check, optional, read_json, reason_of, stack_frames
+from support.files import require_content
 
 VIDEO_TYPES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")  # truncation shows in these
 # Something-Something's classes with motion worth learning, of 174 (the official code's choice)

@@ -9,18 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from data import (
-    Episodes,
-    EpisodeWriter,
-    draw_segments,
-    floats,
-    prefetch,
-    save_contact_sheet,
-    save_gif,
-    save_side_by_side,
-    to_float,
-    to_u8,
-)
+from data import Episodes, draw_segments, floats, prefetch, save_contact_sheet, save_gif, save_side_by_side, to_float, to_u8
+from support.writer import EpisodeWriter
 
 
 def noise(*shape, seed=0):

@@ -31,7 +31,8 @@ from sources import (
     write_vp2,
 )
 
-from data import Episodes, EpisodeWriter
+from data import Episodes
+from support.writer import EpisodeWriter
 from importers import load_episode, tfrecord
 from importers.hdf5 import import_robonet, import_vp2
 from importers.lerobot import import_lerobot

@@ -19,7 +19,8 @@ import sample
 import train_gpt
 import train_tokenizer
 from common import beside, claim, configure, load_checkpoint, save_checkpoint, start_log, write_whole
-from data import Episodes, EpisodeWriter, collect_push
+from data import Episodes, collect_push
+from support.writer import EpisodeWriter
 
 PUSH = dict(val_every=2, length=5, size=32, seed=0, expert_share=0.6, action_noise=0.3)
 LINKS = pytest.mark.skipif(os.name == "nt", reason="links need rights there")

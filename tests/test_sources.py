@@ -27,7 +27,8 @@ from sources import (
     write_video,
 )
 
-from data import Episodes, EpisodeWriter
+from data import Episodes
+from support.writer import EpisodeWriter
 from importers import load_episode
 from importers.hdf5 import import_vp2
 from importers.lerobot import import_lerobot, pictures_at

@@ -1,9 +1,10 @@
-"""augment.py: random crops and colours, the same for all frames of a segment (appendix A.3).
+"""support/augment.py: random crops and colours, the same for all frames of a segment (appendix A.3).
 
     numbers (B, DRAWS) in [0, 1) --plan--> a Change per segment --augment--> frames (B,T,3,size,size)
 
-Random numbers come from outside (data.uniform), so that a segment is augmented alike on any process. The crop is
-torchvision's RandomResizedCrop, with areas as shares of the shorter side's square; colours are its ColorJitter."""
+Random numbers come from outside (data.uniform): a segment is augmented alike on any process. The crop is
+torchvision's RandomResizedCrop, areas being shares of the shorter side's square; colours are its
+ColorJitter."""
 
 from typing import NamedTuple
 
@@ -45,7 +46,7 @@ def crop_box(draws, H, W, scale, ratio):
 
 
 def plan(draws, H, W, kind="paper"):
-    """Numbers (B, DRAWS) in [0, 1) -> a Change for each of B segments of H x W pixels.   raises  ValueError"""
+    """Numbers (B, DRAWS) in [0, 1) -> a Change for each of B segments of H x W pixels."""
     if kind not in KINDS:
         raise ValueError(f"augment is {kind!r}; expected one of {', '.join(KINDS)}, or nothing")
     how = KINDS[kind]

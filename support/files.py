@@ -1,4 +1,4 @@
-"""files.py: outputs are claimed before any work and written whole or not at all."""
+"""support/files.py: outputs are claimed before any work and written whole or not at all."""
 
 import contextlib
 import errno
@@ -134,5 +134,5 @@ def one_line(error, cfg):
     while trace.tb_next:
         trace = trace.tb_next
     file = Path(trace.tb_frame.f_code.co_filename)
-    is_ours = Path(__file__).parent in file.parents and "site-packages" not in file.parts
+    is_ours = Path(__file__).parents[1] in file.parents and "site-packages" not in file.parts
     return f"{type(error).__name__}: {text}" if is_ours else None

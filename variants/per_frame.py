@@ -1,4 +1,4 @@
-"""per_frame.py: the tokenizers that the paper compares with (section 4.4, appendix B.4): no frame sees another.
+"""variants/per_frame.py: tokenizers of single frames, which the paper compares with (section 4.4, B.4).
 
     frames (B,T,3,H,W) -> encoder -> VQ -> codes (B,T,n) -> decoder -> frames
 
@@ -10,7 +10,6 @@ Run: python train_tokenizer.py --preset tiny --kind 4x4"""
 import torch
 from torch import nn
 
-from tiny import FoldedDecoder, FoldedEncoder
 from tokenizer import (
     RevivingQuantizer,
     Tokenizer,
@@ -21,6 +20,7 @@ from tokenizer import (
     patchify,
     unpatchify,
 )
+from variants.tiny import FoldedDecoder, FoldedEncoder
 
 
 class PerFrameTokenizer(nn.Module):

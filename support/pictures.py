@@ -1,4 +1,4 @@
-"""pictures.py: GIFs and contact sheets of clips, frames (T,3,H,W) in [0, 1]."""
+"""support/pictures.py: GIFs and contact sheets of clips, frames (T,3,H,W) in [0, 1]."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw  # imageio brings it
 
 from data import to_float, to_u8
-from files import write_whole
+from support.files import write_whole
 
 
 def _join(clips, dim, gap=2):

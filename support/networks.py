@@ -1,4 +1,4 @@
-"""networks.py: trained networks that judge pictures: LPIPS' VGG-16, FVD's I3D, classifiers as TorchScript."""
+"""support/networks.py: trained networks that judge pictures: LPIPS' VGG-16, FVD's I3D, classifiers."""
 
 import hashlib
 import warnings
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from files import require_content
+from support.files import require_content
 
 VGG = "vgg16-397923af.pth"  # torchvision's name, which ends in the file's SHA-256
 

@@ -1,19 +1,19 @@
-"""tiny.py: what the preset `tiny` does otherwise than the paper, so that it learns on a laptop's CPU.
+"""variants/tiny.py: what the preset `tiny` does otherwise than the paper, to learn on a laptop's CPU.
 
-    TinyTokenizer   patch          folds 4x4 pixels into channels: a sixteenth of the convolutions' work
-                    pos_init       the cross-attention starts with keys projected like queries and sinusoids as
-                                   position embeddings, so that each pixel first attends to its own place
-                    l2             a squared error beside the absolute one finds small moving things sooner
-                    loss_options   dynamics codes are taught to tell of changes alone: else they describe the
-                                   scenery again, and the transformer has to predict that
-    TinyGPT         pos_init       learned position embeddings beside RoPE, and heads that start by attending to
-                                   where the next token lies; with RoPE alone it is learned late how the
-                                   context's objects get into the first future frame
-    embed_codebooks                token embeddings start from the codebooks: similar codes, similar embeddings
-    (muon.py)                      an optimizer that needs half of AdamW's updates
+    TinyTokenizer  patch         folds 4x4 pixels into channels: a sixteenth of the convolutions' work
+                   pos_init      the cross-attention starts with sinusoids as position embeddings and keys
+                                 projected like queries, so that each pixel first attends to its own place
+                   l2            a squared error beside the absolute one finds small moving things sooner
+                   loss_options  dynamics codes learn to tell of changes alone: else they describe the
+                                 scenery again, and the transformer has to predict that
+    TinyGPT        pos_init      learned position embeddings beside RoPE, and heads that start by attending to
+                                 where the next token lies; with RoPE alone it is learned late how the
+                                 context's objects get into the first future frame
+    embed_codebooks              token embeddings start from the codebooks: similar codes, similar embeddings
+    muon.py                      an optimizer that needs half of AdamW's updates
 
-The paper's path through tokenizer.py and gpt.py enters none of this: checkpoints.py chooses these classes where
-one of their settings is on. Letters: tokenizer.py, gpt.py."""
+The paper's path through tokenizer.py and gpt.py enters none of this: checkpoints.py chooses these classes
+where one of their settings is on. Letters: tokenizer.py, gpt.py."""
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +110,7 @@ def loss_options(cfg, step):
 
 
 class TinyTokenizer(Tokenizer):
-    """A Tokenizer with the tricks above. Inside, a frame has resolution / patch "pixels" of 3 patch^2 channels."""
+    """A Tokenizer with these tricks; inside, a frame has resolution / patch pixels of 3 patch^2 channels."""
 
     def __init__(self, patch, pos_init, l2, **cfg):
         if cfg["resolution"] % patch:
