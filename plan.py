@@ -1,4 +1,4 @@
-"""plan.py: visual planning: model-predictive control in imagination (paper section 4.2; appendices A.4, C.3).
+"""plan.py: model-predictive control in imagination (paper section 4.2; appendices A.4, C.3).
 
     newest t frames ------------+
                                 +--> model --> imagined frames (N,h,3,H,W) --> scores (N,) --+
@@ -7,33 +7,25 @@
          +---- planner: warm start, noise, weights <-----------------------------------------+
                    +--> first action --> environment --> next frame, and again
 
-N candidates, h horizon, A action size, t context frames. Frames are in [0, 1].
-
-The protocol is VP2's (Tian et al. 2023): restore the start, fill the history with the frame after an
-uncounted zero action, take `steps` decisions, of which the first is zero and the others are planned; it is a
-success if the criterion holds at any moment. Unlike in VP2, an episode ends with its success, and the score
-leaves out the first of 11 frames, which all candidates share.
-
-A new planner is a function like `mppi`, (score, memory, shape, std, cfg, rng) -> plan, memory, in PLANNERS;
-a new term of the score is a weight in CONFIG and its lines in Score.__call__.
+N candidates, h horizon, A action size, t context frames. The protocol is VP2's (Tian et al. 2023): restore
+the start, take a zero action, then `steps` decisions, of which the first is zero. Unlike in VP2, an episode
+ends with its success, and the score leaves out the first of 11 frames, which all candidates share.
+A new planner is a function like `mppi` in PLANNERS; a new term of the score stands in CONFIG and Score.
 
 Run: python plan.py                                                    PushWorld with the released checkpoint
      python plan.py --preset vp2 --task push_red --ckpt out/gpt.pt     RoboDesk, robosuite: VP2's planner
          [--goals FILE.hdf5 --classifier FILE.pt --pixel 0.5]          and VP2's own tasks and score
-Writes OUT (numbers), NAME-episodes.json (records, from which the same command continues), and GIFs: goal |
-executed | what the model expects of its best candidate, next and at its end."""
+Writes OUT (numbers), NAME-episodes.json (records, from which the same command continues), and GIFs."""
 
 import atexit
 import functools
 import itertools
 import json
 import math
-import multiprocessing
 import os
 import signal
 import statistics
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,12 +37,10 @@ from data import to_float
 from envs import make_environment
 from envs.base import HELD_OUT
 from envs.vp2 import CLASSIFIER, load_classifier, make_task, read_goals
-from evaluate import perceptual_distance
 from sample import WorldModel
-from support.devices import keep_memory
 from support.files import beside, claim, resolve, write_whole
-from support.networks import perceptual_loss
-from support.pictures import save_gif
+from support.plan_report import diagnose, draw, tabulate
+from support.processes import run_jobs
 from support.results import read_result, write_result
 
 CONFIG = dict(
@@ -82,7 +72,6 @@ CONFIG = dict(
     # the score: a weighted sum
     pixel=1.0,  # of minus the squared error to the goal, summed over frames, pixels and colours
     reward=0.0,  # of the sum of predicted rewards, which are for the pad, wherever push_anywhere has its goal
-    lpips=0.0,  # of minus LPIPS to the goal, summed over frames
     classifier="",  # VP2's file, or TorchScript: frames (M, 3, 64, 64) -> logits of success
     classifier_weight=10.0,  # of the sum of these logits
     diagnose=True,  # simulate the candidates of failed episodes: why did they fail?
@@ -103,22 +92,17 @@ MODELS = "random", "world_model", "oracle", "script"
 STD = {2: (0.5, 0.5), 4: (0.5, 0.5, 0.5, 0.0), 5: (0.5, 0.5, 0.5, 0.1, 0.1)}  # VP2's, by the action size
 RUN_SETTINGS = "workers out overwrite device gifs preset given models episodes seeds diagnose".split()
 
-
-# ---- planners ----
-
-
 def shifted(plan):
     """A plan (..., h, A) one step later, its last row repeated."""
     return np.concatenate([plan[..., 1:, :], plan[..., -1:, :]], -2)
 
 
 def mppi(score, memory, shape, std, cfg, rng):
-    """Model-predictive path integral control, VP2's planner: one iteration of noise around the last plan.
+    """Model-predictive path integral control (Williams et al. 2016), as in VP2's mppi.py and sampler.py.
 
     score    function of candidates (N,h,A) in [-1, 1] -> (N,), higher is better
     memory   what the last decision returned, {} at first;  shape (N,h,A);  std (A,)
-    returns  plan (h,A), whose first row is executed, and memory
-    Source: Williams et al. 2016; VP2's mppi.py and sampler.py"""
+    returns  plan (h,A), whose first row is executed, and memory"""
     mean = shifted(memory["mean"]) if memory else np.zeros(shape[1:])
     noise = rng.normal(size=shape) * std
     for k in range(1, shape[1]):
@@ -140,12 +124,7 @@ def coloured(shape, exponent, rng):
 
 
 def icem(score, memory, shape, std, cfg, rng):
-    """Improved cross-entropy method: fit mean and deviation of coloured noise to the elites, a few times.
-
-    The best elites stay for the next iteration, and are scored anew in the next decision; the mean is a
-    candidate of the last iteration. The plan is the best candidate or (execute_mean) the elites' mean, about
-    which a learned model errs less.
-    Arguments and results are those of `mppi`.   Source: Pinneri et al. 2020, Algorithm 1"""
+    """Improved cross-entropy method (Pinneri et al. 2020, Algorithm 1), with arguments as of `mppi`."""
     N, h, A = shape
     n_kept = math.ceil(0.3 * cfg.elites)
     first = N / sum(1.25**-i for i in range(cfg.iterations))
@@ -157,7 +136,7 @@ def icem(score, memory, shape, std, cfg, rng):
         n = max(round(first * 1.25**-i), 2 * cfg.elites)
         candidates = np.clip(mean + deviation * coloured((n, h, A), cfg.colour, rng), -1, 1)
         if i == 0 and memory:
-            candidates[:n_kept] = shifted(memory["elites"])
+            candidates[:n_kept] = shifted(memory["elites"])  # scored anew, after one more frame
         if i == cfg.iterations - 1:
             candidates[-1] = mean
         pool = np.concatenate([candidates, elites[:n_kept]])
@@ -172,10 +151,6 @@ def icem(score, memory, shape, std, cfg, rng):
 
 PLANNERS = dict(mppi=mppi, icem=icem)
 
-
-# ---- futures and their scores ----
-
-
 def imagine_candidates(world, frames, candidates, batch=0):
     """Imagine candidates (N,h,A) as branches of one context (t,3,H,W), `batch` at once (0: all of them).
 
@@ -189,28 +164,21 @@ def imagine_candidates(world, frames, candidates, batch=0):
         else:
             n_branches = len(chunk)
             world.reset(frames[None], n_branches, h)
-        imagined, rewards, _ = world.rollout(chunk, h)
-        yield imagined, rewards
+        yield world.rollout(chunk, h)[:2]
 
 
 class Score:
-    """How good futures are, higher is better: the weighted sum of the terms in CONFIG.
-
-    Source: VP2's objectives, which sum pixels and logits over the frames, not average them
-    raises  FileNotFoundError, ValueError where a classifier or LPIPS' weights are missing or damaged"""
+    """How good futures are, higher is better: the weighted sum of the terms in CONFIG (VP2's objectives)."""
 
     def __init__(self, cfg, device):
         self.cfg = cfg
         self.classifier = load_classifier(cfg.classifier, device) if cfg.classifier else None
-        self.lpips = perceptual_loss(device) if cfg.lpips else None
 
     @torch.no_grad()
     def __call__(self, frames, rewards, goal):
         """Frames (N,h,3,H,W), rewards (N,h) or None, goal (3,H,W) -> (N,)."""
         cfg = self.cfg
-        total = torch.zeros(len(frames), device=frames.device)
-        if cfg.pixel:
-            total -= cfg.pixel * (frames - goal).square().sum((1, 2, 3, 4))
+        total = -cfg.pixel * (frames - goal).square().sum((1, 2, 3, 4))
         if cfg.reward and rewards is None:
             raise ValueError("the model predicts no rewards; pass --reward 0")
         if cfg.reward:
@@ -220,45 +188,42 @@ class Score:
             if logits.numel() != frames.shape[:2].numel():
                 raise ValueError(f"{cfg.classifier} returns {tuple(logits.shape)}; expected {CLASSIFIER}")
             total += cfg.classifier_weight * logits.view(frames.shape[:2]).sum(1)
-        if self.lpips is not None:
-            distances = [perceptual_distance(f, goal.expand_as(f), self.lpips) for f in frames.split(32)]
-            total -= cfg.lpips * torch.cat(distances).sum(1)
         return total
 
+class Bench:
+    """What a process needs to play episodes."""
 
-# ---- episodes ----
+    def __init__(self, cfg):
+        self.cfg = cfg
+        sampling = dict(temperature=cfg.temperature, top_k=cfg.top_k, dtype=cfg.dtype)
+        self.world = WorldModel.load(cfg.ckpt, cfg.device, cfg.tokenizer, **sampling)
+        size = self.world.tokenizer.config["resolution"]
+        self.env = make_environment(cfg.task, 1, HELD_OUT + cfg.seed, size)
+        atexit.register(self.env.close)  # before Python ends, or OpenGL complains
+        A = self.env.action_dim
+        if not hasattr(self.env, "foresee"):
+            raise ValueError(f"task is {cfg.task!r}; expected push, robosuite_push or one of RoboDesk's")
+        if "world_model" in cfg.models and self.world.action_dim != A:
+            takes = f"{cfg.ckpt} takes {self.world.action_dim}-D actions"
+            raise ValueError(f"{takes}, {cfg.task} {A}-D; pass --ckpt")
+        self.std = np.array(cfg.std if any(cfg.std) else STD[A])
+        if len(self.std) != A or self.std.min() < 0:
+            raise ValueError(f"std is {cfg.std}; expected {A} numbers of 0 or more, one per action dimension")
+        self.score = Score(cfg, self.world.device)
+        self.shape = cfg.candidates, cfg.horizon, A
+        self.goals = read_goals(cfg.goals, self.env) if cfg.goals else []
+
+    def simulate(self, candidates, task):
+        """True futures of candidates: frames (N,h,3,H,W), rewards (N,h); and distances (N,h), in numpy."""
+        frames_u8, rewards, distances = self.env.foresee(candidates, task.positions)
+        device = self.world.device
+        return to_float(frames_u8).to(device), torch.from_numpy(rewards).to(device), distances
 
 
 @functools.cache
 def open_bench(settings):
-    """What a process needs to play episodes, opened once: cfg, world, env, score, std, shape, goals.
-
-    settings  cfg as JSON;  raises  ValueError if checkpoint, task and settings do not fit together"""
-    keep_memory()
-    cfg = SimpleNamespace(**json.loads(settings))
-    sampling = dict(temperature=cfg.temperature, top_k=cfg.top_k, dtype=cfg.dtype)
-    world = WorldModel.load(cfg.ckpt, cfg.device, cfg.tokenizer, **sampling)
-    env = make_environment(cfg.task, 1, HELD_OUT + cfg.seed, world.tokenizer.config["resolution"])
-    atexit.register(env.close)  # before Python ends, or OpenGL complains
-    A = env.action_dim
-    if not hasattr(env, "foresee"):
-        raise ValueError(f"task is {cfg.task!r}; expected push, robosuite_push or one of RoboDesk's")
-    if "world_model" in cfg.models and world.action_dim != A:
-        raise ValueError(f"{cfg.ckpt} takes {world.action_dim}-D actions, {cfg.task} {A}-D; pass --ckpt")
-    std = np.array(cfg.std if any(cfg.std) else STD[A])
-    if len(std) != A or std.min() < 0:
-        raise ValueError(f"std is {cfg.std}; expected {A} numbers of 0 or more, one per action dimension")
-    score = Score(cfg, world.device)
-    shape = cfg.candidates, cfg.horizon, A
-    goals = read_goals(cfg.goals, env) if cfg.goals else []
-    return SimpleNamespace(cfg=cfg, world=world, env=env, score=score, std=std, shape=shape, goals=goals)
-
-
-def simulate(bench, candidates, task):
-    """True futures of candidates: frames (N,h,3,H,W), rewards (N,h); and distances (N,h), in numpy."""
-    frames_u8, rewards, distances = bench.env.foresee(candidates, task.positions)
-    device = bench.world.device
-    return to_float(frames_u8).to(device), torch.from_numpy(rewards).to(device), distances
+    """The Bench of a process, opened once;  settings: cfg as JSON."""
+    return Bench(SimpleNamespace(**json.loads(settings)))
 
 
 class Decision:
@@ -276,13 +241,13 @@ class Decision:
 
     def score(self, candidates):
         """Candidates (N,h,A) -> scores (N,) of the futures that the model expects."""
-        bench = self.bench
         if self.model == "oracle":
-            futures = [simulate(bench, candidates, self.task)[:2]]
+            futures = [self.bench.simulate(candidates, self.task)[:2]]
         else:
-            futures = imagine_candidates(bench.world, self.context, candidates, bench.cfg.batch)
+            world = self.bench.world
+            futures = imagine_candidates(world, self.context, candidates, self.bench.cfg.batch)
         for frames, rewards in futures:
-            scores = bench.score(frames, rewards, self.task.goal).cpu().double().numpy()
+            scores = self.bench.score(frames, rewards, self.task.goal).cpu().double().numpy()
             if scores.max() > self.scores.max(initial=-math.inf):
                 self.best_future = frames[scores.argmax()].cpu()
             self.scores = np.append(self.scores, scores)
@@ -291,9 +256,7 @@ class Decision:
 
 
 def play(settings, model, seed, i):
-    """Play task i with one of MODELS; draw it if it is among the first seed's GIFs.
-
-    settings  cfg as JSON;  returns  a record: success, least distance from the goal, why it failed"""
+    """Play task i with one of MODELS; returns a record: success, least distance from the goal, seconds."""
     bench = open_bench(settings)
     cfg = bench.cfg
     env = bench.env
@@ -305,8 +268,7 @@ def play(settings, model, seed, i):
     decisions = []
     memory = {}
     env.restore(task.start)
-    frame_u8 = env.step(no_action)[0][0]
-    frames_u8 = [frame_u8, frame_u8]  # the history
+    frames_u8 = [env.step(no_action)[0][0]] * 2  # the history
     distances = [env.distance(task.positions)[0]]
     for k in range(cfg.steps):
         if distances[-1] < env.tolerance:
@@ -318,92 +280,25 @@ def play(settings, model, seed, i):
         elif model == "script":
             action = env.expert()
         else:
+            began = time.perf_counter()
             decision = Decision(bench, model, task, frames_u8)
             plan, memory = PLANNERS[cfg.planner](decision.score, memory, bench.shape, bench.std, cfg, rng)
+            decision.seconds = time.perf_counter() - began
             decisions.append(decision)
             action = plan[:1]
         frames_u8.append(env.step(np.clip(action, -1, 1))[0][0])
         distances.append(env.distance(task.positions)[0])
     won = bool(distances[-1] < env.tolerance)
     record = dict(model=model, seed=seed, episode=i, success=won, least=float(min(distances)))
+    if decisions:
+        record["seconds"] = statistics.median(d.seconds for d in decisions)
     if decisions and cfg.diagnose and model == "world_model" and not won:
         record["shortfall"] = diagnose(bench, decisions, task)
     if seed == 0 and i < cfg.gifs:
-        draw(beside(cfg.out, "") / f"{model}-{i}.gif", task, frames_u8[1:], decisions)
+        draw(beside(cfg.out, "") / f"{model}-{i}.gif", task.goal, frames_u8[1:], decisions)
     return record
 
-
-def draw(path, task, frames_u8, decisions):
-    """GIF: goal | executed | first | last frame of each decision's best future (grey: no decision)."""
-    executed = to_float(np.stack(frames_u8))
-    columns = [task.goal.cpu().expand_as(executed), executed]
-    if decisions:
-        grey = torch.full_like(executed[: len(executed) - len(decisions)], 0.5)
-        for k in (0, -1):
-            columns.append(torch.cat([grey, torch.stack([d.best_future[k] for d in decisions])]))
-    save_gif(path, torch.stack(columns), fps=3)
-
-
-def diagnose(bench, decisions, task):
-    """Why an episode failed: {reason: distance}, means over its decisions (after appendix C.3).
-
-    The simulator tells how near each candidate comes to the goal. What the nearest one lacks to success was
-    `never sampled`; what the best by score on true frames lacks more was `ranked low`; what the best by the
-    model's frames lacks still more was `imagined wrong`."""
-    gaps = []
-    for decision in decisions:
-        bench.env.restore(decision.state)
-        frames, rewards, distances = simulate(bench, decision.candidates, task)
-        least = distances.min(1)
-        of_score = least[bench.score(frames, rewards, task.goal).argmax().item()]
-        of_model = least[decision.scores.argmax()]
-        gaps.append(np.diff([bench.env.tolerance, least.min(), of_score, of_model]))
-    never, low, wrong = np.mean(gaps, 0).tolist()
-    return {"never sampled": never, "ranked low": low, "imagined wrong": wrong}
-
-
-# ---- many episodes ----
-
-
-def play_all(jobs, settings, workers):
-    """Play jobs (model, seed, i) in several processes; yields their records in the order of completion."""
-    if workers == 1:
-        for job in jobs:
-            yield play(settings, *job)
-        return
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (threads,)) as pool:
-        pending = [pool.submit(play, settings, *job) for job in jobs]
-        try:
-            for future in as_completed(pending):
-                yield future.result()
-        except BrokenProcessPool:
-            raise OSError("a process was killed: too little memory? Lower --batch or --workers") from None
-        except (ValueError, OSError) as error:
-            raise type(error)(str(error)) from None  # without the traceback of another process
-        finally:
-            for child in multiprocessing.active_children():  # the same command plays these episodes again
-                child.kill()
-
-
-def summarize(records, seeds):
-    """Records of one model -> its numbers; mean, min and max are taken over the seeds' success rates."""
-    rates = []
-    for seed in range(seeds):
-        rates.append(statistics.mean(r["success"] for r in records if r["seed"] == seed))
-    row = dict(mean=statistics.mean(rates), min=min(rates), max=max(rates), seeds=rates)
-    row["least_distance"] = statistics.mean(r["least"] for r in records)
-    shortfalls = [r["shortfall"] for r in records if "shortfall" in r]
-    if shortfalls:
-        largest = [max(shortfall, key=shortfall.get) for shortfall in shortfalls]
-        row["failures"] = {reason: largest.count(reason) for reason in shortfalls[0]}
-        row["shortfall"] = {k: statistics.mean(s[k] for s in shortfalls) for k in shortfalls[0]}
-    return row
-
-
 def check(cfg):
-    """Raise ValueError at settings out of range."""
     require_positive(cfg, "episodes", "seeds", "steps", "lead", "candidates", "horizon")
     require_positive(cfg, "iterations", "elites")
     require_not_negative(cfg, "batch", "gamma", "colour", "gifs", "workers", "seed")
@@ -420,7 +315,7 @@ def main(cfg):
     check(cfg)
     cfg.out = str(resolve(cfg.out))
     settings = json.dumps(vars(cfg))
-    ours = {k: v for k, v in json.loads(settings).items() if k not in RUN_SETTINGS}  # what episodes depend on
+    ours = {k: v for k, v in json.loads(settings).items() if k not in RUN_SETTINGS}  # of records
     records_file = beside(cfg.out, "-episodes.json")
     saved = read_result(records_file)
     continues = saved.get("settings") == ours
@@ -428,34 +323,21 @@ def main(cfg):
     bench = open_bench(settings)  # an error comes once, not from each process
     workers = cfg.workers or (1 if bench.world.device.type == "cuda" else os.cpu_count() or 1)
     episodes = min(cfg.episodes, len(bench.goals)) if cfg.goals else cfg.episodes
-
     records = {}
     for record in saved["records"] if continues else ():
         records[record["model"], record["seed"], record["episode"]] = record
     jobs = list(itertools.product(cfg.models, range(cfg.seeds), range(episodes)))
     todo = [job for job in jobs if job not in records]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    playing = play_all(todo, settings, workers)
     try:
-        for record in tqdm(playing, "plan", len(jobs), initial=len(jobs) - len(todo)):
+        played = run_jobs(functools.partial(play, settings), todo, workers)
+        for record in tqdm(played, "plan", len(jobs), initial=len(jobs) - len(todo)):
             records[record["model"], record["seed"], record["episode"]] = record
-            content = dict(settings=ours, records=list(records.values()))
-            write_whole(records_file, json.dumps(content).encode())
+            write_whole(records_file, json.dumps(dict(settings=ours, records=[*records.values()])).encode())
     except KeyboardInterrupt:
         raise SystemExit(f"\n{records_file} keeps the episodes played; the same command continues") from None
-
     print(f"\n{cfg.task}: {episodes} tasks, {cfg.seeds} seeds, {cfg.planner}")
-    print(f"{'':14}{'success':>9}{'min':>7}{'max':>7}")
-    numbers = {}
-    for model in cfg.models:
-        row = summarize([records[job] for job in jobs if job[0] == model], cfg.seeds)
-        print(f"{model:14}{row['mean']:9.3f}{row['min']:7.2f}{row['max']:7.2f}")
-        if "failures" in row:
-            print(f"  causes of failure: {row['failures']}")
-        numbers[model] = row
-    oracle = numbers["oracle"]["mean"] if "oracle" in cfg.models else 0
-    if oracle:
-        numbers["share_of_oracle"] = {model: numbers[model]["mean"] / oracle for model in cfg.models}
+    numbers = tabulate([records[job] for job in jobs], cfg.models, cfg.seeds)
     write_result(cfg.out, {**numbers, "episodes": episodes, "settings": ours})
 
 
