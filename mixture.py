@@ -136,7 +136,8 @@ class Mixture:
     def _join(self, parts, order):
         """Batches -> one, whose row order[i] is the i-th of theirs."""
         order = torch.as_tensor(np.argsort(order))
-        joined = {key: torch.cat([part[key] for part in parts])[order] for key in parts[0].keys() - {"actions"}}
+        keys = parts[0].keys() - {"actions"}
+        joined = {key: torch.cat([part[key] for part in parts])[order] for key in keys}
         joined["actions"] = joined["rewards"].new_zeros(*joined["rewards"].shape, 0)
         return joined
 
