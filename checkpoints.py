@@ -1,11 +1,16 @@
 """checkpoints.py: every kind of checkpoint and every size of model, by one name each."""
 
+import gpt
 import tokenizer
 from gpt import GPT
 from tokenizer import Tokenizer
 
-# A transformer's preset and the tokenizer's that goes with it.
-TOKENIZER_OF = dict(tiny=tokenizer.TINY, small=tokenizer.SMALL, medium=tokenizer.SMALL)
+# The settings of a tokenizer and of the transformer that goes with it.
+SIZES = dict(
+    tiny=(tokenizer.TINY, gpt.TINY),
+    small=(tokenizer.SMALL, gpt.SMALL),
+    medium=(tokenizer.SMALL, gpt.MEDIUM),
+)
 
 
 def load_tokenizer(path, **changes):
@@ -28,9 +33,9 @@ def gpt_from(state, layout=None, **changes):
     return GPT.from_checkpoint(state, layout, **changes)
 
 
-def new_tokenizer(settings):
-    """A new tokenizer with these settings, as tokenizer.SMALL."""
-    return Tokenizer(**settings)
+def new_tokenizer(settings, kind="compressive"):
+    """A new tokenizer with these settings, as tokenizer.SMALL; kind as `tokenizer.build` says."""
+    return tokenizer.build(kind, settings)
 
 
 def new_gpt(layout, settings):

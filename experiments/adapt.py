@@ -17,13 +17,14 @@ def main(cfg):
         for n in cfg.shots:
             _, gpt = train_both(cfg, f"{start}-{n}", tune=start == "checkpoint", episodes=n)
             models[f"{start}, {n} episodes"] = open_world(cfg, gpt)
-    columns, _, missing = compare(cfg, models)
+    columns, missing = compare(cfg, models)
     report(cfg.out, columns, missing=missing, steps=(cfg.tokenizer_steps, cfg.steps))
     metric = "fvd" if "fvd" in columns else "psnr"
     curves = {}
     for start in ("scratch", "checkpoint"):
         curves[f"from {start}"] = [(n, columns[metric][f"{start}, {n} episodes"]) for n in cfg.shots]
-    draw_curves(beside(cfg.out, ".png"), [("", "episodes of the other robot", metric.upper(), curves)], log_x=True)
+    panel = "", "episodes of the other robot", metric.upper(), curves
+    draw_curves(beside(cfg.out, ".png"), [panel], log_x=True)
 
 
 if __name__ == "__main__":

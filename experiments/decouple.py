@@ -1,7 +1,7 @@
 """experiments/decouple.py: future frames decoded without cross-attention to the context (Figure 10).
 
-What is left is what the dynamics tokens tell by themselves: the paper finds motion, but no appearance. `motion`
-is the correlation of decoded with true changes from frame to frame, over all pixels.
+They show what the dynamics tokens carry: in the paper motion, but no appearance. `motion` is the correlation
+of decoded with true changes from frame to frame, over all pixels.
 
 Run: python -m experiments.decouple"""
 

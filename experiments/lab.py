@@ -1,8 +1,4 @@
-"""experiments/lab.py: what the analyses of section 4.4 share.
-
-    train       a tokenizer or a transformer, by its script and in its own process
-    compare     several world models on the same validation segments
-    draw_sheet  their videos, row by row
+"""experiments/lab.py: what the analyses of section 4.4 share: training, comparing and drawing.
 
 Checkpoints that are already in `folder` are not trained again; an interrupted training continues."""
 
@@ -59,14 +55,11 @@ def update_flops(layout, settings):
     """FLOPs of an update of the transformer on one segment, forward and backward, counted without computing.
 
     Attention counts in full, as in PaLM's MFU (Chowdhery et al. 2022), although its causal half would do."""
-    T = settings["segment_length"]
     with torch.device("meta"):
-        model = new_gpt(layout, settings)
-        tokens = torch.zeros(1, layout.length(T), dtype=torch.long)
-        actions = torch.zeros(1, T, settings["action_dim"]) if settings["action_dim"] else None
-        rewards = torch.zeros(1, T)
+        model = new_gpt(layout, {**settings, "action_dim": 0, "reward": False})
+        tokens = torch.zeros(1, layout.length(settings["segment_length"]), dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
-        model.loss(tokens, actions, rewards)[0].backward()
+        model.loss(tokens)[0].backward()
     return counter.get_total_flops()
 
 
@@ -85,9 +78,10 @@ def train(script, out, cfg, steps, **settings):
         if state["step"] >= steps:
             return
         settings = dict(resume=True)
-    command = ["-m", "torch.distributed.run", f"--nproc_per_node={cfg.processes}"] if cfg.processes > 1 else []
-    command += [str(Path(__file__).parent.with_name(script)), f"--out={out}"]
+    command = [str(Path(__file__).parent.with_name(script)), f"--out={out}"]
     command += [f"--{k}={v}" for k, v in settings.items()]
+    if cfg.processes > 1:
+        command = ["-m", "torch.distributed.run", f"--nproc_per_node={cfg.processes}", *command]
     print("$ python", *command, flush=True)
     child = subprocess.Popen([sys.executable, *command])
     try:
@@ -125,44 +119,42 @@ def validation(cfg, model):
 
 
 def compare(cfg, models, frames="future"):
-    """{name: WorldModel} -> {metric: {name: mean}}, {name: table of `summarize`}, {metric: why it is missing}.
-
-    frames  that count, as in evaluate.py"""
+    """{name: WorldModel} -> {metric: {row: mean}}, {metric: why it is missing}; `frames` as in evaluate.py."""
     networks, missing = find_networks(find_device(cfg.device), cfg.lpips, cfg.fvd)
     protocol = SimpleNamespace(samples=1, frames=(frames,), batch_size=cfg.batch_size)
     columns = {}
-    tables = {}
     for name, model in models.items():
         data = validation(cfg, model)
         parts = []
         for start in tqdm(range(0, cfg.videos, cfg.batch_size), name):
             parts.append(measure(model, data, slice(start, start + cfg.batch_size), protocol, networks))
-        tables[name] = summarize(parts, protocol)
-        for metric, rows in tables[name].items():
-            columns.setdefault(metric, {})[name] = rows["model"]
-    return columns, tables, missing
+        for metric, rows in summarize(parts, protocol).items():
+            column = columns.setdefault(metric, {})
+            column[name] = rows["model"]
+            column[f"{name}: reconstruction"] = rows["reconstruction"]
+            column["repeat_last"] = rows["repeat_last"]
+    return columns, missing
 
 
 def draw_sheet(cfg, sources, count=8):
-    """Contact sheet beside OUT: for each video, its row in each of `sources`, (n, T, 3, H, W); `count` frames."""
+    """Contact sheet beside OUT of `count` frames of each video, a row of each of `sources` (n, T, 3, H, W)."""
     rows = []
     for i in range(len(sources[0])):
         for videos in sources:
-            kept = torch.linspace(0, videos.shape[1] - 1, count).round().long()  # the first and the last, too
-            rows.append(videos[i].cpu()[kept])
-    picture = beside(cfg.out, ".png")
-    save_contact_sheet(picture, rows)
-    print(f"drawn to {picture}")
+            indices = torch.linspace(0, videos.shape[1] - 1, count).round().long()  # first and last among them
+            rows.append(videos[i].cpu()[indices])
+    save_contact_sheet(beside(cfg.out, ".png"), rows)
+    print(f"drawn to {beside(cfg.out, '.png')}")
 
 
 def draw_futures(cfg, models, n=2):
-    """Contact sheet of n videos: the truth above what each of the models imagines."""
+    """`draw_sheet` of n videos: the truth above what each of the models imagines."""
     sources = []
     for model in models.values():
         data = validation(cfg, model)
         clips = data["frames"][:n]
-        goal = int(model.goal_conditioned)
         actions = data["actions"][:n, model.context_frames - 1 : -1] if model.action_dim else None
         rows, _ = predict(model, clips.to(model.device), actions, None, 1, n)
+        goal = int(model.goal_conditioned)
         sources.append(rows["model"][:, 0, goal:])
     draw_sheet(cfg, [clips[:, goal:], *sources])

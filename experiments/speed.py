@@ -1,12 +1,12 @@
 """experiments/speed.py: time and memory of imagining and training (paper appendix B.4, Tables 7 and 8).
 
     interactive  a `step` of one scene: action in, frame and reward out
-    imagine      B scenes, against the authors' way (`rollout_naive`) and the package transformers
+    imagine      B scenes, against the authors' way (`rollout_naive`)
     branches     many futures of one scene, against as many copies of the scene and against the authors' way
     train        an update of the transformer
-    tokenizers   the paper's Tables 7 and 8: the compressive tokenizer against two that encode frame by frame
+    tokenizers   Tables 7 and 8: the compressive tokenizer against two that encode frame by frame
 
-Weights are random. OUT keeps the other parts that it already holds.
+Weights are random. Seconds are wall clock; GB is peak memory, on GPUs only.
 B scenes, n_b branches (futures of one scene), T frames, t context frames, h imagined frames, A action size.
 
 Run: python -m experiments.speed --preset tiny --parts imagine,train"""
@@ -35,10 +35,11 @@ CONFIG = dict(
     branch_horizon=8,  # imagined frames of each
     train_batch=4,  # segments of an update; 64 in the paper
     clips=1,  # segments of an update where tokenizers are compared; 16 in the paper
-    repeats=4,  # runs, of which the median counts, without the first
+    kinds=("4x4", "16x16", "compressive"),  # of tokenizers
+    repeats=4,  # runs; the median of all but the first counts
     device="",
     dtype="auto",  # bf16, float32; "auto": bf16 on GPUs, float32 on CPUs
-    out="",  # by default results/speed-MACHINE.json
+    out="",  # by default results/speed-MACHINE.json, which keeps the parts that are not measured again
     overwrite=False,
 )
 
@@ -69,7 +70,7 @@ def random_scenes(cfg, B, n_branches, horizon, **changes):
     if uses_bf16(cfg.device, cfg.dtype):
         transformer = transformer.bfloat16()
     model = WorldModel(tokenizer, transformer, cfg.device)
-    R = tokenizer.config["resolution"]
+    R = tokenizer_settings["resolution"]
     frames = torch.rand(B, model.context_frames, 3, R, R, device=cfg.device)
     return model, frames, torch.rand(B * n_branches, horizon, 4, device=cfg.device)
 
@@ -77,7 +78,7 @@ def random_scenes(cfg, B, n_branches, horizon, **changes):
 def imagine(model, frames, actions, n_branches=1):
     """From frames to frames: the context is encoded and read once, each frame generated and decoded once."""
     model.reset(frames, n_branches)
-    return model.rollout(actions, actions.shape[1])
+    model.rollout(actions, actions.shape[1])
 
 
 @torch.no_grad()
@@ -107,37 +108,6 @@ def rollout_naive(model, frames, actions, horizon, n_branches=1):
     return decoded[:, t:], None if reward is None else torch.cat(rewards, 1)
 
 
-@torch.no_grad()
-def rollout_transformers(llm, model, frames, actions):
-    """`rollout_naive` with `generate` of the package transformers; llm: a LlamaForCausalLM."""
-    layout = model.tokenizer.layout
-    sampling = dict(max_new_tokens=layout.tokens_future, do_sample=True, top_k=100, pad_token_id=0)
-    with model.autocast:
-        tokens = model.tokenizer.encode(frames)
-    for i in range(actions.shape[1]):
-        tokens = F.pad(tokens, (0, 1), value=layout.future_slot)
-        x = llm.get_input_embeddings()(tokens)
-        x[:, layout.slots(i + 1)] += model.gpt.action(actions[:, : i + 1].to(x.dtype))
-        codes = llm.generate(inputs_embeds=x, attention_mask=torch.ones_like(tokens), **sampling)
-        codes = codes % layout.dynamics_codes  # with random weights, some are no dynamics codes
-        tokens = torch.cat([tokens, layout.context_codes + codes], 1)
-        with model.autocast:
-            decoded = model.tokenizer.decode(tokens)
-    return decoded
-
-
-def random_llama(model):
-    """The LLaMA of the package transformers, as large as the model's; None where the package is missing."""
-    try:
-        from transformers import LlamaConfig, LlamaForCausalLM
-    except ImportError:
-        print("no comparison with transformers: pip install transformers")
-        return None
-    size = [model.gpt.config[key] for key in ("n_embd", "n_mlp", "n_layer", "n_head")]
-    llama = LlamaForCausalLM(LlamaConfig(model.gpt.layout.vocab_size, *size))
-    return llama.to(model.device, model.gpt.embed.weight.dtype).eval()
-
-
 def interactive(cfg):
     model, frames, actions = random_scenes(cfg, 1, 1, 1, reward=True)
     model.reset(frames)
@@ -150,12 +120,9 @@ def imagination(cfg):
     rows = {}
     for B in cfg.batches:
         model, frames, actions = random_scenes(cfg, B, 1, cfg.horizon)
-        rows[f"b{B}"] = dict(ours=cost(cfg.repeats, imagine, model, frames, actions))
-        rows[f"b{B}"]["naive"] = cost(cfg.repeats, rollout_naive, model, frames, actions, cfg.horizon)
-        llama = random_llama(model)
-        if llama:
-            inputs = llama, model, frames, actions
-            rows[f"b{B}"]["transformers"] = cost(cfg.repeats, rollout_transformers, *inputs)
+        row = dict(ours=cost(cfg.repeats, imagine, model, frames, actions))
+        row["naive"] = cost(cfg.repeats, rollout_naive, model, frames, actions, cfg.horizon)
+        rows[f"b{B}"] = row
     return rows
 
 
@@ -172,21 +139,21 @@ def branches(cfg):
     return dict(shared=shared, copies=copies, naive=cost(cfg.repeats, naive))
 
 
-def update_costs(cfg, layout, settings, B):
-    """Seconds and peak memory of an update of the transformer on B segments."""
-    T = settings["segment_length"]
-    context = torch.randint(layout.context_codes, (B, layout.context_frames, layout.tokens_context))
-    future = torch.randint(layout.dynamics_codes, (B, T - layout.context_frames, layout.tokens_future))
-    tokens = layout.pack(context, future).to(cfg.device)
-    actions = torch.rand(B, T, 4, device=cfg.device)
-    model = new_gpt(layout, {**settings, "action_dim": 4}).to(cfg.device)
+def update_costs(cfg, kind, B):
+    """Cost of an update of the transformer on B segments, whose tokens are of that kind of tokenizer."""
+    tokenizer_settings, settings = sizes(cfg.preset)
+    layout = new_tokenizer(tokenizer_settings, kind).layout
+    tokens = torch.zeros(B, layout.length(settings["segment_length"]), dtype=torch.long, device=cfg.device)
+    if cfg.device.type == "cpu":
+        settings = dict(settings, att_dropout=0.0)  # with dropout, attention on CPUs stores L x L weights
+    model = new_gpt(layout, settings).to(cfg.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     loss_of = torch.compile(model.loss) if cfg.device.type == "cuda" else model.loss
 
     def update():
         optimizer.zero_grad(set_to_none=True)
         with autocast_for(cfg.device, cfg.dtype):
-            loss, _ = loss_of(tokens, actions)
+            loss, _ = loss_of(tokens)
         loss.backward()
         optimizer.step()
 
@@ -196,20 +163,21 @@ def update_costs(cfg, layout, settings, B):
 
 
 def training(cfg):
+    return update_costs(cfg, "compressive", cfg.train_batch)
+
+
+def tokenizer_costs(cfg, kind):
+    """A row of Tables 7 and 8: to tokenize a clip, to generate its future and to detokenize it; an update."""
     tokenizer_settings, settings = sizes(cfg.preset)
-    layout = new_tokenizer(tokenizer_settings, "compressive").layout
-    return update_costs(cfg, layout, settings, cfg.train_batch)
-
-
-def tokenizer_costs(cfg, tokenizer_settings, settings, kind):
-    """A row of the paper's Tables 7 and 8: tokenize a clip, generate its future, detokenize it; an update."""
-    tokenizer = new_tokenizer(tokenizer_settings, kind).to(cfg.device, memory_format=torch.channels_last).eval()
+    tokenizer = new_tokenizer(tokenizer_settings, kind).eval()
+    tokenizer.to(cfg.device, memory_format=torch.channels_last)
     layout = tokenizer.layout
     model = new_gpt(layout, settings).to(cfg.device).eval()
     if uses_bf16(cfg.device, cfg.dtype):
         model = model.bfloat16()
     T = settings["segment_length"]
-    clip = torch.rand(1, T, 3, *[tokenizer_settings["resolution"]] * 2, device=cfg.device)
+    R = tokenizer_settings["resolution"]
+    clip = torch.rand(1, T, 3, R, R, device=cfg.device)
 
     def generate():
         cache = model.prefill(tokens[:, : layout.prompt - 1])
@@ -217,27 +185,19 @@ def tokenizer_costs(cfg, tokenizer_settings, settings, kind):
 
     with torch.no_grad(), autocast_for(cfg.device, cfg.dtype):
         tokens = tokenizer.encode(clip)
-        row = dict(tokenize=cost(cfg.repeats, tokenizer.encode, clip))
+        row = dict(tokens=tokens.shape[1], tokenize=cost(cfg.repeats, tokenizer.encode, clip))
         row["detokenize"] = cost(cfg.repeats, tokenizer.decode, tokens)
     row["generate"] = cost(cfg.repeats, generate)
-    if cfg.device.type == "cpu":
-        settings = dict(settings, att_dropout=0.0)  # with dropout, attention on CPUs needs all L x L weights
-    row["update"] = update_costs(cfg, layout, settings, cfg.clips)
-    return dict(row, tokens=tokens.shape[1])
+    row["update"] = update_costs(cfg, kind, cfg.clips)
+    return row
 
 
 def tokenizers(cfg):
-    tokenizer_settings, settings = sizes(cfg.preset)
-    side = int(new_tokenizer(tokenizer_settings, "compressive").layout.tokens_context ** 0.5)
-    rows = {}
-    for kind in ("4x4", f"{side}x{side}", "compressive"):
-        rows[kind] = tokenizer_costs(cfg, tokenizer_settings, settings, kind)
-    return rows
+    return {kind: tokenizer_costs(cfg, kind) for kind in cfg.kinds}
 
 
-PARTS = dict(
-    interactive=interactive, imagine=imagination, branches=branches, train=training, tokenizers=tokenizers,
-)  # fmt: skip
+PARTS = dict(interactive=interactive, imagine=imagination, branches=branches, train=training,
+             tokenizers=tokenizers)
 
 
 def main(cfg):
