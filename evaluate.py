@@ -18,7 +18,7 @@ Run: python evaluate.py                                       the released check
      torchrun --nproc_per_node=4 evaluate.py --preset bair --ckpt out/gpt.pt --data data/bair"""
 
 import functools
-import json
+import itertools
 import shutil
 import statistics
 import zlib
@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from common import configure, perceptual_loss, require_positive, run, save_checkpoint, setup_ddp
-from files import beside, load_torchscript, write_whole
+from files import beside, load_torchscript
 from results import claim_result, report
 from sample import WorldModel, segments_for
 
@@ -67,20 +67,18 @@ DETECTOR = "StyleGAN-V's https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscri
 
 
 def check(x, y):
-    """Raise ValueError unless x and y are float32 frames of one shape, in [0, 1]."""
+    """Raise ValueError unless x and y are float32 frames of one shape, in [0, 1]: all metrics do."""
     if x.shape != y.shape or x.ndim < 3 or x.shape[-3] != 3 or {x.dtype, y.dtype} != {torch.float32}:
         got = f"{x.dtype} {tuple(x.shape)} and {y.dtype} {tuple(y.shape)}"
         raise ValueError(f"frames are {got}; expected float32 frames of one shape (..., 3, H, W), in [0, 1]")
-    low = min(x.min(), y.min()).item()
-    high = max(x.max(), y.max()).item()
+    low = min(x.min(), y.min())
+    high = max(x.max(), y.max())
     if not (low >= 0 and high <= 1):
         raise ValueError(f"frames are {low:.3g}..{high:.3g}; expected [0, 1]")
 
 
 def mse(x, y):
-    """Mean squared error of each frame: x, y (..., 3, H, W) float32 in [0, 1] -> (...).
-
-    All metrics raise ValueError at other types, ranges and shapes."""
+    """Mean squared error of each frame: x, y (..., 3, H, W) float32 in [0, 1] -> (...)."""
     check(x, y)
     return (x - y).square().mean((-3, -2, -1))
 
@@ -114,17 +112,19 @@ def ssim(x, y, window=11, sigma=1.5):
     mean_y = y.mean((-2, -1), keepdim=True)
     x = x - mean_x  # otherwise float32 loses the variance of smooth pictures
     y = y - mean_y
-    variance = blur(x * x) - blur(x) ** 2 + (blur(y * y) - blur(y) ** 2)
-    covariance = blur(x * y) - blur(x) * blur(y)
-    mx = blur(x) + mean_x
-    my = blur(y) + mean_y
+    mx = blur(x)
+    my = blur(y)
+    variance = blur(x * x) - mx**2 + (blur(y * y) - my**2)
+    covariance = blur(x * y) - mx * my
+    mx = mx + mean_x
+    my = my + mean_y
     s = (2 * mx * my + 0.01**2) * (2 * covariance + 0.03**2)
     s = s / ((mx**2 + my**2 + 0.01**2) * (variance + 0.03**2))
     return s.mean((-3, -2, -1)).view(shape).mean(-1)
 
 
 def perceptual_distance(x, y, lpips):
-    """LPIPS of each frame: x, y (..., 3, H, W) float32 in [0, 1] -> (...), 0 for equal frames, rarely above 1.
+    """LPIPS of each frame: x, y (..., 3, H, W) float32 in [0, 1] -> (...), 0 for equal ones, rarely above 1.
 
     lpips  the network of `perceptual_loss`.   Source: Zhang et al. 2018"""
     check(x, y)
@@ -211,12 +211,15 @@ def measure(model, data, part, cfg, networks):
     rows, rewards = predict(model, clips, actions, others, cfg.samples, cfg.batch_size)
     goal = int(model.goal_conditioned)
     truth = clips[:, goal:]
-    rows = {row: videos[:, :, goal:] for row, videos in rows.items()}
-    metrics = {row: frame_metrics(videos, truth, networks.get("lpips")) for row, videos in rows.items()}
+    metrics = {}
     features = {}
     if "fvd" in networks:
-        rows["truth"] = truth[:, None]
-        features = {row: video_features(videos.flatten(0, 1), networks["fvd"]) for row, videos in rows.items()}
+        features["truth"] = video_features(truth, networks["fvd"])
+    for row, videos in rows.items():
+        videos = videos[:, :, goal:]
+        metrics[row] = frame_metrics(videos, truth, networks.get("lpips"))
+        if "fvd" in networks:
+            features[row] = video_features(videos.flatten(0, 1), networks["fvd"])
     return dict(metrics=metrics, features=features, rewards=rewards, true_rewards=data["rewards"][part, t:])
 
 
@@ -225,24 +228,25 @@ def summarize(parts, cfg):
 
     best: of K futures, chosen for each metric;  single: the mean of K futures;  all: FVD of all futures"""
     table = {}
-    several = cfg.samples > 1
     h = parts[0]["true_rewards"].shape[1]
     for frames in cfg.frames:
+        first = dict(all=0, future=-h, last=-1)[frames]
         for row, metrics in parts[0]["metrics"].items():
             for metric in metrics:
                 values = torch.cat([part["metrics"][row][metric] for part in parts])  # (N, K or 1, T)
-                T = values.shape[2]
-                values = values[:, :, dict(all=0, future=T - h, last=T - 1)[frames] :].mean(2)
+                values = values[:, :, first:].mean(2)
                 column = table.setdefault(metric if frames == cfg.frames[0] else f"{metric}_{frames}", {})
-                if row == "model" and several:
+                if row == "model" and cfg.samples > 1:
                     best = values.amax(1) if metric in ("psnr", "ssim") else values.amin(1)
                     column["best"] = best.mean().item()
-                column["single" if row == "model" and several else row] = values.mean().item()
+                    column["single"] = values.mean().item()
+                else:
+                    column[row] = values.mean().item()
     features = {row: torch.cat([part["features"][row] for part in parts]) for row in parts[0]["features"]}
     if features:
         truth = features.pop("truth")
         table["fvd"] = {row: frechet_distance(truth, videos) for row, videos in features.items()}
-        if several:
+        if cfg.samples > 1:
             table["fvd"]["all"] = table["fvd"].pop("model")
     return table
 
@@ -270,7 +274,7 @@ def combine(tables):
 
 
 def find_networks(device, lpips, fvd):
-    """The networks that are wanted and there, {metric: network}; {metric: why it is missing} for the others."""
+    """The networks of LPIPS and FVD, {metric: network}, and for the others {metric: why it is missing}."""
     networks = {}
     missing = dict(lpips="left out by --lpips false", fvd=f"no detector: pass --fvd FILE, {DETECTOR}")
     if lpips:
@@ -283,31 +287,14 @@ def find_networks(device, lpips, fvd):
     return networks, {metric: why for metric, why in missing.items() if metric not in networks}
 
 
-def checksum(tensors):
-    """CRC-32 of the bytes of all tensors."""
-    value = 0
-    for x in tensors:
-        value = zlib.crc32(x.detach().cpu().flatten().view(torch.uint8).numpy(), value)
-    return value
-
-
-def claim_parts(cfg, rank, **checksums):
-    """The folder of measured batches, kept until all are there; an interrupted run's are reused.
-
-    raises  ValueError if they are of another run's settings, weights or videos"""
-    folder = beside(cfg.out, ".parts")
-    settings = {k: str(v) for k, v in {**vars(cfg), **checksums}.items()}
-    if rank == 0 and not any(folder.glob("*.pt")):
-        write_whole(folder / "settings.json", json.dumps(settings, indent=1).encode())
-    if dist.is_initialized():
-        dist.barrier()
-    old = json.loads((folder / "settings.json").read_text())
-    free = "out", "overwrite", "device", "given"
-    changed = [k for k in settings if old.get(k) != settings[k] and k not in free]
-    if changed:
-        other = ", ".join(changed)
-        raise ValueError(f"{folder} is of a run with other {other}; delete it, or choose another --out")
-    return folder
+def parts_folder(cfg, model, data, networks):
+    """The folder of measured batches, from which an interrupted run continues: one for each set of settings,
+    weights and videos, whose checksum is in its name."""
+    settings = {k: str(v) for k, v in vars(cfg).items() if k not in ("out", "overwrite", "device", "given")}
+    checksum = zlib.crc32(repr([settings, list(networks)]).encode())
+    for x in [*model.gpt.parameters(), *model.tokenizer.parameters(), *data.values()]:
+        checksum = zlib.crc32(x.detach().cpu().flatten().view(torch.uint8).numpy(), checksum)
+    return beside(cfg.out, f".parts-{checksum:08x}")
 
 
 def main(cfg):
@@ -322,15 +309,14 @@ def main(cfg):
     data = segments_for(model, cfg.data, cfg.episodes, cfg.horizon, None if cfg.from_start else cfg.seed)
     if model.action_dim and cfg.episodes == 1:
         missing["wrong_actions"] = "they are another video's; pass --episodes 2 or more"
-    weights = checksum([*model.gpt.parameters(), *model.tokenizer.parameters()])
-    folder = claim_parts(cfg, rank, weights=weights, videos=checksum(data.values()), networks=list(networks))
+    folder = parts_folder(cfg, model, data, networks)
 
-    videos = max(1, cfg.batch_size // cfg.samples)  # at once
-    jobs = [(i, start) for i in range(cfg.repeats) for start in range(0, cfg.episodes, videos)]
+    videos = max(1, cfg.batch_size // cfg.samples)  # at once; all futures of each
+    jobs = list(itertools.product(range(cfg.repeats), range(0, cfg.episodes, videos)))
     try:
         for i, start in tqdm(jobs[rank::world], "evaluate", disable=rank > 0):
             path = folder / f"{i}-{start}.pt"
-            if not path.is_file():  # else it was measured before an interruption
+            if not path.is_file():  # else an interrupted run has measured it
                 model.generator.manual_seed((cfg.seed * 1000 + i) * 100_000 + start)
                 save_checkpoint(path, **measure(model, data, slice(start, start + videos), cfg, networks))
     except KeyboardInterrupt:

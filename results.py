@@ -17,6 +17,8 @@ import torch
 
 from files import beside, claim, read_log, write_whole
 
+UNITS = dict(psnr="PSNR (dB)", mse="MSE", ssim="SSIM", lpips="LPIPS", fvd="FVD")
+
 
 def cpu_name():
     """Such as "2 x AMD EPYC"."""
@@ -70,18 +72,17 @@ def report(out, columns, errors=None, missing=None, **others):
     """Print a table, {column: {row: number}}, and write it as Markdown and, with `others`, as JSON.
 
     errors  standard errors, as columns;  missing  {metric: why it is not there}"""
-    titles = dict(psnr="PSNR (dB)", mse="MSE", ssim="SSIM", lpips="LPIPS", fvd="FVD")
-    lines = {"": [titles.get(name, name) for name in columns], "---": ["---"] * len(columns)}
+    lines = {"": {name: UNITS.get(name, name) for name in columns}, "---": dict.fromkeys(columns, "---")}
     for name, column in columns.items():
         for row, value in column.items():
             text = f"{value:#.4g}".rstrip(".") if isinstance(value, float) else str(value)
             error = errors[name][row] if errors else 0
-            line = lines.setdefault(row, [""] * len(columns))
-            line[list(columns).index(name)] = f"{text} ± {error:.2g}" if error else text
+            lines.setdefault(row, {})[name] = f"{text} ± {error:.2g}" if error else text
     width = max(map(len, lines))
     table = ""
     for row, line in lines.items():
-        table += " | ".join([f"| {row:{width}}", *(f"{text:>12}" for text in line)]) + " |\n"
+        cells = [f"{line.get(name, ''):>16}" for name in columns]
+        table += " | ".join([f"| {row:{width}}", *cells]) + " |\n"
     print(table, end="")
     for name, reason in (missing or {}).items():
         print(f"{name.upper()}: {reason}")

@@ -10,12 +10,7 @@ from experiments.lab import TRAINING, VIDEOS, compare, draw_futures, open_world,
 from results import claim_result, report
 
 CONFIG = dict(
-    **TRAINING,
-    **VIDEOS,
-    tune_lr=1.5e-3,
-    steps=3000,
-    folder="out/goal",
-    out="out/goal/numbers.json",
+    **TRAINING, **VIDEOS, tune_lr=1.5e-3, steps=3000, folder="out/goal", out="out/goal/numbers.json"
 )
 
 

@@ -119,7 +119,7 @@ def validation(cfg, model):
 
 
 def compare(cfg, models, frames="future"):
-    """{name: WorldModel} -> {metric: {row: mean}}, {metric: why it is missing}; `frames` as in evaluate.py."""
+    """{name: WorldModel} -> {metric: {row: mean}}, {metric: why it is missing}. frames: see evaluate.py"""
     networks, missing = find_networks(find_device(cfg.device), cfg.lpips, cfg.fvd)
     protocol = SimpleNamespace(samples=1, frames=(frames,), batch_size=cfg.batch_size)
     columns = {}
@@ -137,11 +137,11 @@ def compare(cfg, models, frames="future"):
 
 
 def draw_sheet(cfg, sources, count=8):
-    """Contact sheet beside OUT of `count` frames of each video, a row of each of `sources` (n, T, 3, H, W)."""
+    """Contact sheet beside OUT: `count` frames of each video, one row per source (n, T, 3, H, W)."""
     rows = []
     for i in range(len(sources[0])):
         for videos in sources:
-            indices = torch.linspace(0, videos.shape[1] - 1, count).round().long()  # first and last among them
+            indices = torch.linspace(0, videos.shape[1] - 1, count).round().long()
             rows.append(videos[i].cpu()[indices])
     save_contact_sheet(beside(cfg.out, ".png"), rows)
     print(f"drawn to {beside(cfg.out, '.png')}")

@@ -2,8 +2,6 @@
 
 Run: python -m experiments.scaling --sizes 2x96,4x192"""
 
-import re
-
 from checkpoints import load_gpt
 from common import configure, run
 from experiments.lab import TRAINING, sizes, train, update_flops
@@ -27,8 +25,6 @@ def main(cfg):
     by_flops = {}
     columns = dict(parameters={}, FLOPs={}, loss={})
     for name in cfg.sizes:
-        if not re.fullmatch(r"\d+x\d+", name):
-            raise ValueError(f"size is {name!r}; expected layers x width, like 4x192")
         n_layer, n_embd = map(int, name.split("x"))
         size = dict(n_layer=n_layer, n_embd=n_embd, eval_every=cfg.eval_every)
         for key in ("n_head", "n_mlp"):

@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from checkpoints import new_gpt, new_tokenizer
 from common import autocast_for, configure, find_device, require_positive, run, uses_bf16
 from experiments.lab import sizes, update_flops
-from files import claim
-from results import cpu_name, provenance, read_result, write_result
+from results import claim_result, cpu_name, provenance, read_result, write_result
 from sample import WorldModel
 
 CONFIG = dict(
@@ -35,7 +34,6 @@ CONFIG = dict(
     branch_horizon=8,  # imagined frames of each
     train_batch=4,  # segments of an update; 64 in the paper
     clips=1,  # segments of an update where tokenizers are compared; 16 in the paper
-    kinds=("4x4", "16x16", "compressive"),  # of tokenizers
     repeats=4,  # runs; the median of all but the first counts
     device="",
     dtype="auto",  # bf16, float32; "auto": bf16 on GPUs, float32 on CPUs
@@ -67,9 +65,8 @@ def random_scenes(cfg, B, n_branches, horizon, **changes):
     tokenizer_settings, settings = sizes(cfg.preset)
     tokenizer = new_tokenizer(tokenizer_settings, "compressive")
     transformer = new_gpt(tokenizer.layout, {**settings, "action_dim": 4, **changes})
-    if uses_bf16(cfg.device, cfg.dtype):
-        transformer = transformer.bfloat16()
-    model = WorldModel(tokenizer, transformer, cfg.device)
+    dtype = torch.bfloat16 if uses_bf16(cfg.device, cfg.dtype) else torch.float32
+    model = WorldModel(tokenizer, transformer.to(dtype), cfg.device)
     R = tokenizer_settings["resolution"]
     frames = torch.rand(B, model.context_frames, 3, R, R, device=cfg.device)
     return model, frames, torch.rand(B * n_branches, horizon, 4, device=cfg.device)
@@ -127,15 +124,14 @@ def imagination(cfg):
 
 
 def branches(cfg):
-    n = cfg.branches
-    model, frames, actions = random_scenes(cfg, 1, n, cfg.branch_horizon)
+    model, frames, actions = random_scenes(cfg, 1, cfg.branches, cfg.branch_horizon)
 
     def naive():
         for part in actions.split(20):  # to decode all of them at once takes too much memory
             rollout_naive(model, frames, part, cfg.branch_horizon, len(part))
 
-    shared = cost(cfg.repeats, imagine, model, frames, actions, n)
-    copies = cost(cfg.repeats, imagine, model, frames.repeat(n, 1, 1, 1, 1), actions)
+    shared = cost(cfg.repeats, imagine, model, frames, actions, cfg.branches)
+    copies = cost(cfg.repeats, imagine, model, frames.repeat(cfg.branches, 1, 1, 1, 1), actions)
     return dict(shared=shared, copies=copies, naive=cost(cfg.repeats, naive))
 
 
@@ -172,9 +168,8 @@ def tokenizer_costs(cfg, kind):
     tokenizer = new_tokenizer(tokenizer_settings, kind).eval()
     tokenizer.to(cfg.device, memory_format=torch.channels_last)
     layout = tokenizer.layout
-    model = new_gpt(layout, settings).to(cfg.device).eval()
-    if uses_bf16(cfg.device, cfg.dtype):
-        model = model.bfloat16()
+    dtype = torch.bfloat16 if uses_bf16(cfg.device, cfg.dtype) else torch.float32
+    model = new_gpt(layout, settings).to(cfg.device, dtype).eval()
     T = settings["segment_length"]
     R = tokenizer_settings["resolution"]
     clip = torch.rand(1, T, 3, R, R, device=cfg.device)
@@ -193,7 +188,9 @@ def tokenizer_costs(cfg, kind):
 
 
 def tokenizers(cfg):
-    return {kind: tokenizer_costs(cfg, kind) for kind in cfg.kinds}
+    tokenizer_settings, _ = sizes(cfg.preset)
+    side = int(new_tokenizer(tokenizer_settings, "compressive").layout.tokens_context ** 0.5)
+    return {kind: tokenizer_costs(cfg, kind) for kind in ("4x4", f"{side}x{side}", "compressive")}
 
 
 PARTS = dict(interactive=interactive, imagine=imagination, branches=branches, train=training,
@@ -202,7 +199,6 @@ PARTS = dict(interactive=interactive, imagine=imagination, branches=branches, tr
 
 def main(cfg):
     require_positive(cfg, "horizon", "branches", "branch_horizon", "train_batch", "clips", "repeats")
-    sizes(cfg.preset)
     wrong = set(cfg.parts) - set(PARTS)
     if wrong:
         raise ValueError(f"--parts {','.join(wrong)}: expected some of {','.join(PARTS)}")
@@ -210,7 +206,7 @@ def main(cfg):
     machine = torch.cuda.get_device_name() if cfg.device.type == "cuda" else cpu_name()
     out = cfg.out or f"results/speed-{re.sub('[^a-z0-9]+', '-', machine.lower())}.json"
     numbers = {} if cfg.overwrite else read_result(out)
-    out = claim(out, overwrite=cfg.overwrite or "measured" in numbers)
+    out = claim_result(out, cfg.overwrite or "measured" in numbers, endings=())
     for part in cfg.parts:
         name = f"{part}_{cfg.preset}"
         numbers[name] = PARTS[part](cfg)

@@ -1,7 +1,6 @@
 """experiments/tokenizers.py: the compressive tokenizer against ones that encode frame by frame (Figure 9c).
 
-All are trained alike; the table has the quality of decoded future frames. For what they cost, see
-`python -m experiments.speed --parts tokenizers`.
+All are trained alike. Their costs: `python -m experiments.speed --parts tokenizers`.
 
 Run: python -m experiments.tokenizers"""
 
