@@ -15,7 +15,8 @@ B videos at once, K futures of each, T frames, t context frames, h predicted fra
 Run: python evaluate.py                                       the released checkpoint, 64 new episodes
      python evaluate.py --samples 20                          the best of 20 futures of each
      python evaluate.py --ckpt out/gpt.pt --data data/mine    validation segments of your own episodes
-     torchrun --nproc_per_node=4 evaluate.py --preset bair --ckpt out/gpt.pt --data data/bair"""
+     torchrun --nproc_per_node=4 evaluate.py --preset bair --ckpt out/gpt.pt --data data/bair
+Speed and the analyses of section 4.4: python -m experiments.speed, and its like"""
 
 import functools
 import itertools
@@ -303,8 +304,8 @@ def main(cfg):
         raise ValueError(f"frames is {','.join(cfg.frames)!r}; expected some of all, future, last")
     cfg.out = claim_result(cfg.out, cfg.overwrite)
     rank, world, device = setup_ddp()
-    draw = dict(temperature=cfg.temperature, top_k=cfg.top_k, dtype=cfg.dtype)
-    model = WorldModel.load(cfg.ckpt, cfg.device or str(device), cfg.tokenizer, cfg.context_frames, **draw)
+    how = dict(temperature=cfg.temperature, top_k=cfg.top_k, dtype=cfg.dtype)
+    model = WorldModel.load(cfg.ckpt, cfg.device or str(device), cfg.tokenizer, cfg.context_frames, **how)
     networks, missing = find_networks(model.device, cfg.lpips, cfg.fvd)
     data = segments_for(model, cfg.data, cfg.episodes, cfg.horizon, None if cfg.from_start else cfg.seed)
     if model.action_dim and cfg.episodes == 1:
@@ -328,8 +329,10 @@ def main(cfg):
 
     parts = [torch.load(folder / f"{i}-{start}.pt") for i, start in jobs]
     n = len(parts) // cfg.repeats
-    columns, errors = combine([summarize(parts[i : i + n], cfg) for i in range(0, len(parts), n)])
-    correlation = reward_correlation(parts)
+    draws = [parts[i : i + n] for i in range(0, len(parts), n)]  # one for each repeat
+    columns, errors = combine([summarize(draw, cfg) for draw in draws])
+    correlations = [reward_correlation(draw) for draw in draws]
+    correlation = None if None in correlations else statistics.mean(correlations)
     print(f"\n{cfg.episodes} videos, {model.context_frames} context and {cfg.horizon} predicted frames; "
           f"futures of each: {cfg.samples}")
     report(cfg.out, columns, errors, missing, episodes=cfg.episodes, samples=cfg.samples, repeats=cfg.repeats,
