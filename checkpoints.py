@@ -1,5 +1,6 @@
 """checkpoints.py: every kind of checkpoint and every size of model, by one name each."""
 
+import gpt
 import tokenizer
 from gpt import GPT
 from tokenizer import Tokenizer
@@ -36,3 +37,9 @@ def new_tokenizer(settings):
 def new_gpt(layout, settings):
     """A new transformer with these settings, as gpt.SMALL."""
     return GPT(layout, **settings)
+
+SIZES = dict(
+    tiny=(tokenizer.TINY, gpt.TINY),
+    small=(tokenizer.SMALL, gpt.SMALL),
+    medium=(tokenizer.SMALL, gpt.MEDIUM),
+)
