@@ -2,7 +2,7 @@
 
     frames (B,k,3,H,W) --random_shift, encoder--> z --+--> actor --> action (B,A)
                                                       |                 |
-                                                      +-------------> critic --> two estimates of the return (2,B)
+                                                      +-------------> critic --> two returns (2,B)
 
 The critic and the encoder learn from n-step returns, the actor from the critic. Nothing here knows of a world
 model: episodes in a Replay may be real or imagined.
@@ -21,8 +21,9 @@ from torch import nn
 from data import to_float
 from files import write_whole
 
-AGENT = dict(  # settings
-    agent_size=64,  # pixels per side that it sees, a divisor of `size`
+AGENT = dict(
+    stack=3,  # newest frames that the agent sees
+    agent_size=64,  # pixels per side that it sees, a divisor of the environment's
     channels=32,  # of the convolutions
     features=50,
     hidden=1024,
@@ -60,13 +61,19 @@ def noisy_action(mean, std, clip=None):
     return action + (action.clamp(-1 + 1e-6, 1 - 1e-6) - action).detach()
 
 
+def exploration_std(cfg, decisions):
+    """Standard deviation of the exploration noise after so many decisions."""
+    return float(np.interp(decisions, (0, cfg.std_decisions), (cfg.std_first, cfg.std_last)))
+
+
 def trunk(n_in, features):
     return nn.Sequential(nn.Linear(n_in, features), nn.LayerNorm(features), nn.Tanh())
 
 
 def mlp(n_in, hidden, n_out):
-    layers = nn.Linear(n_in, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, n_out)
-    return nn.Sequential(*layers)
+    return nn.Sequential(
+        nn.Linear(n_in, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, n_out)
+    )
 
 
 def init_orthogonal(module):
@@ -92,7 +99,7 @@ class Critic(nn.Module):
 class DrQ(nn.Module):
     """DrQ-v2: an actor and twin critics on convolutional features of randomly shifted frames.
 
-    size  pixels per side of the frames that `act` and `update` take;  cfg: see CONFIG
+    size  pixels per side of the frames that `act` and `update` take;  cfg  settings (AGENT)
     Source: Yarats et al. 2021, Algorithm 1; paper A.5"""
 
     def __init__(self, A, size, cfg):
@@ -130,7 +137,7 @@ class DrQ(nn.Module):
         return noisy_action(self.actor(self.encoder(self.preprocess(stacks))), std)
 
     def update(self, batch, std):
-        """One update of critic and encoder, then actor, then target, on an `agent_batch`; returns metrics."""
+        """One update of critic and encoder, then actor, then target, on `to_batch`; returns metrics."""
         z = self.encoder(random_shift(self.preprocess(batch["stacks"]), self.cfg.shift))
         with torch.no_grad():
             z_next = self.encoder(random_shift(self.preprocess(batch["next_stacks"]), self.cfg.shift))
@@ -166,13 +173,16 @@ class Replay:
     """Episodes, a file each as in DrQ-v2's own code, so that only the disk limits their number.
 
     A row of an episode holds a frame, the action that led to it and the reward received there.
-    context  frames at the beginning of each episode that are only ever stacked before a later one"""
+    context  frames at the beginning of each episode that are only ever stacked before a later one
+    raises   ValueError if the folder holds files of something else"""
 
     def __init__(self, folder, size, A, context=0):
         self.row = np.dtype([("frame", "u1", (size, size, 3)), ("action", "f4", (A,)), ("reward", "f4")])
         self.folder = Path(folder)
         self.context = context
         self.lengths = np.zeros(0, int)
+        if any(".episode" not in path.name for path in self.folder.glob("*")):
+            raise ValueError(f"{folder} holds other files than a replay; move them or pass another --out")
 
     def open(self, least=0):
         """Count the episodes in the folder.   raises  ValueError if fewer than `least` are whole"""
@@ -182,7 +192,14 @@ class Replay:
                 break
             self.lengths = np.append(self.lengths, length)
         if len(self) < least:
-            raise ValueError(f"{self.folder} has lost episodes: {len(self)} of {least} are whole; copy it again")
+            found = f"{len(self)} of {least} are whole"
+            raise ValueError(f"{self.folder} has lost episodes: {found}; copy the folder again")
+
+    def clear(self):
+        """Delete all episodes."""
+        for path in self.folder.glob("*.episode*"):
+            path.unlink()
+        self.lengths = np.zeros(0, int)
 
     def __len__(self):
         return len(self.lengths)
@@ -200,7 +217,7 @@ class Replay:
         self.lengths = np.append(self.lengths, len(rows))
 
     def read(self, episode, start, stop):
-        """Rows start..stop-1 of an episode; its first row stands for those before it, its last for later ones."""
+        """Rows start..stop-1 of an episode; beyond its ends the first or the last row is repeated."""
         first = max(start, 0)
         offset = first * self.row.itemsize
         rows = np.fromfile(self.path(episode), self.row, stop - first, offset=offset)
@@ -220,7 +237,7 @@ class Replay:
         return rows
 
     def segments(self, n, T, rng):
-        """n segments to train the world model on, aligned as in data.py: frames (n,T,3,H,W) in [0, 1], actions
+        """n segments to train a world model on, aligned as in data.py: frames (n,T,3,H,W) in [0, 1], actions
         (n,T,A), rewards (n,T)."""
         rows = self.windows(n, 0, T - 1, rng)
         actions = np.zeros(rows["action"].shape, np.float32)
@@ -232,8 +249,8 @@ class Replay:
 def to_batch(rows, cfg, device):
     """Rows of `Replay.windows` with stack - 1 frames before and n_step after -> a batch for `DrQ.update`.
 
-    returns  stacks and, n_step decisions later, next_stacks (B,k,3,H,W) in [0, 1]; actions (B,A); returns (B,),
-             the discounted sums of the n_step rewards between them"""
+    returns  stacks and, n_step decisions later, next_stacks (B,k,3,H,W) in [0, 1], actions (B,A), returns
+             (B,): the discounted sums of the n_step rewards between them"""
     frames = to_float(torch.from_numpy(rows["frame"].copy()).to(device))
     actions = torch.from_numpy(rows["action"][:, cfg.stack].copy())
     returns = rows["reward"][:, cfg.stack :] @ cfg.discount ** np.arange(cfg.n_step)

@@ -6,27 +6,24 @@
          |                              v                                              |
          +-------------- DrQ-v2 <-- agent_batch: half real, half imagined -------------+
 
-The agent is DrQ-v2 (Yarats et al. 2021) and the loop is MBPO (Janner et al. 2019): the world model adds
-experience that costs no step of the environment. `--imagine false` leaves it out: DrQ-v2 alone.
+The agent is DrQ-v2 (drq.py), the loop is MBPO (Janner et al. 2019): the world model adds experience that
+costs no step of the environment. `--imagine false` leaves it out: DrQ-v2 alone. `schedule` says how many
+updates and rollouts belong to a number of steps; `MBPO.learn` catches up with it before each decision.
 
-`schedule` says how many updates and rollouts belong to a number of steps; `MBPO.learn` catches up with it
-before each decision of the agent, and so does a resumed run.
-
-B batch, k stacked frames, T frames of an episode, h horizon, A action size. A decision lasts action_repeat
-steps of the environment; all intervals are in steps. The observation after action i is frame i + 1, as in
-data.py. Frames are in [0, 1] for tokenizer, transformer and agent (the authors' code divides imagined frames
-by 255 twice). Other differences from it: the order of updates within a decision, codebooks that learn if
-nothing was pre-trained, and a world model validated on evaluation episodes.
+B batch, k stacked frames, t context frames, T frames of a segment, h horizon, A action size. A decision lasts
+action_repeat steps of the environment; intervals are in steps. Action i leads to frame i + 1, as in data.py.
+Frames are in [0, 1] for tokenizer, transformer and agent; the authors' code divides imagined ones by 255
+twice. Other differences from it: the order of updates within a decision, codebooks that learn if nothing was
+pre-trained, and a world model validated on evaluation episodes, which nothing learns from.
 
 Run: python mbpo.py --preset push                             PushWorld, the released checkpoint, two cores
      python mbpo.py --task plate-slide --init_from out/gpt.pt Meta-World, as in the paper
      python mbpo.py --preset metaworld-tiny                   Meta-World on two cores, from scratch
      python -m experiments.mbpo_report                        table and curves of several runs
-Add --resume true to continue a run. Writes OUT (agent, world model, optimizers) and beside it .jsonl (numbers),
-.png (learning curves), .gif (real | imagined | difference) and a folder with both replays."""
+Add --resume true to continue a run. Writes OUT (agent, world model, optimizers) and, of the same name, .jsonl
+(numbers), .png (learning curves), .gif (real | imagined | difference) and a folder with both replays."""
 
 import functools
-import shutil
 import time
 from pathlib import Path
 
@@ -50,8 +47,8 @@ from common import (
     start_log,
     stop_signal,
 )
-from data import Episodes, save_side_by_side, to_float, to_u8
-from drq import AGENT, DrQ, Replay, to_batch
+from data import save_side_by_side, to_float, to_u8
+from drq import AGENT, DrQ, Replay, exploration_std, to_batch
 from envs import demonstrations, make_environment, play
 from envs.base import HELD_OUT
 from files import beside, claim
@@ -73,9 +70,7 @@ CONFIG = dict(
     steps=100_000,  # of the environment
     seed_steps=4000,  # taken with random actions before anything is learned
     demos=5,  # successful episodes of the scripted expert, in the replay from the beginning
-    demo_data="",  # a folder of episodes instead, such as the authors' demonstrations (prepare.py)
     size=64,  # pixels per side of the environment's frames
-    stack=3,  # newest frames that the agent sees
     **AGENT,
     # the world model
     model_batch=16,
@@ -100,32 +95,28 @@ CONFIG = dict(
     dtype="auto",  # of the world model's matrix products
     seed=0,
 )
-PUSH = dict(
-    task="push", scene=3, init_from="assets/push-tiny.pt", keep_heads=True, steps=3600, seed_steps=300,
-    agent_size=32, channels=16, hidden=256, agent_lr=3e-4, agent_batch=128, discount=0.95, std_decisions=2400,
-    shift=2, model_batch=8, model_lr=3e-4, lpips=False, future_frames=3, init_updates=100, gpt_every=5,
-    horizon=5, starts=48, rollout_every=50, init_rollouts=10, eval_every=300, eval_episodes=50,
-    save_every=1200,
+CPU = dict(  # an agent and a world model that two cores can train
+    agent_size=32, channels=16, hidden=256, agent_lr=3e-4, agent_batch=128, shift=2, model_batch=8,
+    model_lr=3e-4, lpips=False, future_frames=3, horizon=5, init_rollouts=10,
 )  # fmt: skip
-METAWORLD_TINY = dict(  # three to five steps a second on two cores
-    world="tiny", steps=20_000, seed_steps=1000, agent_size=32, channels=16, hidden=256, agent_lr=3e-4,
-    agent_batch=128, std_decisions=3000, shift=2, model_batch=8, model_lr=3e-4, lpips=False, future_frames=3,
-    init_updates=300, horizon=5, init_rollouts=10, eval_every=2000, eval_episodes=5, save_every=2000,
+PUSH = dict(
+    CPU, task="push", scene=3, init_from="assets/push-tiny.pt", keep_heads=True, steps=3600, seed_steps=300,
+    discount=0.95, std_decisions=2400, init_updates=100, gpt_every=5, starts=48, rollout_every=50,
+    eval_every=300, eval_episodes=50, save_every=1200,
+)  # fmt: skip
+METAWORLD_TINY = dict(
+    CPU, world="tiny", steps=20_000, seed_steps=1000, std_decisions=3000, init_updates=300, eval_every=2000,
+    eval_episodes=5, save_every=2000,
 )  # fmt: skip
 PRESETS = {"metaworld": {}, "metaworld-tiny": METAWORLD_TINY, "push": PUSH}
-MAY_CHANGE = (  # settings that --resume may change
-    "resume", "overwrite", "out", "preset", "steps", "device", "dtype", "eval_every", "eval_episodes",
-    "save_every",
-)  # fmt: skip
+# Settings that --resume may change.
+MAY_CHANGE = "resume overwrite out preset steps device dtype eval_every eval_episodes save_every".split()
 POSITIVE = (
     "stack", "n_step", "agent_batch", "channels", "features", "hidden", "std_decisions", "model_batch",
-    "future_frames", "horizon", "starts", "eval_episodes", "eval_every", "save_every",
-    "rollout_every", "gpt_every", "tokenizer_every",
+    "horizon", "future_frames", "starts", "gpt_every", "tokenizer_every", "rollout_every", "eval_every",
+    "eval_episodes", "save_every",
 )  # fmt: skip
-NOT_NEGATIVE = (
-    "agent_lr", "model_lr", "seed", "seed_steps", "demos", "agent_updates", "shift", "init_updates",
-    "init_rollouts",
-)  # fmt: skip
+NOT_NEGATIVE = "agent_lr", "model_lr", "seed", "seed_steps", "demos", "agent_updates", "shift", "init_updates"
 
 
 # ---- the world model ----
@@ -143,9 +134,8 @@ def load_models(cfg, A, state=None):
         tokenizer = new_tokenizer(tokenizer_settings)
         return tokenizer, new_gpt(tokenizer.layout, {**gpt_settings, **heads, "segment_length": cfg.segment})
     tokenizer = load_tokenizer(cfg.init_from, revive_after=0)
-    resolution = tokenizer.config["resolution"]
-    if resolution != cfg.size:
-        raise ValueError(f"{cfg.init_from} is for {resolution} pixels; pass --size {resolution}")
+    if tokenizer.config["resolution"] != cfg.size:
+        raise ValueError(f"{cfg.init_from} is for {tokenizer.config['resolution']} pixels; pass --size")
     dropped = {} if cfg.keep_heads else dict(action_dim=0, reward=False)
     gpt = load_gpt(cfg.init_from, tokenizer.layout, **dropped)
     return tokenizer, gpt_from(gpt.checkpoint(), **heads)
@@ -173,18 +163,16 @@ class Learner:
             tokenizer.dynamics_quantize.requires_grad_(False)
         self.lpips = perceptual_loss(device) if cfg.lpips else None
         self.autocast = autocast_for(device, cfg.dtype)
-        self.tokenizer_optimizer = self.new_optimizer(tokenizer)
-        self.gpt_optimizer = self.new_optimizer(gpt)
+        settings = dict(lr=cfg.model_lr, weight_decay=0.0, fused=True)
+        self.tokenizer_optimizer = torch.optim.AdamW(tokenizer.parameters(), **settings)
+        self.gpt_optimizer = torch.optim.AdamW(gpt.parameters(), **settings)
 
-    def new_optimizer(self, model):
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        return torch.optim.AdamW(parameters, lr=self.cfg.model_lr, weight_decay=0.0, fused=True)
-
-    def descend(self, loss, optimizer):
+    def descend(self, loss, model, optimizer):
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], self.cfg.grad_clip)
+        nn.utils.clip_grad_norm_(model.parameters(), self.cfg.grad_clip)
         optimizer.step()
+        model.eval()
 
     def update_tokenizer(self, segments):
         """One update on the context and a few random later frames of `Replay.segments`; returns metrics."""
@@ -194,8 +182,7 @@ class Learner:
         self.tokenizer.train()
         with self.autocast:
             loss, metrics = self.tokenizer.loss(frames[:, chosen].to(self.world.device), self.lpips)
-        self.descend(loss, self.tokenizer_optimizer)
-        self.tokenizer.eval()
+        self.descend(loss, self.tokenizer, self.tokenizer_optimizer)
         return dict(psnr=metrics["psnr"])
 
     def update_gpt(self, segments):
@@ -206,8 +193,7 @@ class Learner:
             with torch.no_grad():
                 tokens = self.tokenizer.encode(batch["frames"])
             loss, metrics = self.gpt.loss(tokens, batch["actions"], batch["rewards"])
-        self.descend(loss, self.gpt_optimizer)
-        self.gpt.eval()
+        self.descend(loss, self.gpt, self.gpt_optimizer)
         return metrics
 
 
@@ -234,7 +220,7 @@ def validate(world, episodes, horizon, picture):
     """Errors of the world model in the middle of real episodes (`play`), at each of `horizon` frames.
 
     picture  GIF to draw of four of them: real | imagined | difference
-    returns  frame_mse, repeat_mse (of the last context frame repeated), reward_error (mean absolute): lists"""
+    returns  lists frame_mse, repeat_mse (of the last context frame repeated) and reward_error (absolute)"""
     t = world.context_frames
     frames = to_float(np.stack([episode["frames_u8"] for episode in episodes]))
     actions = np.stack([episode["actions"] for episode in episodes])
@@ -269,46 +255,27 @@ def schedule(cfg, step, action_repeat):
     return counts
 
 
-def expert_episodes(cfg, A):
-    """Yield frames_u8, actions, rewards of cfg.demos scripted episodes, or of all episodes in cfg.demo_data."""
-    if cfg.demo_data:
-        data = Episodes(cfg.demo_data, "all")
-        found = (*data.frame_shape, data.action_dim, data.has_reward)
-        expected = (cfg.size, cfg.size, 3, A, True)
-        if found != expected:
-            raise ValueError(f"{cfg.demo_data} has H, W, C, A, rewards {found}; expected {expected}")
-        for i, (row, T) in enumerate(zip(data.rows, data.lengths, strict=True)):
-            yield data.read(i), data.actions[row : row + T - 1], data.rewards[row + 1 : row + T]
-    elif cfg.demos:
-        env = make_environment(cfg.task, 1, HELD_OUT + cfg.seed + 1, cfg.size, cfg.scene, cfg.robot)
-        for episode in demonstrations(env, cfg.demos):
-            yield episode["frames_u8"], episode["actions"], episode["rewards"][1:]
-        env.close()
-
-
 class MBPO:
-    """A run: agent, world model, environments, both replays, and the counts of updates that have been made."""
+    """A run: agent, world model, environments, both replays, and counts of the updates that were made."""
 
     def __init__(self, cfg):
         self.cfg = cfg
         self.out = claim(cfg.out, (".jsonl", ".png", ".gif"), cfg.overwrite, cfg.resume)
         self.log = beside(self.out, ".jsonl")
-        self.folder = beside(self.out, "")  # of the replays
-        if any(".episode" not in path.name for path in self.folder.glob("*/*")):
-            raise ValueError(f"--out {cfg.out}: {self.folder} holds other files than replays; move them")
         state = load_checkpoint(self.out, needs=("agent", "counts")) if cfg.resume else None
-        for key in set(cfg.given) - set(MAY_CHANGE) if state else ():
-            if getattr(cfg, key) != state["train_config"][key]:
-                raise ValueError(f"{self.out} was begun with another {key}; leave it out")
+        began = state["train_config"] if state else vars(cfg)
+        changed = [key for key in cfg.given if key not in MAY_CHANGE and getattr(cfg, key) != began[key]]
+        if changed:
+            raise ValueError(f"{self.out} was begun with another {', '.join(changed)}; leave it out")
         self.stop = stop_signal()
         self.device = find_device(cfg.device)
-        world = (cfg.size, cfg.scene, cfg.robot)
-        self.env = make_environment(cfg.task, 1, cfg.seed, *world)
-        self.eval_env = make_environment(cfg.task, cfg.eval_episodes, HELD_OUT + cfg.seed, *world)
+        world = dict(size=cfg.size, scene=cfg.scene, robot=cfg.robot)
+        self.env = make_environment(cfg.task, 1, cfg.seed, **world)
+        self.eval_env = make_environment(cfg.task, cfg.eval_episodes, HELD_OUT + cfg.seed, **world)
         longest = self.env.length - 2  # frames of an episode but for a context
         if cfg.imagine and not (cfg.n_step <= cfg.horizon <= longest and cfg.segment <= longest):
-            raise ValueError(f"horizon and segment are {cfg.horizon}, {cfg.segment}; expected {cfg.n_step} (n_step) "
-                             f"to {longest}, and at most {longest}")
+            expected = f"{cfg.n_step} (n_step) to {longest}, and at most {longest}"
+            raise ValueError(f"horizon and segment are {cfg.horizon}, {cfg.segment}; expected {expected}")
         torch.manual_seed(cfg.seed)
         self.agent = DrQ(self.env.action_dim, cfg.size, cfg).to(self.device)
         self.optimizers = [self.agent.critic_optimizer, self.agent.actor_optimizer]
@@ -319,19 +286,27 @@ class MBPO:
             self.learner = Learner(cfg, *load_models(cfg, self.env.action_dim, state), self.device)
             self.optimizers += [self.learner.tokenizer_optimizer, self.learner.gpt_optimizer]
             context = max(cfg.stack, self.learner.t) - 1
-        self.real = Replay(self.folder / "real", cfg.size, self.env.action_dim)
-        self.imagined = Replay(self.folder / "imagined", cfg.size, self.env.action_dim, context)
-        self.resume(state) if state else self.begin()
+        folder = beside(self.out, "")
+        self.real = Replay(folder / "real", cfg.size, self.env.action_dim)
+        self.imagined = Replay(folder / "imagined", cfg.size, self.env.action_dim, context)
+        if state:
+            self.resume(state)
+        else:
+            self.begin()
         played = self.real.lengths[self.counts["demos"] :] - 1
         self.env.episode[:] = len(played) - 1
         self.step = self.env.action_repeat * int(played.sum())  # of the environment
 
     def begin(self):
         """Put demonstrations into the real replay and save for the first time."""
-        episodes = list(expert_episodes(self.cfg, self.env.action_dim))
-        shutil.rmtree(self.folder, ignore_errors=True)  # of a run that ended before it was first saved
-        for episode in episodes:
-            self.real.add(*episode)
+        self.real.clear()
+        self.imagined.clear()
+        cfg = self.cfg
+        if cfg.demos:
+            env = make_environment(cfg.task, 1, HELD_OUT + cfg.seed + 1, cfg.size, cfg.scene, cfg.robot)
+            for episode in demonstrations(env, cfg.demos):
+                self.real.add(episode["frames_u8"], episode["actions"], episode["rewards"][1:])
+            env.close()
         self.counts = dict(tokenizer=0, gpt=0, rollouts=0, agent=0, evaluated=0, demos=len(self.real))
         self.save()
 
@@ -356,15 +331,11 @@ class MBPO:
         state["rng"] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
         state["train_config"] = vars(self.cfg) | trained_on(self.cfg)
         if self.learner:
-            state["tokenizer"] = self.learner.tokenizer.checkpoint()
-            state["gpt"] = self.learner.gpt.checkpoint()
+            state.update(tokenizer=self.learner.tokenizer.checkpoint(), gpt=self.learner.gpt.checkpoint())
         save_checkpoint(self.out, **state)
 
     def std(self):
-        """Standard deviation of the exploration noise."""
-        cfg = self.cfg
-        decisions = self.step / self.env.action_repeat
-        return float(np.interp(decisions, (0, cfg.std_decisions), (cfg.std_first, cfg.std_last)))
+        return exploration_std(self.cfg, self.step / self.env.action_repeat)
 
     def learn(self):
         """Catch up with the schedule: world model, imagined rollouts, agent (Algorithm 1)."""
@@ -388,7 +359,7 @@ class MBPO:
         self.metrics.update(self.learner.update_gpt(segments))
 
     def add_rollouts(self, rng):
-        """Imagine rollouts from random real frames; frames, actions and predicted rewards go into the replay."""
+        """Imagine rollouts from random real frames and put them, with their rewards, into the replay."""
         world = self.learner.world
         world.generator.manual_seed(int(rng.integers(2**31)))
         rows = self.real.windows(self.cfg.starts, self.imagined.context, 0, rng)
@@ -415,7 +386,7 @@ class MBPO:
         return self.agent.act(to_float(torch.from_numpy(stacks).to(self.device)), std).cpu().numpy()
 
     def play_episode(self):
-        """Play a real episode, learning before each decision; it enters the replay unless it is interrupted."""
+        """Play a real episode, learning before each decision, and put it into the replay if it is whole."""
         cfg = self.cfg
         began = time.time()
         frames = [self.env.reset()]
@@ -458,22 +429,16 @@ class MBPO:
         self.counts["evaluated"] = self.step
 
 
-def check(cfg):
-    """Raise ValueError at a setting out of range."""
+def main(cfg):
     if Path(cfg.out).suffix != ".pt":
         raise ValueError(f"out is {cfg.out}; expected NAME.pt, with NAME.jsonl and others beside it")
     require_positive(cfg, *POSITIVE)
     require_not_negative(cfg, *NOT_NEGATIVE)
     require_not_negative(cfg, "real_share", "discount", "tau", most=1)
-
-
-def main(cfg):
-    check(cfg)
     mbpo = MBPO(cfg)
     start_log(mbpo.log, mbpo.step)
     size = sum(p.numel() for p in mbpo.agent.parameters())
-    demos = mbpo.counts["demos"]
-    print(f"{mbpo.device} | {size:,} parameters of the agent | step {mbpo.step} | {demos} demonstrations")
+    print(f"{mbpo.device} | {size:,} parameters of the agent | {mbpo.step} steps | {len(mbpo.real)} episodes")
     while not mbpo.stop.is_set():
         step = mbpo.step
         is_over = step >= cfg.steps

@@ -20,7 +20,7 @@ import tokenizer  # noqa: E402
 import train_gpt  # noqa: E402
 import train_tokenizer  # noqa: E402
 from common import configure  # noqa: E402
-from data import collect_push  # noqa: E402
+from prepare import collect_push  # noqa: E402
 
 torch.set_num_threads(1)  # the models are too small for more, and subprocesses must compute the same bits
 
