@@ -12,14 +12,12 @@ updates and rollouts belong to a number of steps; `MBPO.learn` catches up with i
 
 B batch, k stacked frames, t context frames, T frames of a segment, h horizon, A action size. A decision lasts
 action_repeat steps of the environment; intervals are in steps. Action i leads to frame i + 1, as in data.py.
-Frames are in [0, 1] for tokenizer, transformer and agent; the authors' code divides imagined ones by 255
-twice. Other differences from it: the order of updates within a decision, codebooks that learn if nothing was
-pre-trained, and a world model validated on evaluation episodes, which nothing learns from.
+Frames are in [0, 1] everywhere (the authors' code divides imagined ones by 255 twice). Other differences: the
+order of updates within a decision, and codebooks that learn if nothing was pre-trained.
 
 Run: python mbpo.py --preset push                             PushWorld, the released checkpoint, two cores
      python mbpo.py --task plate-slide --init_from out/gpt.pt Meta-World, as in the paper
      python mbpo.py --preset metaworld-tiny                   Meta-World on two cores, from scratch
-     python -m experiments.mbpo_report                        table and curves of several runs
 Add --resume true to continue a run. Writes OUT (agent, world model, optimizers) and, of the same name, .jsonl
 (numbers), .png (learning curves), .gif (real | imagined | difference) and a folder with both replays."""
 
@@ -72,8 +70,7 @@ CONFIG = dict(
     demos=5,  # successful episodes of the scripted expert, in the replay from the beginning
     size=64,  # pixels per side of the environment's frames
     **AGENT,
-    # the world model
-    model_batch=16,
+    model_batch=16,  # segments, of the world model's updates
     segment=12,  # frames
     model_lr=1e-4,  # of tokenizer and transformer
     grad_clip=1.0,
@@ -82,8 +79,7 @@ CONFIG = dict(
     init_updates=1000,
     gpt_every=10,  # steps
     tokenizer_every=40,
-    # imagined rollouts
-    horizon=10,
+    horizon=10,  # frames of an imagined rollout
     starts=32,  # rollouts at once
     rollout_every=200,
     init_rollouts=20,
@@ -109,14 +105,12 @@ METAWORLD_TINY = dict(
     eval_episodes=5, save_every=2000,
 )  # fmt: skip
 PRESETS = {"metaworld": {}, "metaworld-tiny": METAWORLD_TINY, "push": PUSH}
-# Settings that --resume may change.
 MAY_CHANGE = "resume overwrite out preset steps device dtype eval_every eval_episodes save_every".split()
 POSITIVE = (
-    "stack", "n_step", "agent_batch", "channels", "features", "hidden", "std_decisions", "model_batch",
-    "horizon", "future_frames", "starts", "gpt_every", "tokenizer_every", "rollout_every", "eval_every",
-    "eval_episodes", "save_every",
-)  # fmt: skip
-NOT_NEGATIVE = "agent_lr", "model_lr", "seed", "seed_steps", "demos", "agent_updates", "shift", "init_updates"
+    "stack n_step agent_batch channels features hidden std_decisions model_batch horizon future_frames "
+    "starts gpt_every tokenizer_every rollout_every eval_every eval_episodes save_every"
+).split()
+NOT_NEGATIVE = "agent_lr model_lr seed seed_steps demos agent_updates shift init_updates".split()
 
 
 # ---- the world model ----
@@ -148,12 +142,13 @@ def trained_on(cfg):
 
 
 class Learner:
-    """Trains tokenizer and transformer on segments of replay; `world` is the WorldModel made of the two."""
+    """Trains tokenizer and transformer on a Replay; `world` is the WorldModel made of the two."""
 
-    def __init__(self, cfg, tokenizer, gpt, device):
+    def __init__(self, cfg, tokenizer, gpt, replay, device):
         self.cfg = cfg
         self.tokenizer = tokenizer
         self.gpt = gpt
+        self.replay = replay
         self.world = WorldModel(tokenizer, gpt, device, trained_on(cfg), seed=cfg.seed)
         self.t = self.world.context_frames
         if cfg.segment <= self.t:
@@ -174,10 +169,10 @@ class Learner:
         optimizer.step()
         model.eval()
 
-    def update_tokenizer(self, segments):
-        """One update on the context and a few random later frames of `Replay.segments`; returns metrics."""
-        frames = segments["frames"]
-        later = torch.randperm(frames.shape[1] - self.t)[: self.cfg.future_frames].sort().values
+    def update_tokenizer(self, rng):
+        """One update on the context and a few later frames of random segments; returns metrics."""
+        frames = self.replay.segments(self.cfg.model_batch, self.cfg.segment, rng)["frames"]
+        later = torch.randperm(self.cfg.segment - self.t)[: self.cfg.future_frames].sort().values
         chosen = torch.cat([torch.arange(self.t), self.t + later])
         self.tokenizer.train()
         with self.autocast:
@@ -185,8 +180,9 @@ class Learner:
         self.descend(loss, self.tokenizer, self.tokenizer_optimizer)
         return dict(psnr=metrics["psnr"])
 
-    def update_gpt(self, segments):
-        """One update on all tokens and rewards of `Replay.segments`; returns metrics."""
+    def update_gpt(self, rng):
+        """One update on all tokens and rewards of random segments; returns metrics."""
+        segments = self.replay.segments(self.cfg.model_batch, self.cfg.segment, rng)
         batch = {name: tensor.to(self.world.device) for name, tensor in segments.items()}
         self.gpt.train()
         with self.autocast:
@@ -222,20 +218,19 @@ def validate(world, episodes, horizon, picture):
     picture  GIF to draw of four of them: real | imagined | difference
     returns  lists frame_mse, repeat_mse (of the last context frame repeated) and reward_error (absolute)"""
     t = world.context_frames
-    frames = to_float(np.stack([episode["frames_u8"] for episode in episodes]))
+    frames = to_float(np.stack([episode["frames_u8"] for episode in episodes])).to(world.device)
     actions = np.stack([episode["actions"] for episode in episodes])
-    rewards = torch.from_numpy(np.stack([episode["rewards"] for episode in episodes]))
+    rewards = torch.from_numpy(np.stack([episode["rewards"] for episode in episodes])).to(world.device)
     first = (frames.shape[1] - horizon - t) // 2 + t  # frame to predict
     context = frames[:, first - t : first]
     future = frames[:, first : first + horizon]
-    world.reset(context.to(world.device))
+    world.reset(context)
     imagined, predicted, _ = world.rollout(actions[:, first - 1 : first - 1 + horizon], horizon)
-    imagined = imagined.cpu()
-    save_side_by_side(picture, future[:4], imagined[:4], fps=4)
+    save_side_by_side(picture, future[:4].cpu(), imagined[:4].cpu(), fps=4)
     return dict(
         frame_mse=(imagined - future).square().mean((0, 2, 3, 4)).tolist(),
         repeat_mse=(context[:, -1:] - future).square().mean((0, 2, 3, 4)).tolist(),
-        reward_error=(predicted.cpu() - rewards[:, first : first + horizon]).abs().mean(0).tolist(),
+        reward_error=(predicted - rewards[:, first : first + horizon]).abs().mean(0).tolist(),
     )
 
 
@@ -258,37 +253,31 @@ def schedule(cfg, step, action_repeat):
 class MBPO:
     """A run: agent, world model, environments, both replays, and counts of the updates that were made."""
 
-    def __init__(self, cfg):
+    def __init__(self, cfg, out, state=None):
         self.cfg = cfg
-        self.out = claim(cfg.out, (".jsonl", ".png", ".gif"), cfg.overwrite, cfg.resume)
-        self.log = beside(self.out, ".jsonl")
-        state = load_checkpoint(self.out, needs=("agent", "counts")) if cfg.resume else None
-        began = state["train_config"] if state else vars(cfg)
-        changed = [key for key in cfg.given if key not in MAY_CHANGE and getattr(cfg, key) != began[key]]
-        if changed:
-            raise ValueError(f"{self.out} was begun with another {', '.join(changed)}; leave it out")
+        self.out = out
+        self.log = beside(out, ".jsonl")
         self.stop = stop_signal()
         self.device = find_device(cfg.device)
-        world = dict(size=cfg.size, scene=cfg.scene, robot=cfg.robot)
-        self.env = make_environment(cfg.task, 1, cfg.seed, **world)
-        self.eval_env = make_environment(cfg.task, cfg.eval_episodes, HELD_OUT + cfg.seed, **world)
-        longest = self.env.length - 2  # frames of an episode but for a context
-        if cfg.imagine and not (cfg.n_step <= cfg.horizon <= longest and cfg.segment <= longest):
-            expected = f"{cfg.n_step} (n_step) to {longest}, and at most {longest}"
+        settings = dict(size=cfg.size, scene=cfg.scene, robot=cfg.robot)
+        self.env = make_environment(cfg.task, 1, cfg.seed, **settings)
+        self.eval_env = make_environment(cfg.task, cfg.eval_episodes, HELD_OUT + cfg.seed, **settings)
+        most = self.env.length - 2  # frames of an episode less a context
+        if cfg.imagine and not (cfg.n_step <= cfg.horizon <= most and cfg.segment <= most):
+            expected = f"{cfg.n_step} (n_step) to {most}, and at most {most}"
             raise ValueError(f"horizon and segment are {cfg.horizon}, {cfg.segment}; expected {expected}")
         torch.manual_seed(cfg.seed)
         self.agent = DrQ(self.env.action_dim, cfg.size, cfg).to(self.device)
         self.optimizers = [self.agent.critic_optimizer, self.agent.actor_optimizer]
         self.metrics = {}  # of the newest updates
+        self.real = Replay(beside(out, "") / "real", cfg.size, self.env.action_dim)
         self.learner = None
-        context = 0
         if cfg.imagine:
-            self.learner = Learner(cfg, *load_models(cfg, self.env.action_dim, state), self.device)
+            models = load_models(cfg, self.env.action_dim, state)
+            self.learner = Learner(cfg, *models, self.real, self.device)
             self.optimizers += [self.learner.tokenizer_optimizer, self.learner.gpt_optimizer]
-            context = max(cfg.stack, self.learner.t) - 1
-        folder = beside(self.out, "")
-        self.real = Replay(folder / "real", cfg.size, self.env.action_dim)
-        self.imagined = Replay(folder / "imagined", cfg.size, self.env.action_dim, context)
+        context = max(cfg.stack, self.learner.t) - 1 if self.learner else 0  # before a rollout's first frame
+        self.imagined = Replay(beside(out, "") / "imagined", cfg.size, self.env.action_dim, context)
         if state:
             self.resume(state)
         else:
@@ -338,25 +327,23 @@ class MBPO:
         return exploration_std(self.cfg, self.step / self.env.action_repeat)
 
     def learn(self):
-        """Catch up with the schedule: world model, imagined rollouts, agent (Algorithm 1)."""
+        """Catch up with the schedule (Algorithm 1)."""
+        if self.learner:
+            self.catch_up("tokenizer", self.learner.update_tokenizer)
+            self.catch_up("gpt", self.learner.update_gpt)
+            self.catch_up("rollouts", self.add_rollouts)
+        self.catch_up("agent", self.update_agent)
+
+    def catch_up(self, kind, update):
+        """Make the updates of one kind that the schedule has by now, each with random numbers of its own."""
         due = schedule(self.cfg, self.step, self.env.action_repeat)
-        updates = dict(tokenizer=self.update_tokenizer, gpt=self.update_gpt)
-        updates.update(rollouts=self.add_rollouts, agent=self.update_agent)
-        for kind, update in updates.items():
-            remaining = range(self.counts[kind], due[kind])
-            for i in tqdm(remaining, kind, leave=False, disable=len(remaining) < 20):
-                if self.stop.is_set():
-                    return
-                update(np.random.default_rng([self.cfg.seed, *kind.encode(), i]))
-                self.counts[kind] += 1
-
-    def update_tokenizer(self, rng):
-        segments = self.real.segments(self.cfg.model_batch, self.cfg.segment, rng)
-        self.metrics.update(self.learner.update_tokenizer(segments))
-
-    def update_gpt(self, rng):
-        segments = self.real.segments(self.cfg.model_batch, self.cfg.segment, rng)
-        self.metrics.update(self.learner.update_gpt(segments))
+        remaining = range(self.counts[kind], due[kind])
+        for i in tqdm(remaining, kind, leave=False, disable=len(remaining) < 20):
+            if self.stop.is_set():
+                return
+            metrics = update(np.random.default_rng([self.cfg.seed, *kind.encode(), i]))
+            self.metrics.update(metrics)
+            self.counts[kind] += 1
 
     def add_rollouts(self, rng):
         """Imagine rollouts from random real frames and put them, with their rewards, into the replay."""
@@ -368,6 +355,7 @@ class MBPO:
         frames, actions, rewards = imagined_rollouts(world, policy, stacks, self.cfg.horizon)
         for rollout in zip(to_u8(frames), actions.cpu().numpy(), rewards.cpu().numpy(), strict=True):
             self.imagined.add(*rollout)
+        return dict(imagined=len(self.imagined))
 
     def update_agent(self, rng):
         """One update of DrQ-v2 on a batch of which real_share is real; all, if nothing has been imagined."""
@@ -377,7 +365,7 @@ class MBPO:
         if n_real < cfg.agent_batch:  # imagined frames, actions and rewards enter here
             imagined = self.imagined.windows(cfg.agent_batch - n_real, cfg.stack - 1, cfg.n_step, rng)
             rows = np.concatenate([rows, imagined])
-        self.metrics.update(self.agent.update(to_batch(rows, cfg, self.device), self.std()))
+        return self.agent.update(to_batch(rows, cfg, self.device), self.std())
 
     def act(self, frames_u8, std=0.0):
         """Actions (n, A) for the frames of an episode so far, a list of bytes (n,H,W,3)."""
@@ -387,14 +375,13 @@ class MBPO:
 
     def play_episode(self):
         """Play a real episode, learning before each decision, and put it into the replay if it is whole."""
-        cfg = self.cfg
         began = time.time()
         frames = [self.env.reset()]
         actions, rewards = [], []
         won = done = False
         while not done:
-            if self.step < cfg.seed_steps:
-                rng = np.random.default_rng([cfg.seed, self.step])
+            if self.step < self.cfg.seed_steps:
+                rng = np.random.default_rng([self.cfg.seed, self.step])
                 action = rng.uniform(-1, 1, (1, self.env.action_dim)).astype(np.float32)
             else:
                 self.learn()
@@ -410,7 +397,7 @@ class MBPO:
             self.step += self.env.action_repeat
         self.real.add(np.concatenate(frames), actions, rewards)
         numbers = {"return": sum(rewards), "success": float(won), "std": self.std()}
-        numbers.update((name, value.item()) for name, value in self.metrics.items())
+        numbers.update((name, float(value)) for name, value in self.metrics.items())
         numbers["steps/s"] = len(actions) * self.env.action_repeat / (time.time() - began)
         log(self.step, self.log, **numbers)
 
@@ -423,19 +410,32 @@ class MBPO:
         if self.learner:
             numbers |= validate(self.learner.world, episodes, self.cfg.horizon, beside(self.out, ".gif"))
         log(self.step, self.log, **{f"eval_{name}": value for name, value in numbers.items()})
-        curves = read_curve(self.log, "eval_")
-        panels = [(name, "real steps", "", {name: curves[name]}) for name in ("eval_success", "eval_return")]
+        curves = read_curve(self.log, "eval_").items()
+        panels = [(name, "real steps", "", {name: curve}) for name, curve in curves]
         draw_curves(beside(self.out, ".png"), panels)
         self.counts["evaluated"] = self.step
 
 
-def main(cfg):
+def claim_run(cfg):
+    """Check settings and outputs before any work; returns OUT and, to resume, the checkpoint in it."""
     if Path(cfg.out).suffix != ".pt":
         raise ValueError(f"out is {cfg.out}; expected NAME.pt, with NAME.jsonl and others beside it")
     require_positive(cfg, *POSITIVE)
     require_not_negative(cfg, *NOT_NEGATIVE)
     require_not_negative(cfg, "real_share", "discount", "tau", most=1)
-    mbpo = MBPO(cfg)
+    out = claim(cfg.out, (".jsonl", ".png", ".gif"), cfg.overwrite, cfg.resume)
+    if not cfg.resume:
+        return out, None
+    state = load_checkpoint(out, needs=("agent", "counts"))
+    fixed = [key for key in cfg.given if key not in MAY_CHANGE]
+    changed = [key for key in fixed if getattr(cfg, key) != state["train_config"][key]]
+    if changed:
+        raise ValueError(f"{out} was begun with another {', '.join(changed)}; leave it out")
+    return out, state
+
+
+def main(cfg):
+    mbpo = MBPO(cfg, *claim_run(cfg))
     start_log(mbpo.log, mbpo.step)
     size = sum(p.numel() for p in mbpo.agent.parameters())
     print(f"{mbpo.device} | {size:,} parameters of the agent | {mbpo.step} steps | {len(mbpo.real)} episodes")

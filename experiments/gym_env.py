@@ -31,9 +31,7 @@ def starts_from(world, data):
 
 
 class WorldModelEnv(VectorEnv):
-    """n imagined worlds; `starts` is a `starts_from`. Several environments can share one WorldModel.
-
-    raises  ValueError if the model has no actions or rewards, or fewer context frames than `stack`"""
+    """n imagined worlds; `starts` is a `starts_from`. Several environments can share one WorldModel."""
 
     def __init__(self, world, starts, n=1, horizon=15, stack=1):
         if not world.action_dim or world.gpt.reward is None:
@@ -45,7 +43,7 @@ class WorldModelEnv(VectorEnv):
         self.num_envs = n
         self.horizon = horizon
         self.stack = stack
-        self.left = None  # decisions until all are truncated
+        self.left = None  # decisions until all are truncated; None before the first reset
         size = world.tokenizer.config["resolution"]
         self.metadata = dict(autoreset_mode=AutoresetMode.NEXT_STEP, render_modes=[])
         self.single_observation_space = spaces.Box(0, 255, (size, size, 3 * stack), np.uint8)
@@ -66,8 +64,6 @@ class WorldModelEnv(VectorEnv):
         return self.observe(), {}
 
     def step(self, actions):
-        if self.left is None:
-            raise ValueError("step before reset")
         if not np.isfinite(actions).all():
             raise ValueError("actions are not finite; expected numbers in [-1, 1]")
         no = np.zeros(self.num_envs, bool)

@@ -1,4 +1,4 @@
-"""experiments/gym_env.py: Gymnasium's interface, its checker, a public library's agent, several users of one model."""
+"""experiments/gym_env.py: Gymnasium's interface and checker, a public library's agent, shared models."""
 
 import re
 from types import SimpleNamespace
@@ -44,6 +44,7 @@ def test_gymnasiums_checker_is_content(door):
     checker.check_env(gym_env.SingleWorldModelEnv(door.world, door.starts, horizon=4), skip_render_check=True)
 
 
+@pytest.mark.slow
 def test_an_agent_of_a_public_library_learns_in_the_world_model(door):
     library = pytest.importorskip("stable_baselines3", reason="pip install stable-baselines3")
     env = gym_env.SingleWorldModelEnv(door.world, door.starts, horizon=8)
@@ -53,7 +54,6 @@ def test_an_agent_of_a_public_library_learns_in_the_world_model(door):
 
 
 def test_two_environments_of_one_model_do_not_disturb_each_other(trained):
-    pytest.importorskip("gymnasium", reason="pip install gymnasium")
     world = WorldModel.load(trained.gpt, "cpu")
     starts = gym_env.starts_from(world, "push")
     training = gym_env.SingleWorldModelEnv(world, starts)
@@ -71,7 +71,6 @@ def test_two_environments_of_one_model_do_not_disturb_each_other(trained):
 
 
 def test_a_planner_and_an_environment_share_a_model(trained):
-    pytest.importorskip("gymnasium", reason="pip install gymnasium")
     world = WorldModel.load(trained.gpt, "cpu")
     env = gym_env.SingleWorldModelEnv(world, gym_env.starts_from(world, "push"))
     before, _ = env.reset(seed=1)
@@ -81,7 +80,6 @@ def test_a_planner_and_an_environment_share_a_model(trained):
 
 
 def test_the_readmes_examples_of_environments_run(monkeypatch):
-    pytest.importorskip("gymnasium", reason="pip install gymnasium")
     monkeypatch.chdir(ROOT)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     [block] = [block for block in blocks if "WorldModelEnv" in block]
