@@ -4,7 +4,7 @@
          ^                              |    |                           |
          | actions                      |    +--starts--> imagined_rollouts --> imagined replay
          |                              v                                              |
-         +-------------- DrQ-v2 <-- agent_batch: half real, half imagined -------------+
+         +-------------- DrQ-v2 <-- update_agent: half real, half imagined ------------+
 
 The agent is DrQ-v2 (drq.py), the loop is MBPO (Janner et al. 2019): the world model adds experience that
 costs no step of the environment. `--imagine false` leaves it out: DrQ-v2 alone. `schedule` says how many
@@ -12,8 +12,8 @@ updates and rollouts belong to a number of steps; `MBPO.learn` catches up with i
 
 B batch, k stacked frames, t context frames, T frames of a segment, h horizon, A action size. A decision lasts
 action_repeat steps of the environment; intervals are in steps. Action i leads to frame i + 1, as in data.py.
-Frames are in [0, 1] everywhere (the authors' code divides imagined ones by 255 twice). Other differences: the
-order of updates within a decision, and codebooks that learn if nothing was pre-trained.
+All models take frames in [0, 1] (the authors' agent gets imagined ones that were divided by 255 twice). Other
+differences: the order of updates within a decision, and codebooks that learn if nothing was pre-trained.
 
 Run: python mbpo.py --preset push                             PushWorld, the released checkpoint, two cores
      python mbpo.py --task plate-slide --init_from out/gpt.pt Meta-World, as in the paper
@@ -153,7 +153,7 @@ class Learner:
         self.t = self.world.context_frames
         if cfg.segment <= self.t:
             raise ValueError(f"segment is {cfg.segment}; expected more than the {self.t} context frames")
-        if cfg.init_from:  # the transformer has learned what the codes mean
+        if cfg.init_from:  # codebooks stay: the transformer has learned what their codes mean
             tokenizer.quantize.requires_grad_(False)
             tokenizer.dynamics_quantize.requires_grad_(False)
         self.lpips = perceptual_loss(device) if cfg.lpips else None
@@ -251,12 +251,12 @@ def schedule(cfg, step, action_repeat):
 
 
 class MBPO:
-    """A run: agent, world model, environments, both replays, and counts of the updates that were made."""
+    """A run: agent, world model, environments, both replays, and counts of the updates made so far."""
 
     def __init__(self, cfg, out, state=None):
         self.cfg = cfg
         self.out = out
-        self.log = beside(out, ".jsonl")
+        self.log_path = beside(out, ".jsonl")
         self.stop = stop_signal()
         self.device = find_device(cfg.device)
         settings = dict(size=cfg.size, scene=cfg.scene, robot=cfg.robot)
@@ -399,7 +399,7 @@ class MBPO:
         numbers = {"return": sum(rewards), "success": float(won), "std": self.std()}
         numbers.update((name, float(value)) for name, value in self.metrics.items())
         numbers["steps/s"] = len(actions) * self.env.action_repeat / (time.time() - began)
-        log(self.step, self.log, **numbers)
+        log(self.step, self.log_path, **numbers)
 
     def evaluate(self):
         """Play evaluation episodes, always the same, without noise; validate the world model on them."""
@@ -409,8 +409,8 @@ class MBPO:
         numbers["return"] = float(np.mean([episode["rewards"].sum() for episode in episodes]))
         if self.learner:
             numbers |= validate(self.learner.world, episodes, self.cfg.horizon, beside(self.out, ".gif"))
-        log(self.step, self.log, **{f"eval_{name}": value for name, value in numbers.items()})
-        curves = read_curve(self.log, "eval_").items()
+        log(self.step, self.log_path, **{f"eval_{name}": value for name, value in numbers.items()})
+        curves = read_curve(self.log_path, "eval_").items()
         panels = [(name, "real steps", "", {name: curve}) for name, curve in curves]
         draw_curves(beside(self.out, ".png"), panels)
         self.counts["evaluated"] = self.step
@@ -436,7 +436,7 @@ def claim_run(cfg):
 
 def main(cfg):
     mbpo = MBPO(cfg, *claim_run(cfg))
-    start_log(mbpo.log, mbpo.step)
+    start_log(mbpo.log_path, mbpo.step)
     size = sum(p.numel() for p in mbpo.agent.parameters())
     print(f"{mbpo.device} | {size:,} parameters of the agent | {mbpo.step} steps | {len(mbpo.real)} episodes")
     while not mbpo.stop.is_set():

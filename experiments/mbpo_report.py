@@ -53,7 +53,8 @@ def main(cfg):
             row[f"steps_to_{percent}"] = first
             print(f"  steps to {percent} % success:", *(step or "never" for step in first.values()))
         for title in ("same_budget", "final"):  # after the steps that all runs have taken, and at the end
-            print("  success after {step} steps: {mean:.2f} ({min:.2f} to {max:.2f})".format(**row[title]))
+            text = "success after {step} steps: {mean:.2f} ({min:.2f} to {max:.2f})".format(**row[title])
+            print(f"  {title}: {text}")
         numbers[name] = row
         means[name] = [(step, summary(runs, step)["mean"]) for step in steps]
     write_result(f"{cfg.out}.json", numbers)
