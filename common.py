@@ -1,16 +1,13 @@
-"""common.py: the few functions that every script needs and that teach nothing about world models.
+"""common.py: what every script needs and what teaches nothing about world models.
 
     CONFIG (a flat dict at the top of a script) --configure--> cfg.key
     torchrun --setup_ddp--> rank, world, device
     models, optimizers, counters --save_checkpoint--> one file --load_checkpoint--> the same plain data
+    a training loop --Progress--> when to log, evaluate, save and stop
 
-Functions only. Nothing here imports another file of ours."""
+Files are claimed and written by files.py."""
 
-import ctypes
 import difflib
-import errno
-import hashlib
-import importlib.util
 import json
 import math
 import os
@@ -19,7 +16,6 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,10 +23,11 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 
-from files import read_log, replacing, require_content
+from support.devices import keep_memory
+from support.files import beside, one_line, read_log, replacing, require_content
 
 
-def _parse(key, text, default):
+def parse_value(key, text, default):
     """One command-line value, in the type of its default; a tuple is written 32,64,64."""
     try:
         if isinstance(default, bool):
@@ -44,18 +41,10 @@ def _parse(key, text, default):
         raise SystemExit(f"--{key} {text}: expected a {type(default).__name__}, like {like}") from None
 
 
-def configure(config, doc, argv=None, presets=None):
-    """A script's settings: its defaults, then `--preset NAME`, then every `--key value` or `--key=value`.
-
-    With --resume true, the settings that the run in OUT was started with stand in for defaults and preset.
-
-    config   flat dict of defaults, whose types decide how values are read;  presets {name: dict}
-    returns  SimpleNamespace with one attribute per key; where there are presets, `given` names the keys that
-             may change a checkpoint's own settings: those of the command line, or of a preset with init_from
-    exits    with one line at an unknown key (the nearest known one is named), preset or unreadable value"""
-    args = list(sys.argv[1:] if argv is None else argv)
-    asks, args = "-h" in args or "--help" in args, [a for a in args if a not in ("-h", "--help")]
+def parse_arguments(args, config):
+    """Arguments `--key value` or `--key=value` -> {key: value}.   exits with one line at a mistake"""
     given = {}
+    args = list(args)
     while args:
         key, equals, value = args.pop(0).partition("=")
         if not key.startswith("--"):
@@ -64,27 +53,48 @@ def configure(config, doc, argv=None, presets=None):
         if key not in config:
             near = difflib.get_close_matches(key, config, 1, 0.0)[0]
             raise SystemExit(f"--{key}: no such key; did you mean --{near}? (--help lists them all)")
-        if not equals and (not args or args[0].startswith("--")):
-            raise SystemExit(f"--{key}: a value is missing, like --{key} {config[key]}")
-        given[key] = _parse(key, value if equals else args.pop(0), config[key])
-    name = given.get("preset", config.get("preset"))
-    if presets and name not in presets:
-        raise SystemExit(f"--preset {name}: expected one of {', '.join(presets)}")
-    settings = {**config, **(presets[name] if presets else {})}
-    if asks:
+        if not equals:
+            if not args or args[0].startswith("--"):
+                raise SystemExit(f"--{key}: a value is missing, like --{key} {config[key]}")
+            value = args.pop(0)
+        given[key] = parse_value(key, value, config[key])
+    return given
+
+
+def configure(config, doc, argv=None, presets=None):
+    """A script's settings: its defaults, then `--preset NAME`, then every `--key value` or `--key=value`.
+
+    With --resume true, the settings that the run in OUT began with replace defaults and preset.
+
+    config   flat dict of defaults, whose types decide how values are read;  presets {name: dict}
+    returns  SimpleNamespace with one attribute per key; where there are presets, `given` names the keys that
+             may change a checkpoint's own settings: those of the command line, or of a preset with init_from
+    exits    with one line at an unknown key (the nearest known one is named), preset or unreadable value"""
+    args = sys.argv[1:] if argv is None else argv
+    given = parse_arguments([a for a in args if a not in ("-h", "--help")], config)
+    settings = dict(config)
+    preset = {}
+    if presets:
+        name = given.get("preset", config["preset"])
+        if name not in presets:
+            raise SystemExit(f"--preset {name}: expected one of {', '.join(presets)}")
+        preset = presets[name]
+        settings.update(preset)
+    if "-h" in args or "--help" in args:
         print(f"{doc}\n\nsettings{f', with --preset one of {list(presets)}' if presets else ''}:")
-        print("\n".join(f"  --{k} {v!r}" for k, v in {**settings, **given}.items()))
+        for key, value in {**settings, **given}.items():
+            print(f"  --{key} {value!r}")
         raise SystemExit(0)
-    if given.get("resume"):  # what was set when the run began still holds
+    if given.get("resume"):
         try:
             saved = load_checkpoint(given.get("out", config["out"]), needs=("train_config",))["train_config"]
         except (ValueError, FileNotFoundError) as error:
             raise SystemExit(f"--resume: {error}") from None
-        settings.update({k: v for k, v in saved.items() if k in config and k != "out"})
-    if not presets:
-        return SimpleNamespace(**settings | given)
-    tuned = presets[name] if presets[name].get("init_from") else {}
-    return SimpleNamespace(**settings | given, given=tuple(tuned | given))
+        settings.update({key: value for key, value in saved.items() if key in config and key != "out"})
+    settings.update(given)
+    if presets:
+        settings["given"] = (*preset, *given) if preset.get("init_from") else tuple(given)
+    return SimpleNamespace(**settings)
 
 
 def changes_given(cfg, model, free):
@@ -110,65 +120,6 @@ def require_not_negative(cfg, *keys, most=math.inf):
         if not 0 <= getattr(cfg, key) <= most:
             end = "or more" if most == math.inf else f"to {most}"
             raise ValueError(f"--{key} is {getattr(cfg, key)}; expected 0 {end}")
-
-
-def find_device(name):
-    """The torch.device of that name; of "" a CUDA GPU if there is one, else the CPU. Apple's GPU is "mps".
-
-    raises  ValueError where torch does not have that device"""
-    expected = "expected cpu, cuda, cuda:1 for the second GPU, or mps"
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise ValueError(f"device is {name!r}; {expected}") from None
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device is {name!r}; {expected}")
-    gpus = dict(cuda=torch.cuda, mps=torch.backends.mps)
-    if device.type in gpus and not gpus[device.type].is_available():
-        raise ValueError(f"device is {device} but torch sees no GPU; pass --device cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device is {device} but torch sees {torch.cuda.device_count()}, numbered from 0")
-    return device
-
-
-def can_compile(device):
-    """Whether torch.compile works there: it needs Triton (not on Windows) and a GPU of capability 7.0.
-
-    (From their documentation: no such GPU was at hand.)"""
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
-        return False
-    return torch.cuda.get_device_capability(device) >= (7, 0)
-
-
-def keep_memory():
-    """Let glibc keep the memory that it once got. By default it returns large blocks to the system, and to
-    get them anew costs a page fault for every 4 KB: a tenth to a quarter of the time of `small` on CPUs."""
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no blocks apart from the heap,
-        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: which never shrinks
-    except (OSError, AttributeError):
-        return  # another system's allocator
-
-
-def one_line(error, cfg):
-    """What an error from below means and what to do, as one line; None for one that needs its traceback."""
-    text = (str(error) or type(error).__name__).splitlines()[0]
-    if isinstance(error, OSError):
-        no_space = errno.errorcode.get(error.errno) in ("ENOSPC", "EDQUOT")
-        if no_space or "requested and" in text:  # numpy: "100 requested and 0 written"
-            again = ", with --resume true if there is a checkpoint" if hasattr(cfg, "resume") else ""
-            text += f" (writing {getattr(cfg, 'out', '')}); free some disk space and run it again{again}"
-        return f"{type(error).__name__}: {text}"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
-        return f"out of memory: {text}; use smaller batches or fewer --workers (--help lists the settings)"
-    if not isinstance(error, ValueError | ImportError | FloatingPointError):
-        return None
-    trace = error.__traceback__
-    while trace.tb_next:
-        trace = trace.tb_next
-    is_ours = Path(trace.tb_frame.f_code.co_filename).parent == Path(__file__).parent
-    return f"{type(error).__name__}: {text}" if is_ours else None
 
 
 def run(main, cfg):
@@ -218,58 +169,20 @@ def setup_ddp():
 
     returns  rank, world size, torch.device of this process
     raises   ValueError if there are more processes than GPUs"""
-    rank, world, local = (
-        int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
-    cuda = torch.cuda.is_available()
-    if cuda and local >= torch.cuda.device_count():
-        raise ValueError(
-            f"process {local} has no GPU: {torch.cuda.device_count()} here; lower --nproc_per_node"
-        )
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
-    if cuda:
+    rank = int(os.environ.get("RANK", 0))
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        if local >= count:
+            raise ValueError(f"process {local} has no GPU: {count} here; lower --nproc_per_node")
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=30))
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
     return rank, world, device
-
-
-def uses_bf16(device, dtype):
-    """Whether the setting dtype means bf16 there: "bf16", "float32", or "auto": bf16 on GPUs that have it."""
-    if dtype not in ("auto", "bf16", "float32"):
-        raise ValueError(f"dtype is {dtype!r}; expected auto, bf16 or float32")
-    if dtype == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return dtype == "bf16"
-
-
-def autocast_for(device, dtype):
-    """Mixed precision context, as `uses_bf16` says."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(device, dtype))
-
-
-VGG = "vgg16-397923af.pth"  # torchvision's name, which ends in the file's SHA-256
-
-
-def perceptual_loss(device):
-    """LPIPS with VGG-16, frozen, of frames in [-1, 1] (Zhang et al. 2018).
-
-    raises  FileNotFoundError where its weights can neither be found nor downloaded; ValueError if they are
-            others"""
-    place = Path(torch.hub.get_dir()) / "checkpoints" / VGG
-    try:
-        import lpips
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchvision's, of the way that lpips asks for weights
-            network = lpips.LPIPS(net="vgg", verbose=False).requires_grad_(False).eval().to(device)
-    except OSError as error:
-        fix = f"put torchvision's {VGG} at {place}, or do without: --lpips false (plan.py: 0)"
-        raise FileNotFoundError(f"no VGG-16 weights for LPIPS: download failed ({error}); {fix}") from None
-    found = hashlib.sha256(place.read_bytes()).hexdigest()  # torch checks only what it downloads itself
-    if not found.startswith(Path(VGG).stem.split("-")[1]):
-        raise ValueError(f"{place} is not torchvision's file (SHA-256 {found[:8]}...); delete it")
-    return network
 
 
 def lr_at(step, lr, warmup, max_steps, schedule):
@@ -336,7 +249,74 @@ def start_log(out, step):
 def log(step, out, **numbers):
     """Print `step 1200 | loss 3.142 | ...` and append the numbers to the .jsonl file `out`; rank 0 alone."""
     units = {"ms": "{:.0f} ms", "tok/s": "{:.0f} tok/s", "frames/s": "{:.0f} frames/s", "lr": "lr {:.1e}"}
-    shown = [units.get(k, k + " {:.4g}").format(v) for k, v in numbers.items() if not isinstance(v, list)]
-    print(" | ".join([f"step {step}", *shown]), flush=True)
+    parts = [f"step {step}"]
+    for name, value in numbers.items():
+        if not isinstance(value, list):
+            parts.append(units.get(name, name + " {:.4g}").format(value))
+    print(" | ".join(parts), flush=True)
     with open(out, "a") as file:
         file.write(json.dumps({"step": step, **numbers}) + "\n")
+
+
+class Progress:
+    """When a training run logs, evaluates, saves and stops, and what has happened since it last logged.
+
+    cfg  max_steps, log_every, eval_every, max_minutes;  out  the checkpoint;  stop  of `stop_signal`"""
+
+    def __init__(self, cfg, out, rank, world, device, stop):
+        self.cfg = cfg
+        self.out = out
+        self.rank = rank
+        self.world = world
+        self.device = device
+        self.stop = stop
+        self.began = time.time()
+        self.ends = False  # the loop is over
+        self.saves = False  # this process evaluates and saves now
+        self.reset()
+
+    def reset(self):
+        self.losses = []
+        self.waited = 0.0  # seconds, for data
+        self.since = time.time()
+
+    def next(self, batches):
+        asked = time.time()
+        batch = next(batches)
+        self.waited += time.time() - asked
+        return batch
+
+    def is_due(self, step):
+        """Whether `log` must be called after this step."""
+        self.ends = step == self.cfg.max_steps or (self.world == 1 and self.stop.is_set())
+        return self.ends or step % self.cfg.log_every == 0 or step % self.cfg.eval_every == 0
+
+    def log(self, step, lr, metrics, tokens=0):
+        """Log the mean loss, speed and the newest metrics; decide on `ends` and `saves`.
+
+        tokens  per step, for their rate;  raises  FloatingPointError if a loss was not finite"""
+        losses = torch.stack(self.losses)
+        bad = (~losses.isfinite()).nonzero()
+        if agreed(len(bad) > 0, self.device):
+            where = step - len(losses) + int(bad[0]) + 1 if len(bad) else "nearby, on another process"
+            raise FloatingPointError(f"loss is not finite at step {where}; lower --lr ({self.out} is older)")
+        seconds = time.time() - self.since
+        if self.rank == 0:
+            numbers = dict(loss=losses.mean().item(), lr=lr, ms=1000 * seconds / len(losses))
+            if tokens:
+                numbers["tok/s"] = tokens * len(losses) / seconds
+            numbers["wait"] = self.waited / seconds
+            for name, value in metrics.items():
+                numbers[name] = value.item()
+            log(step, beside(self.out, ".jsonl"), **numbers)
+        late = 0 < self.cfg.max_minutes * 60 < time.time() - self.began
+        self.ends = agreed(self.ends or self.stop.is_set() or late, self.device)
+        self.saves = self.rank == 0 and (self.ends or step % self.cfg.eval_every == 0)
+        self.reset()
+
+    def require_finite(self, step, model):
+        """Raise FloatingPointError rather than save weights that are not finite."""
+        for parameter in model.parameters():
+            if not parameter.isfinite().all():
+                message = f"weights not finite at step {step}; lower --lr ({self.out} is older)"
+                raise FloatingPointError(message)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from data import to_float
-from files import write_whole
+from support.files import write_whole
 
 AGENT = dict(
     stack=3,  # newest frames that the agent sees

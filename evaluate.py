@@ -33,19 +33,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import (
-    configure,
-    find_device,
-    load_checkpoint,
-    perceptual_loss,
-    require_positive,
-    run,
-    save_checkpoint,
-    setup_ddp,
-)
-from files import beside, load_torchscript
-from results import claim_result, draw_curves, read_curve, report
-from sample import WorldModel, segments_for
+from common import configure, load_checkpoint, require_positive, run, save_checkpoint, setup_ddp
+from sample import WorldModel
+from support.devices import find_device
+from support.files import beside
+from support.networks import load_torchscript, perceptual_loss
+from support.results import claim_result, draw_curves, read_curve, report
+from support.segments import segments_for
 
 CONFIG = dict(
     preset="push",

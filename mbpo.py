@@ -32,12 +32,9 @@ from tqdm import tqdm
 
 from checkpoints import SIZES, gpt_from, load_gpt, load_tokenizer, new_gpt, new_tokenizer, tokenizer_from
 from common import (
-    autocast_for,
     configure,
-    find_device,
     load_checkpoint,
     log,
-    perceptual_loss,
     require_not_negative,
     require_positive,
     run,
@@ -45,13 +42,16 @@ from common import (
     start_log,
     stop_signal,
 )
-from data import save_side_by_side, to_float, to_u8
+from data import to_float, to_u8
 from drq import AGENT, DrQ, Replay, exploration_std, to_batch
 from envs import demonstrations, make_environment, play
 from envs.base import HELD_OUT
-from files import beside, claim
-from results import draw_curves, read_curve
 from sample import TRAINED, WorldModel
+from support.devices import autocast_for, find_device
+from support.files import beside, claim
+from support.networks import perceptual_loss
+from support.pictures import save_side_by_side
+from support.results import draw_curves, read_curve
 
 CONFIG = dict(
     preset="metaworld",

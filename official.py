@@ -3,23 +3,24 @@
     FOLDER/tokenizer/    config.json, diffusion_pytorch_model.safetensors   <-->  tokenizer.Tokenizer
     FOLDER/transformer/  config.json, model.safetensors                     <-->  gpt.GPT
 
-Which tensors are the same is said by pairs (our names, their names): the tensors of each side, one below the
-other, are one matrix. Nothing is left at random: a tensor that is missing, left over or of another shape is
-an error that names it. The models themselves are in the other two files, whose from_official call
-what is here; nothing here imports them.
+Pairs (our names, their names) say which tensors are the same: those of each side, stacked, are one matrix.
+Every tensor must be there, of the right shape, and no other: else an error names it.
 
 Run: python sample.py --ckpt thuml/ivideogpt-oxe-64-act-free --data data/mine
      python sample.py --ckpt out/gpt.pt --export_official FOLDER"""
 
 import itertools
 import json
-import os
 import re
 from pathlib import Path
 
 import torch
 
-from files import require_content
+import gpt
+import tokenizer
+from gpt import GPT
+from support.files import require_content, write_whole
+from tokenizer import Tokenizer
 
 OXE_64, OXE_256 = "thuml/ivideogpt-oxe-64-act-free", "thuml/ivideogpt-oxe-256-act-free"  # to fine-tune
 FILES = dict(tokenizer="diffusion_pytorch_model.safetensors", transformer="model.safetensors")
@@ -119,98 +120,119 @@ def read_config(path, part):
 
 def read_tensors(folder, part):
     """All tensors of the folder that read_config returned; a file that was split into parts is joined."""
-    names, files = ("diffusion_pytorch_model", "model", "pytorch_model"), []
+    files = []
+    names = "diffusion_pytorch_model", "model", "pytorch_model"
     for name, end in itertools.product(names, ("safetensors", "bin")):
         files = files or sorted(folder.glob(f"{name}.{end}")) or sorted(folder.glob(f"{name}-*-of-*.{end}"))
     if not files:
         raise FileNotFoundError(f"{folder}: expected {FILES[part]}, the authors' {part}")
-    return {k: w for file in files for k, w in read_file(file).items()}
+    tensors = {}
+    for file in files:
+        tensors.update(read_file(file))
+    return tensors
 
 
-def settings(config, names, only, folder):
-    """Our settings from the authors' config; `names` maps ours to theirs, `only` is all that we can do.
+def our_settings(config, names, only, folder):
+    """Our settings from the authors' config; `names` maps ours to theirs, `only` has the supported values.
 
-    raises  ValueError naming what is missing or not to be had here"""
-    if missing := [k for k in names.values() if config.get(k) is None]:
+    raises  ValueError naming what is missing or not supported"""
+    missing = [theirs for theirs in names.values() if config.get(theirs) is None]
+    if missing:
         raise ValueError(f"{folder}/config.json lacks {', '.join(missing)}")
     for key, value in only.items():
         if config.get(key) not in (None, value):
             raise ValueError(f"{folder}/config.json: {key} is {config[key]}; only {value} is supported")
-    ours = {k: config[theirs] for k, theirs in names.items()}
-    numbers = [x for v in ours.values() for x in (v if isinstance(v, list) else [v])]
-    if not numbers or not all(isinstance(x, int) and x > 0 for x in numbers):
-        raise ValueError(f"{folder}/config.json: expected whole numbers above 0, got {ours}")
-    return ours
-
-
-def shapes(own, pairs):
-    """Shapes of the authors' tensors, a dict, that our tensors `own` are by these pairs."""
-    found = {}
-    for ours, theirs in pairs:
-        rows = sum(len(own[k]) for k in ours) // len(theirs)
-        found.update({k: (rows, *own[ours[0]].shape[1:]) for k in theirs})
-    return found
+    settings = {ours: config[theirs] for ours, theirs in names.items()}
+    for name, value in settings.items():
+        for number in value if isinstance(value, list) else [value]:
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"{folder}/config.json: {names[name]} is {value}; expected numbers above 0")
+    return settings
 
 
 def fill(model, weights, pairs, folder):
     """Fill a model from the authors' tensors.   raises ValueError naming tensors that do not fit"""
     own = model.state_dict()
-    expected = shapes(own, pairs)
-    found = {k: tuple(w.shape) for k, w in weights.items()}
-    if wrong := sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)):
-        told = [f"{k} (expected {expected.get(k, 'none')}, found {found.get(k, 'none')})" for k in wrong[:6]]
-        raise ValueError(f"{folder}: {len(wrong)} tensors do not fit its config.json: {', '.join(told)}")
+    wrong = dict.fromkeys(weights, "left over")
     for ours, theirs in pairs:
-        joined = torch.cat([weights[k].float() for k in theirs])
-        own.update(zip(ours, joined.split([len(own[k]) for k in ours]), strict=True))
+        rows = sum(len(own[key]) for key in ours) // len(theirs)
+        expected = (rows, *own[ours[0]].shape[1:])
+        for key in theirs:
+            found = tuple(weights[key].shape) if key in weights else None
+            wrong[key] = "" if found == expected else f"expected {expected}, found {found or 'none'}"
+    wrong = [f"{key} ({fault})" for key, fault in sorted(wrong.items()) if fault]
+    if wrong:
+        raise ValueError(f"{folder}: {len(wrong)} tensors do not fit its config.json: {', '.join(wrong[:6])}")
+    for ours, theirs in pairs:
+        stacked = torch.cat([weights[key].float() for key in theirs])
+        for key, part in zip(ours, stacked.split([len(own[key]) for key in ours]), strict=True):
+            own[key] = part
     model.load_state_dict(own)
 
 
 def write(folder, part, config, model, pairs):
-    """Write a model's config.json and tensors into FOLDER/part, each under a temporary name first."""
+    """Write a model's config.json and tensors into FOLDER/part."""
     try:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
     except ImportError:
         raise ImportError("pip install safetensors to write the authors' layout") from None
-    own, weights, folder = model.state_dict(), {}, Path(folder) / part
+    own = model.state_dict()
+    weights = {}
     for ours, theirs in pairs:
-        parts = torch.cat([own[k] for k in ours]).chunk(len(theirs))
-        weights.update((k, w.float().cpu().contiguous().clone()) for k, w in zip(theirs, parts, strict=True))
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / "tensors.partial", metadata={"format": "pt"})
-    (folder / "config.partial").write_text(json.dumps(config, indent=2) + "\n")
-    os.replace(folder / "tensors.partial", folder / FILES[part])
-    os.replace(folder / "config.partial", folder / "config.json")
+        parts = torch.cat([own[key] for key in ours]).chunk(len(theirs))
+        for key, tensor in zip(theirs, parts, strict=True):
+            weights[key] = tensor.float().cpu().contiguous().clone()
+    write_whole(Path(folder) / part / FILES[part], save(weights, metadata={"format": "pt"}))
+    write_whole(Path(folder) / part / "config.json", (json.dumps(config, indent=2) + "\n").encode())
 
 
 # ---- the tokenizer ----
 
 
-def tokenizer_settings(config, folder):
-    """Our settings from the authors' config.json; those that it does not have are left out."""
-    cfg = settings(config, {**TOKENIZER_SETTINGS, "patch_size": "patch_size"}, TOKENIZER_ONLY, folder)
+def read_tokenizer_config(path):
+    """Our settings of the authors' tokenizer in a folder of theirs, and the folder of its tensors."""
+    config, folder = read_config(path, "tokenizer")
+    cfg = our_settings(config, {**TOKENIZER_SETTINGS, "patch_size": "patch_size"}, TOKENIZER_ONLY, folder)
     if config.get("vq_embed_dim") not in (None, cfg["code_dim"]):
         raise ValueError(f"{folder}/config.json: vq_embed_dim other than latent_channels is not supported")
-    grid = cfg["resolution"] // 2 ** (len(cfg["channels"]) - 1)
-    cfg["dynamics_grid"] = grid // cfg.pop("patch_size")
-    # Their codebooks are trained: nothing is revived.
-    return {**cfg, "max_att_resolution": config.get("max_att_resolution") or 32, "revive_after": 0}
+    cfg["dynamics_grid"] = tokenizer.latent_grid(cfg) // cfg.pop("patch_size")
+    cfg["max_att_resolution"] = config.get("max_att_resolution") or 32
+    cfg["revive_after"] = 0  # their codebooks are trained
+    return {**tokenizer.SMALL, **cfg}, folder
+
+
+def load_tokenizer(path):
+    """The authors' tokenizer, in eval mode, from a folder of theirs, tokenizer/ in it, or a hub name.
+
+    raises  FileNotFoundError, or ValueError naming the tensor or setting that does not fit"""
+    config, folder = read_tokenizer_config(path)
+    model = Tokenizer(**config)
+    fill(model, read_tensors(folder, "tokenizer"), tokenizer_pairs(model), folder)
+    return model.eval()
 
 
 def tokenizer_config(model):
     """The authors' config.json for a tokenizer.   raises ValueError where their code cannot run it"""
     cfg = model.config
-    fixed = dict(patch=1, n_head=4, norm_groups=32)
-    wrong = [f"{k} = {cfg[k]} (theirs: {v})" for k, v in fixed.items() if cfg[k] != v]
-    if (model.grid, cfg["dynamics_grid"]) != (16, 4):
-        wrong.append(f"{model.grid}^2 and {cfg['dynamics_grid']}^2 tokens a frame (theirs: 16^2 and 4^2)")
-    if wrong:
-        raise ValueError(f"the authors' code cannot run this tokenizer: {', '.join(wrong)}")
+    if not isinstance(model, Tokenizer) or "patch" in cfg:
+        raise ValueError("the authors' code cannot run this tokenizer: patch, pos_init, or tokens per frame")
+    found = (model.grid, cfg["dynamics_grid"], cfg["n_head"], cfg["norm_groups"])
+    if found != (16, 4, 4, 32):
+        raise ValueError("the authors' code cannot run this tokenizer: latent grid, dynamics_grid, n_head, "
+                         f"norm_groups are {found}, theirs (16, 4, 4, 32)")
     n = len(cfg["channels"])
-    config = {theirs: cfg[ours] for ours, theirs in TOKENIZER_SETTINGS.items()} | TOKENIZER_ONLY
-    config |= dict(_class_name="CompressiveVQModel", patch_size=model.side, vq_embed_dim=None)
-    config |= dict(max_att_resolution=cfg["max_att_resolution"], lookup_from_codebook=True)
-    return config | dict(down_block_types=["DownEncoderBlock2D"] * n, up_block_types=["UpDecoderBlock2D"] * n)
+    config = {theirs: cfg[ours] for ours, theirs in TOKENIZER_SETTINGS.items()}
+    return dict(
+        **config,
+        **TOKENIZER_ONLY,
+        _class_name="CompressiveVQModel",
+        patch_size=model.side,
+        vq_embed_dim=None,
+        max_att_resolution=cfg["max_att_resolution"],
+        lookup_from_codebook=True,
+        down_block_types=["DownEncoderBlock2D"] * n,
+        up_block_types=["UpDecoderBlock2D"] * n,
+    )
 
 
 def tokenizer_pairs(model):
@@ -222,24 +244,44 @@ def tokenizer_pairs(model):
         theirs = ours
         for pattern, name in TOKENIZER_NAMES:
             theirs = re.sub(pattern, name, theirs)
-        if ".cross." in theirs:  # numbered from 0 there, by the level they stand after here
+        if ".cross." in theirs:  # theirs are numbered from 0, ours by the level they stand after
             net, level = re.match(r"(\w+)\.cross\.(\d+)", theirs).groups()
             number = list(getattr(model, net).cross).index(level)
             theirs = theirs.replace(f"cross.{level}", f"cross_att_blocks.{number}")
-        both = [ours, ours.replace(".q.", ".kv.")] if ".in_proj_" in theirs else [ours]
-        three = [theirs.replace("to_q", f"to_{x}") for x in "qkv"] if ".to_q." in theirs else [theirs]
-        pairs.append((both, three))
+        if ".in_proj_" in theirs:  # one matrix for queries, keys and values
+            pairs.append(([ours, ours.replace(".q.", ".kv.")], [theirs]))
+        elif ".to_q." in theirs:  # three matrices
+            pairs.append(([ours], [theirs.replace("to_q", f"to_{x}") for x in "qkv"]))
+        else:
+            pairs.append(([ours], [theirs]))
     return pairs
 
 
 # ---- the transformer ----
 
 
+def load_gpt(path, layout=None):
+    """The authors' transformer, in eval mode, from a folder of theirs, transformer/ in it, or a hub name.
+
+    layout  by default that of the tokenizer beside it
+    The files do not say how long segments were: it is 16 frames (the authors: 16; 12 for RoboNet and VP2; 17
+    goal-conditioned).   raises  FileNotFoundError, or ValueError naming the tensor or setting"""
+    config, folder = read_config(path, "transformer")
+    weights = read_tensors(folder, "transformer")
+    weights = {key: w for key, w in weights.items() if "action_recon_linear." not in key}  # nothing uses it
+    if layout is None:
+        layout = tokenizer.layout_of(read_tokenizer_config(folder.absolute().parent)[0])
+    model = GPT(layout, **{**gpt.SMALL, **gpt_settings(config, weights, folder)})
+    wrapped = any(key.startswith("llm.") for key in weights)
+    fill(model, weights, gpt_pairs(model, wrapped), folder)
+    return model.eval()
+
+
 def gpt_settings(config, weights, folder):
     """Our settings from the authors' config.json and, for the heads, their tensors."""
     config = {**(config.get("rope_parameters") or {}), **config}  # newer files keep rope_theta in there
     only = {**GPT_ONLY, "num_key_value_heads": config.get(GPT_SETTINGS["n_head"])}
-    cfg = settings(config, GPT_SETTINGS, only, folder)
+    cfg = our_settings(config, GPT_SETTINGS, only, folder)
     cfg["att_dropout"] = config.get("attention_dropout") or 0.0
     if "action_linear.weight" in weights:
         cfg["action_dim"] = weights["action_linear.weight"].shape[-1]
@@ -248,17 +290,25 @@ def gpt_settings(config, weights, folder):
 
 def gpt_config(model):
     """The authors' config.json for a transformer.   raises ValueError where their code cannot run it"""
-    cfg, layout = model.config, model.layout
-    if cfg["places"]:
-        raise ValueError("the authors' transformer has no learned position embeddings: places is not 0")
+    cfg = model.config
+    if "pos_init" in cfg:
+        raise ValueError("the authors' transformer has no learned position embeddings: pos_init is not 0")
     if cfg["reward"] and not cfg["action_dim"]:
         raise ValueError("the authors' transformer has a reward head only beside an action projection")
-    config = {theirs: cfg[ours] for ours, theirs in GPT_SETTINGS.items()} | GPT_ONLY
+    config = {theirs: cfg[ours] for ours, theirs in GPT_SETTINGS.items()}
+    config.update(GPT_ONLY)
     del config["rope_type"]
-    config |= dict(architectures=["LlamaForCausalLM"], model_type="llama", num_key_value_heads=cfg["n_head"])
-    config |= dict(vocab_size=layout.vocab_size, bos_token_id=50256, eos_token_id=50256)
-    config |= dict(max_position_embeddings=max(1024, layout.length(cfg["segment_length"])))
-    return config | dict(attention_dropout=cfg["att_dropout"])
+    return dict(
+        **config,
+        architectures=["LlamaForCausalLM"],
+        model_type="llama",
+        num_key_value_heads=cfg["n_head"],
+        vocab_size=model.layout.vocab_size,
+        bos_token_id=50256,
+        eos_token_id=50256,
+        max_position_embeddings=max(1024, model.layout.length(cfg["segment_length"])),
+        attention_dropout=cfg["att_dropout"],
+    )
 
 
 def gpt_pairs(model, wrapped):
@@ -267,7 +317,8 @@ def gpt_pairs(model, wrapped):
     for ours in model.state_dict():
         *block, module, kind = ours.split(".")
         prefix = f"model.layers.{block[1]}." if block else ""
-        prefix = prefix if module in ("action", "reward") or not wrapped else "llm." + prefix
+        if wrapped and module not in ("action", "reward"):
+            prefix = "llm." + prefix
         pairs.append(([ours], [f"{prefix}{name}.{kind}" for name in GPT_NAMES[module]]))
     return pairs
 
@@ -275,10 +326,12 @@ def gpt_pairs(model, wrapped):
 # ---- both ----
 
 
-def export(folder, tokenizer, gpt):
+def export(folder, vqgan, transformer):
     """Write tokenizer/ and transformer/ into FOLDER.
 
     raises  ValueError, before anything is written, where the authors have no such model (that of `tiny`)"""
-    configs = tokenizer_config(tokenizer), gpt_config(gpt)
-    write(folder, "tokenizer", configs[0], tokenizer, tokenizer_pairs(tokenizer))
-    write(folder, "transformer", configs[1], gpt, gpt_pairs(gpt, wrapped=gpt.action is not None))
+    vqgan_config = tokenizer_config(vqgan)
+    gpt_json = gpt_config(transformer)
+    write(folder, "tokenizer", vqgan_config, vqgan, tokenizer_pairs(vqgan))
+    wrapped = transformer.action is not None
+    write(folder, "transformer", gpt_json, transformer, gpt_pairs(transformer, wrapped))

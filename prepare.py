@@ -1,21 +1,24 @@
-"""prepare.py: one command for all data.
+"""prepare.py: one command for all data: plays worlds (envs/), imports other people's data sets (importers/).
 
-Run: python prepare.py push --out data/push --episodes 2000"""
+    PushWorld, RoboDesk, robosuite, Meta-World --push, script, metaworld--+
+                                                                          +--> a folder of episodes (data.py)
+    videos, npz, HDF5, TFRecords, LeRobot ... --importers.IMPORTERS-------+
+
+Run: python prepare.py push --out data/push --episodes 2000     (--help after a command lists its settings)
+     python prepare.py video --src FOLDER --out data/mine --size 64"""
 
 import contextlib
-import functools
 import sys
-import time
 
 import numpy as np
 from tqdm import tqdm
 
 import importers
 from common import configure, run
-from data import EpisodeWriter
 from envs import demonstrations, make_environment, play, script_episodes
 from envs.base import HELD_OUT, random_policy
 from envs.push import play_push
+from support.writer import EpisodeWriter
 
 PUSH_CONFIG = dict(
     out="data/push",
@@ -24,96 +27,99 @@ PUSH_CONFIG = dict(
     size=64,  # pixels per side
     seed=0,
     expert_share=0.6,  # of the episodes; the others are random play
-    action_noise=0.3,  # standard deviation of what is added to the expert's actions
-    robot="red",  # or "cyan", whose looks the released checkpoint has never seen
+    action_noise=0.3,  # standard deviation, added to the expert's actions
+    robot="red",  # or "cyan", which the released checkpoint has never seen
     scene=-1,  # >= 0: colours, light and sizes of this number in all episodes; -1: each has its own
     val_every=20,  # every 20th episode is for validation
-)
-METAWORLD_CONFIG = dict(
-    out="data/metaworld",
-    task="plate-slide",
-    episodes=5,  # in which the scripted player succeeds
-    seed=0,
-    noise=0.0,  # standard deviation of what is added to its actions
-    val_every=20,
 )
 SCRIPT_CONFIG = dict(
     out="data/push_red",
     tasks=("push_red",),  # of RoboDesk, robosuite_push, or of Meta-World
-    episodes=200,  # of each, successful or not
+    episodes=200,  # of each task
     seed=0,
-    noise=0.2,  # standard deviation of what is added to the script's actions
-    random_share=0.3,  # of the episodes, played at random; VP2: 0, but then one learns to expect the script
+    noise=0.2,  # standard deviation, added to the scripted player's actions
+    random_share=0.3,  # of the episodes are random play; VP2: 0, but then a model learns to expect the script
     val_every=20,
 )
+METAWORLD_CONFIG = dict(out="data/metaworld", task="plate-slide", episodes=5, seed=0, noise=0.0, val_every=20)
+
+
+def add_episode(writer, episode, name):
+    """Write an episode as `envs.play` yields it."""
+    actions = np.pad(episode["actions"], ((0, 1), (0, 0)))  # no action follows the last frame
+    writer.add(episode["frames_u8"], actions, episode["rewards"], name)
 
 
 def collect_push(out, episodes, val_every=20, robot="red", scene=-1, **how):
-    """Write the episodes of `play_push`; prints success rates and speed."""
+    """Episodes of PushWorld, by its noisy scripted player and of random play; prints success rates."""
     if episodes < 1 or not 0 <= how["seed"] < HELD_OUT or how["action_noise"] < 0:
         raise ValueError(f"expected episodes >= 1, 0 <= seed < {HELD_OUT}, action_noise >= 0; got {how}")
-    began, wins = time.time(), {"expert": [], "random": []}
+    wins = {"expert": [], "random": []}
     played = tqdm(play_push(episodes, robot=robot, scene=scene, **how), "push", episodes)
     source = f"PushWorld, {robot}, scene {scene}, seed {how['seed']}"
     with EpisodeWriter(out, source, val_every=val_every) as writer:
-        for i, (*episode, kind, won) in enumerate(played):
-            wins[kind].append(won)
-            writer.add(*episode, f"{kind} {i}")
+        for i, episode in enumerate(played):
+            kind = episode["kind"]
+            wins[kind].append(episode["success"])
+            add_episode(writer, episode, f"{kind} {i}")
     rates = " | ".join(f"{kind} success {np.mean(w):.3f} of {len(w)}" for kind, w in wins.items() if w)
-    speed = episodes * (how["length"] + 1) / (time.time() - began)
-    print(f"{out}: {episodes} episodes | {rates} | {speed:.0f} frames/s")
+    print(f"{out}: {episodes} episodes | {rates}")
 
 
-def _write_played(out, source, val_every, tasks, seed, n, played):
-    """Write n episodes of each task, which played(env) yields; tells of each how it ended."""
+def collect_tasks(out, source, tasks, n, seed, val_every, player):
+    """Write n episodes of each task, which player(env) yields; prints how each ended."""
     with EpisodeWriter(out, f"{source}, seed {seed}", val_every=val_every) as writer:
         for task in tasks:
             with contextlib.closing(make_environment(task, seed=seed)) as env:
-                for i, e in enumerate(tqdm(played(env), task, n)):
-                    actions = np.concatenate([e["actions"], np.zeros_like(e["actions"][:1])])
-                    writer.add(e["frames_u8"], actions, e["rewards"], f"{task} {i}")
-                    outcome = "success" if e["success"] else "failure"
-                    tqdm.write(f"{task} {i}: {outcome}, return {e['rewards'].sum():.1f}")
+                for i, episode in enumerate(tqdm(player(env), task, n)):
+                    add_episode(writer, episode, f"{task} {i}")
+                    outcome = "success" if episode["success"] else "failure"
+                    tqdm.write(f"{task} {i}: {outcome}, return {episode['rewards'].sum():.1f}")
 
 
 def collect_metaworld(out, task, episodes, seed, noise, val_every):
-    """Write demonstrations of a task."""
-    shown = functools.partial(demonstrations, n=episodes, noise=noise, seed=seed)
-    _write_played(out, f"Meta-World {task}", val_every, (task,), seed, episodes, shown)
+    """Demonstrations of a task of Meta-World: successes of its scripted player."""
+
+    def player(env):
+        return demonstrations(env, episodes, noise, seed)
+
+    collect_tasks(out, f"Meta-World {task}", (task,), episodes, seed, val_every, player)
 
 
 def collect_script(out, tasks, episodes, seed, noise, random_share, val_every):
-    """Write so many episodes of each task, by its scripted player with noise, then a share at random."""
+    """Episodes of any world's tasks, by the scripted player with noise, then a share of random play."""
     if not 0 <= random_share <= 1:
         raise ValueError(f"--random_share is {random_share}; expected 0 to 1")
     n_random = round(random_share * episodes)
 
-    def played(env):
+    def player(env):
         yield from script_episodes(env, episodes - n_random, noise, seed)
         wander = iter(random_policy(1, n_random * env.length, [seed, 1], env.action_dim))
         yield from play(env, n_random, lambda frames: next(wander))
 
-    _write_played(out, f"{', '.join(tasks)}, noise {noise}", val_every, tasks, seed, episodes, played)
+    collect_tasks(out, f"{', '.join(tasks)}, noise {noise}", tasks, episodes, seed, val_every, player)
 
 
 COMMANDS = {
     "push": (collect_push, PUSH_CONFIG),
-    "metaworld": (collect_metaworld, METAWORLD_CONFIG),
     "script": (collect_script, SCRIPT_CONFIG),
+    "metaworld": (collect_metaworld, METAWORLD_CONFIG),
+    **importers.IMPORTERS,
 }
 
 
 def main(argv):
-    """Run one of COMMANDS or IMPORTERS: argv is its name, then its settings as --key value."""
-    commands = {**COMMANDS, **importers.IMPORTERS}
-    if not argv or argv[0] not in commands:
-        known = f"{', '.join(commands)} (each with --help)"
-        if argv and argv[0] not in ("-h", "--help"):
-            raise SystemExit(f"{argv[0]}: no such command; expected {known}")
-        print(f"{__doc__}\n\ncommands: {known}")
+    """Run one of COMMANDS: argv is its name, then its settings as --key value."""
+    name = argv[0] if argv else "--help"
+    if name in ("-h", "--help"):
+        print(f"{__doc__}\n\ncommands:")
+        for command, (function, _) in COMMANDS.items():
+            print(f"  {command:12}{function.__doc__.splitlines()[0]}")
         raise SystemExit(0)
-    function, config = commands[argv[0]]
-    doc = f"{sys.modules[function.__module__].__doc__}\n\n{argv[0]}: {function.__doc__}"
+    if name not in COMMANDS:
+        raise SystemExit(f"{name}: no such command; expected {', '.join(COMMANDS)} (each with --help)")
+    function, config = COMMANDS[name]
+    doc = f"{sys.modules[function.__module__].__doc__}\n\n{name}: {function.__doc__}"
     run(lambda cfg: function(**vars(cfg)), configure(config, doc, argv[1:]))
 
 

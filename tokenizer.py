@@ -4,23 +4,19 @@
                         |               | features                                       | features
                         +- others --> cond_encoder -> VQ -> dynamics codes (B,f,n) -> cond_decoder -> frames
 
-A context frame costs N = 256 tokens. A future frame costs n = 16, because both of its networks look the
-scene up in the context by cross-attention, so that only what has changed needs words. One sequence holds a
+A context frame costs N = 256 tokens. A future frame costs n = 16, because its encoder and decoder read the
+scene from the context by cross-attention: its codes have to say only what has changed. One sequence holds a
 whole video:
 
     c_1 (N)  [S1]  c_2 (N)  [S2] d_1 (n)  [S2] d_2 (n) ...      S1, S2: slot tokens; the first S1 is left out
     |------ context ------| |---- a future frame ---|
 
 B batch, T frames, t context frames, f = T-t future frames, N/n tokens per context/future frame, L tokens in
-a sequence, C channels, D code size, K codes, h w latent grid. Frames are in [0, 1]; `decode` does not clamp.
+a sequence, M pictures, C channels, D code size, K codes, h w latent grid. Frames are in [0, 1]; `decode` does
+not clamp.
 
-Where we differ from the paper. At all sizes: unused codes are drawn anew from encoder outputs
-(`revive_after`), and weights start out keeping the variance. In `tiny` alone, so that it learns on a laptop:
-`patch` folds 4x4 pixels into channels before the first convolution; a context frame is 64 tokens, not 256;
-dynamics codes are taught to tell of changes alone (`still`, `disguise`), else they describe the scenery
-again, and the transformer has to predict that;
-the cross-attention starts from sinusoids with keys projected like queries, so that each place first looks at
-itself in the context (`pos_init`; the paper's embeddings start from zero).
+Where we differ from the paper: codes that are not used are drawn anew from encoder outputs (`revive_after`),
+and the initial weights keep the variance of activations. The laptop's preset `tiny` differs in more: tiny.py.
 
 Run: python train_tokenizer.py --preset tiny --max_steps 100"""
 
@@ -32,13 +28,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-import official
-from common import load_checkpoint
-
 # Paper Table 2: small is its low-resolution model (114M), large its high-resolution one (310M).
 SMALL = dict(
     resolution=64,
-    patch=1,  # pixels folded into channels before the first convolution
     channels=(128, 256, 512),  # one entry per level; every level but the last halves the resolution
     layers_per_block=2,  # residual blocks per level of an encoder; a decoder has one more
     code_dim=64,
@@ -50,17 +42,10 @@ SMALL = dict(
     norm_groups=32,
     n_head=4,
     dropout=0.1,  # of the cross-attention, in training
-    commitment=1.0,  # weight of the encoder's share of the VQ loss
-    pos_init=0.0,  # amplitude of sinusoids that the position embeddings start from
-    revive_after=200,  # forward passes without use after which a code is drawn anew; 0 is off
+    commitment=1.0,  # weight of the encoder's part of the VQ loss
+    revive_after=200,  # forward passes without use after which a code is drawn anew; 0: never
 )
 LARGE = {**SMALL, "resolution": 256, "channels": (128, 256, 256, 512, 768), "max_att_resolution": 32}
-TINY = {
-    **SMALL, "patch": 4, "channels": (48, 64), "layers_per_block": 1, "code_dim": 32, "context_codes": 1024,
-    "dynamics_codes": 128, "norm_groups": 8, "n_head": 2, "dropout": 0.0, "commitment": 0.25, "pos_init": 1.5,
-    "revive_after": 50,
-}  # fmt: skip
-PRESETS = dict(tiny=TINY, small=SMALL, large=LARGE)
 
 
 @dataclass(frozen=True)
@@ -94,54 +79,55 @@ class TokenLayout:
         """Tokens in the sequence of a T-frame video."""
         return self.prompt - 1 + (self.tokens_future + 1) * (T - self.context_frames)
 
+    def future_frames(self, L):
+        """Future frames in a sequence of L tokens, an unfinished last one included."""
+        return max(0, -(-(L - self.prompt + 1) // (self.tokens_future + 1)))
+
     def slots(self, f):
-        """Positions of the slot tokens of f future frames, a slice: where their actions are added."""
-        first, step = self.prompt - 1, self.tokens_future + 1
+        """Positions of the slot tokens of f future frames, a slice: their actions are added here."""
+        first = self.prompt - 1
+        step = self.tokens_future + 1
         return slice(first, first + step * f, step)
 
     def ends(self, f):
-        """Positions of the last token of f future frames, a slice: where their rewards are read."""
+        """Positions of the last token of f future frames, a slice: their rewards are read here."""
         slots = self.slots(f)
         return slice(slots.start + self.tokens_future, slots.stop, slots.step)
 
-    def places(self, L):
-        """Which of prompt + n places each of L positions is at, (L,): all future frames share theirs."""
-        i, first = torch.arange(L), self.prompt - 1
-        return torch.where(i < first, i, first + (i - first) % (self.tokens_future + 1))
-
-    def pack(self, context, dynamics):
-        """Codes (B, t, N) and (B, f, n) -> token ids (B, L)."""
+    def pack(self, context, dynamics=None):
+        """Codes (B, t, N) and, if there are any, (B, f, n) -> token ids (B, L)."""
         before = F.pad(context, (1, 0), value=self.context_slot).flatten(1)[:, 1:]
+        if dynamics is None:
+            return before
         after = F.pad(dynamics + self.context_codes, (1, 0), value=self.future_slot).flatten(1)
         return torch.cat([before, after], 1)
 
     def unpack(self, tokens):
         """Token ids (B, L) of whole frames -> codes (B, t, N) and (B, f, n).
 
-        raises  ValueError if L fits no number of frames or an id is no code of its place"""
-        B, L = tokens.shape
-        t, N, n = self.context_frames, self.tokens_context, self.tokens_future
+        raises  ValueError if L fits no number of frames or an id is not a code that its position can hold"""
+        L = tokens.shape[1]
+        n = self.tokens_future
         if L < self.prompt - 1 or (L - self.prompt + 1) % (n + 1):
             raise ValueError(f"{L} tokens; expected {self.prompt - 1} + {n + 1} per future frame")
-        context = F.pad(tokens[:, : self.prompt - 1], (1, 0)).view(B, t, N + 1)[..., 1:]
-        dynamics = tokens[:, self.prompt - 1 :].reshape(B, -1, n + 1)[..., 1:] - self.context_codes
+        context = F.pad(tokens[:, : self.prompt - 1], (1, 0))
+        context = context.unflatten(1, (self.context_frames, -1))[..., 1:]
+        dynamics = tokens[:, self.prompt - 1 :].unflatten(1, (-1, n + 1))[..., 1:] - self.context_codes
         for codes, K in ((context, self.context_codes), (dynamics, self.dynamics_codes)):
             if codes.numel() and not 0 <= codes.min() <= codes.max() < K:
-                raise ValueError(f"codes {codes.min()}..{codes.max()} where 0..{K - 1} are expected")
+                raise ValueError(f"codes {codes.min()}..{codes.max()}; expected 0..{K - 1}")
         return context, dynamics
+
+
+def latent_grid(cfg):
+    """Side of the latent grid of a tokenizer with these settings."""
+    return cfg["resolution"] // 2 ** (len(cfg["channels"]) - 1)
 
 
 def layout_of(cfg):
     """The TokenLayout of a tokenizer with these settings, a dict as SMALL."""
-    grid = cfg["resolution"] // (cfg["patch"] * 2 ** (len(cfg["channels"]) - 1))
-    codes = cfg["context_codes"], cfg["dynamics_codes"]
-    return TokenLayout(cfg["context_frames"], grid**2, cfg["dynamics_grid"] ** 2, *codes)
-
-
-def official_config(path):
-    """Settings of the authors' tokenizer in a folder of theirs or of a hub name, and its own folder."""
-    config, folder = official.read_config(path, "tokenizer")
-    return {**SMALL, **official.tokenizer_settings(config, folder)}, folder
+    tokens = latent_grid(cfg) ** 2, cfg["dynamics_grid"] ** 2
+    return TokenLayout(cfg["context_frames"], *tokens, cfg["context_codes"], cfg["dynamics_codes"])
 
 
 def conv3(c_in, c_out):
@@ -153,8 +139,10 @@ class ResBlock(nn.Module):
 
     def __init__(self, c_in, c_out, groups):
         super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(groups, c_in, 1e-6), conv3(c_in, c_out)
-        self.norm2, self.conv2 = nn.GroupNorm(groups, c_out, 1e-6), conv3(c_out, c_out)
+        self.norm1 = nn.GroupNorm(groups, c_in, 1e-6)
+        self.conv1 = conv3(c_in, c_out)
+        self.norm2 = nn.GroupNorm(groups, c_out, 1e-6)
+        self.conv2 = conv3(c_out, c_out)
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x):
@@ -167,7 +155,9 @@ class SelfAttention(nn.Module):
 
     def __init__(self, C, groups):
         super().__init__()
-        self.norm, self.qkv, self.out = nn.GroupNorm(groups, C, 1e-6), nn.Linear(C, 3 * C), nn.Linear(C, C)
+        self.norm = nn.GroupNorm(groups, C, 1e-6)
+        self.qkv = nn.Linear(C, 3 * C)
+        self.out = nn.Linear(C, C)
 
     def forward(self, x):
         B, C, H, W = x.shape
@@ -176,40 +166,37 @@ class SelfAttention(nn.Module):
         return x + self.out(h).mT.reshape(B, C, H, W)
 
 
-def sinusoids(C, size):
-    """2-D sinusoidal position embeddings (size^2, C); wavelengths from a few cells to the whole frame."""
-    angle = torch.arange(size)[:, None] * float(size) ** -torch.linspace(0, 1, C // 4)
-    wave = torch.cat([angle.sin(), angle.cos()], 1)  # (size, C/2)
-    rows, columns = wave[:, None].expand(-1, size, -1), wave[None].expand(size, -1, -1)
-    return torch.cat([rows, columns], -1).flatten(0, 1)
-
-
 class CrossAttention(nn.Module):
-    """Every pixel of a future frame looks into the features of all t context frames (paper eq. 5)."""
+    """Every pixel of a future frame attends to the features of all t context frames (paper eq. 5)."""
 
-    def __init__(self, C, size, t, groups, n_head, dropout, pos_init):
+    def __init__(self, cfg, C, size):
         super().__init__()
-        self.n_head, self.dropout, self.pos_init = n_head, dropout, pos_init
-        self.q_norm, self.kv_norm = nn.GroupNorm(groups, C, 1e-5), nn.GroupNorm(groups, C, 1e-5)
-        pos = pos_init * sinusoids(C, size) if pos_init else torch.zeros(size * size, C)
-        self.q_pos_emb, self.kv_pos_emb = nn.Parameter(pos), nn.Parameter(pos.repeat(t, 1))
-        self.q, self.kv, self.out = nn.Linear(C, C), nn.Linear(C, 2 * C), nn.Linear(C, C)
+        self.n_head = cfg["n_head"]
+        self.dropout = cfg["dropout"]
+        self.q_norm = nn.GroupNorm(cfg["norm_groups"], C, 1e-5)
+        self.kv_norm = nn.GroupNorm(cfg["norm_groups"], C, 1e-5)
+        self.q_pos_emb = nn.Parameter(torch.zeros(size * size, C))
+        self.kv_pos_emb = nn.Parameter(torch.zeros(cfg["context_frames"] * size * size, C))
+        self.q = nn.Linear(C, C)
+        self.kv = nn.Linear(C, 2 * C)
+        self.out = nn.Linear(C, C)
 
     def keys_values(self, context):
         """Context features (B, t, C, H, W) -> keys, values (B, heads, tHW, C/heads) for all future frames."""
         B, t, C, H, W = context.shape
         stacked = context.transpose(1, 2).reshape(B, C, t * H, W)  # frames share the statistics of the norm
         x = self.kv_norm(stacked).flatten(2).mT + self.kv_pos_emb  # (B, tHW, C)
-        return [y.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for y in self.kv(x).chunk(2, -1)]
+        return self.kv(x).unflatten(-1, (2 * self.n_head, -1)).transpose(1, 2).chunk(2, 1)
 
     def forward(self, x, k, v):
-        (BF, C, H, W), B = x.shape, k.shape[0]
-        q = self.q(self.q_norm(x).flatten(2).mT + self.q_pos_emb)  # (B f, HW, C)
+        M, C, H, W = x.shape  # M = B f
+        B = len(k)
+        q = self.q(self.q_norm(x).flatten(2).mT + self.q_pos_emb)  # (M, HW, C)
         q = q.reshape(B, -1, self.n_head, C // self.n_head).transpose(1, 2)  # (B, heads, f HW, C/heads)
         h = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
-        h = self.out(h.transpose(1, 2).reshape(BF, H * W, C))
+        h = self.out(h.transpose(1, 2).reshape(M, H * W, C))
         h = F.dropout(h, self.dropout, self.training)
-        return F.silu(x + h.mT.reshape(BF, C, H, W))
+        return F.silu(x + h.mT.reshape(M, C, H, W))
 
 
 class Stack(nn.Module):
@@ -217,63 +204,64 @@ class Stack(nn.Module):
 
     def __init__(self, c_in, c_out, layers, groups, resample):
         super().__init__()
-        widths = [c_in] + [c_out] * layers
-        self.resnets = nn.ModuleList([ResBlock(widths[i], c_out, groups) for i in range(layers)])
-        self.resample = resample
-        if resample:
-            self.conv = nn.Conv2d(c_out, c_out, 3, stride=2) if resample == "down" else conv3(c_out, c_out)
+        blocks = [ResBlock(c_in if i == 0 else c_out, c_out, groups) for i in range(layers)]
+        self.resnets = nn.ModuleList(blocks)
+        self.resample = resample  # "down", "up" or ""
+        if resample == "down":
+            self.conv = nn.Conv2d(c_out, c_out, 3, stride=2)
+        elif resample == "up":
+            self.conv = conv3(c_out, c_out)
 
     def forward(self, x):
         for resnet in self.resnets:
             x = resnet(x)
         if self.resample == "down":
             return self.conv(F.pad(x, (0, 1, 0, 1)))  # padded right and below only, as in the original
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")) if self.resample else x
+        if self.resample == "up":
+            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return x
 
 
 class MidBlock(nn.Module):
     def __init__(self, C, groups, attention):
         super().__init__()
-        self.resnets = nn.ModuleList([ResBlock(C, C, groups) for _ in range(2)])
+        self.resnets = nn.ModuleList([ResBlock(C, C, groups), ResBlock(C, C, groups)])
         self.attention = SelfAttention(C, groups) if attention else nn.Identity()
 
     def forward(self, x):
         return self.resnets[1](self.attention(self.resnets[0](x)))
 
 
-def look_up(network, features):
-    """What the cross-attention of a conditional encoder or decoder sees of a context: once for all frames.
-
-    features of the context's encoder or decoder;  returns {level: (keys, values)}"""
-    return {i: cross.keys_values(features[int(i)]) for i, cross in network.cross.items()}
-
-
-def cross_attention(cfg, C, size):
-    settings = (cfg[k] for k in ("context_frames", "norm_groups", "n_head", "dropout", "pos_init"))
-    return CrossAttention(C, size, *settings)
+def project_context(network, features):
+    """Feature maps (B, t, C, H, W) of a context -> {level: (keys, values)} for the cross-attentions."""
+    return {level: cross.keys_values(features[int(level)]) for level, cross in network.cross.items()}
 
 
 class Encoder(nn.Module):
     """Frames -> latents, and the feature map after each level; `conditional` on a context's feature maps."""
 
-    def __init__(self, cfg, conditional):
+    def __init__(self, cfg, conditional, c_in=3):
         super().__init__()
-        channels, groups, last = cfg["channels"], cfg["norm_groups"], len(cfg["channels"]) - 1
-        self.patch, size = cfg["patch"], cfg["resolution"] // cfg["patch"]
-        self.conv_in = conv3(3 * self.patch**2, channels[0])
-        self.down_blocks, self.cross = nn.ModuleList(), nn.ModuleDict()
+        channels = cfg["channels"]
+        groups = cfg["norm_groups"]
+        size = cfg["resolution"]
+        self.conv_in = conv3(c_in, channels[0])
+        self.down_blocks = nn.ModuleList()
+        self.cross = nn.ModuleDict()
         for i, C in enumerate(channels):
-            down = "down" if i < last else None
+            down = "down" if i < len(channels) - 1 else ""
             self.down_blocks.append(Stack(channels[max(i - 1, 0)], C, cfg["layers_per_block"], groups, down))
             size //= 2 if down else 1
             if conditional and size <= cfg["max_att_resolution"]:
-                self.cross[str(i)] = cross_attention(cfg, C, size)
+                self.cross[str(i)] = CrossAttention(cfg, C, size)
         self.mid_block = MidBlock(C, groups, attention=conditional)
-        self.conv_norm_out, self.conv_out = nn.GroupNorm(groups, C, 1e-6), conv3(C, cfg["code_dim"])
+        self.conv_norm_out = nn.GroupNorm(groups, C, 1e-6)
+        self.conv_out = conv3(C, cfg["code_dim"])
 
     def forward(self, frames, context=None):
-        """frames (M, 3, H, W), what to `look_up` of a context -> latents (M, D, h, w), features."""
-        h, features = self.conv_in(F.pixel_unshuffle(frames, self.patch)), []
+        """frames (M, 3, H, W), `project_context` of a context -> latents (M, D, h, w), features."""
+        h = self.conv_in(frames)
+        features = []
         for i, block in enumerate(self.down_blocks):
             h = block(h)
             if str(i) in self.cross:
@@ -285,28 +273,33 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents -> frames, and the feature map of the mid block and after each level."""
 
-    def __init__(self, cfg, conditional):
+    def __init__(self, cfg, conditional, c_out=3):
         super().__init__()
-        channels, groups, last = cfg["channels"][::-1], cfg["norm_groups"], len(cfg["channels"]) - 1
-        self.patch, size = cfg["patch"], cfg["resolution"] // cfg["patch"] // 2**last
+        channels = cfg["channels"][::-1]
+        groups = cfg["norm_groups"]
+        size = latent_grid(cfg)
         self.conv_in = conv3(cfg["code_dim"], channels[0])
         self.mid_block = MidBlock(channels[0], groups, attention=conditional)
-        self.up_blocks, self.cross = nn.ModuleList(), nn.ModuleDict()
+        self.up_blocks = nn.ModuleList()
+        self.cross = nn.ModuleDict()
         if conditional:
-            self.cross["0"] = cross_attention(cfg, channels[0], size)
+            self.cross["0"] = CrossAttention(cfg, channels[0], size)
         for i, C in enumerate(channels):
-            up = "up" if i < last else None
-            self.up_blocks.append(Stack(channels[max(i - 1, 0)], C, cfg["layers_per_block"] + 1, groups, up))
+            up = "up" if i < len(channels) - 1 else ""
+            layers = cfg["layers_per_block"] + 1
+            self.up_blocks.append(Stack(channels[max(i - 1, 0)], C, layers, groups, up))
             size *= 2 if up else 1
             if conditional and up and size <= cfg["max_att_resolution"]:
-                self.cross[str(i + 1)] = cross_attention(cfg, C, size)
-        self.conv_norm_out, self.conv_out = nn.GroupNorm(groups, C, 1e-6), conv3(C, 3 * self.patch**2)
+                self.cross[str(i + 1)] = CrossAttention(cfg, C, size)
+        self.conv_norm_out = nn.GroupNorm(groups, C, 1e-6)
+        self.conv_out = conv3(C, c_out)
 
     def features(self, z, context=None, levels=None):
-        """latents (M, D, h, w), what to `look_up` of a context -> feature maps, by default of all levels.
+        """latents (M, D, h, w), `project_context` of a context -> feature maps, by default of all levels.
 
-        Without a context, a conditional decoder does without its cross-attention (Figure 10)."""
-        h, features = self.mid_block(self.conv_in(z)), []
+        Without a context, a conditional decoder leaves its cross-attention out (Figure 10)."""
+        h = self.mid_block(self.conv_in(z))
+        features = []
         for i, block in enumerate([nn.Identity(), *self.up_blocks][:levels]):
             h = block(h)
             if str(i) in self.cross:
@@ -315,77 +308,90 @@ class Decoder(nn.Module):
         return features
 
     def forward(self, z, context=None):
-        """latents (M, D, h, w), what to `look_up` of a context -> frames (M, 3, H, W), features."""
+        """latents (M, D, h, w), `project_context` of a context -> frames (M, 3, H, W), features."""
         features = self.features(z, context)
-        h = self.conv_out(F.silu(self.conv_norm_out(features[-1])))
-        return F.pixel_shuffle(h, self.patch), features
+        return self.conv_out(F.silu(self.conv_norm_out(features[-1]))), features
 
 
 def init_weights(module):
-    """Keep the variance of what passes, without biases: torch's defaults lose the signal before the codes."""
+    """Keep the variance of activations, without biases: torch's defaults lose the signal before the codes."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.normal_(module.weight, 0, module.weight[0].numel() ** -0.5)
         nn.init.zeros_(module.bias)
     if isinstance(module, Decoder):  # the first pictures are grey
         module.conv_out.weight.data.mul_(0.1)
         nn.init.constant_(module.conv_out.bias, 0.5)
-    if isinstance(module, CrossAttention) and module.pos_init:  # keys like queries: equal positions match
-        module.kv.weight.data[: len(module.q.weight)] = module.q.weight.data
 
 
 class VectorQuantizer(nn.Module):
-    """Nearest of K learned vectors (van den Oord et al. 2017), with revival of the ones that nobody uses."""
+    """Nearest of K learned vectors (van den Oord et al. 2017)."""
 
-    def __init__(self, K, D, commitment, revive_after):
+    def __init__(self, K, D, commitment):
         super().__init__()
-        self.embedding, self.commitment, self.revive_after = nn.Embedding(K, D), commitment, revive_after
+        self.commitment = commitment
+        self.embedding = nn.Embedding(K, D)
         nn.init.uniform_(self.embedding.weight, -1 / K, 1 / K)
-        # Training passes since each code was used. All start out overdue: the first batch fills the codebook.
-        self.register_buffer("idle", torch.full((K,), 1000 * max(1, revive_after)))
 
     def nearest(self, z):
         """Vectors (..., D) -> distance and index of the nearest code (...), in float32 in any autocast."""
         with torch.autocast(z.device.type, enabled=False):
-            distance = torch.cdist(z.float().reshape(1, -1, z.shape[-1]), self.embedding.weight[None])[0]
-            return tuple(x.view(z.shape[:-1]) for x in distance.min(-1))
+            distances = torch.cdist(z.float().reshape(1, -1, z.shape[-1]), self.embedding.weight[None])[0]
+        distance, ids = distances.min(-1)
+        return distance.view(z.shape[:-1]), ids.view(z.shape[:-1])
 
     def ids(self, z):
         return self.nearest(z)[1]
 
-    def forward(self, z, zeros=None, pull=1.0):
-        """z (..., D) -> quantized z, ids (...), loss: codebook + weighted commitment.
-
-        zeros  (...) where code 0 stands in for the nearest, and z learns nothing but to come nearer to it,
-               with `pull` times the commitment"""
+    def forward(self, z):
+        """z (..., D) -> quantized z, ids (...), loss: codebook + weighted commitment."""
         z = z.float()
-        if self.training and self.revive_after:
-            self.revive((z if zeros is None or zeros.all() else z[~zeros]).detach().reshape(-1, z.shape[-1]))
-        ids = self.ids(z) if zeros is None else self.ids(z).masked_fill(zeros, 0)
-        if self.training:
-            self.idle += 1
-            self.idle[ids.flatten()] = 0
+        ids = self.ids(z)
         zq = self.embedding(ids)
-        weight = 1 if zeros is None else torch.where(zeros, pull, 1.0)[..., None]
-        loss = self.commitment * (weight * (z - zq.detach()).square()).mean() + F.mse_loss(zq, z.detach())
-        learner = z if zeros is None else torch.where(zeros[..., None], zq, z)
-        return learner + (zq - learner).detach(), ids, loss  # straight-through, where argmin has no gradient
+        loss = self.commitment * F.mse_loss(z, zq.detach()) + F.mse_loss(zq, z.detach())
+        return z + (zq - z).detach(), ids, loss  # straight-through: argmin has no gradient, z gets zq's
+
+
+class RevivingQuantizer(VectorQuantizer):
+    """A VectorQuantizer that counts the use of its codes, and draws unused ones anew from what it sees."""
+
+    def __init__(self, K, D, commitment, revive_after):
+        super().__init__(K, D, commitment)
+        self.revive_after = revive_after
+        # Training passes since each code was used. All start overdue: the first batch fills the codebook.
+        self.register_buffer("idle", torch.full((K,), 1000 * max(1, revive_after)))
+
+    def forward(self, z):
+        if self.training:
+            self.revive(z)
+        zq, ids, loss = super().forward(z)
+        if self.training:
+            self.count_use(ids)
+        return zq, ids, loss
+
+    def count_use(self, ids):
+        self.idle += 1
+        self.idle[ids.flatten()] = 0
 
     @torch.no_grad()
     def revive(self, z):
-        """Redraw each code from rows of z (M, D) after every `revive_after` passes without use.
+        """Replace each code by a vector of z (..., D) after every `revive_after` passes without use.
 
-        Rows far from all codes are drawn most (as in k-means++): no code is drawn twice where all is well."""
+        Vectors far from all codes are drawn most often, as in k-means++: no two codes become alike."""
+        if not self.revive_after:
+            return
+        z = z.float().reshape(-1, z.shape[-1])
         weight = self.embedding.weight
         distance, _ = self.nearest(z)
-        fresh = z[torch.multinomial(distance.square().nan_to_num(0, 0) + 1e-8, len(weight), replacement=True)]
-        if dist.is_initialized():  # all processes must redraw the same codes alike
+        odds = distance.square().nan_to_num(0, 0) + 1e-8
+        fresh = z[torch.multinomial(odds, len(weight), replacement=True)]
+        if dist.is_initialized():  # all processes must draw the same codes
             dist.all_reduce(self.idle, dist.ReduceOp.MIN)
             dist.broadcast(fresh, 0)
         dead = (self.idle > 0) & (self.idle % self.revive_after == 0)
         weight.copy_(torch.where(dead[:, None], fresh, weight))
 
     def metrics(self, ids):
-        """Perplexity of a batch's codes, and the share of the codebook used within the last 100 passes."""
+        """Perplexity of a batch's codes, and the share of the codebook used in the last 100 passes."""
         p = torch.bincount(ids.flatten(), minlength=len(self.idle)).float() / ids.numel()
         return torch.exp(-torch.xlogy(p, p).sum()), (self.idle < 100).float().mean()
 
@@ -397,93 +403,87 @@ def patchify(z, side):
 
 
 def unpatchify(x, side):
-    """The way back from `patchify`, of square latents."""
+    """The inverse of `patchify`, for square latents."""
     g = int(x.shape[1] ** 0.5)
     x = x.unflatten(2, (side, side, -1)).unflatten(1, (g, g))  # (M, g, g, side, side, D)
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
-def recolour(frames):
-    """Clips (B, T, 3, H, W), every second one in other colours: channels shuffled, squeezed, inverted."""
-    B = len(frames)
-    order = torch.rand(B, 3, device=frames.device).argsort(1)[:, None, :, None, None]
-    low, high = torch.rand(2, B, 1, 3, 1, 1, device=frames.device) * 0.4
-    squeezed = low + (1 - high - low) * frames.gather(2, order.expand_as(frames))
-    inverted = torch.where(torch.rand_like(low) < 0.5, 1 - squeezed, squeezed)
-    return torch.where(torch.arange(B, device=frames.device).view(-1, 1, 1, 1, 1) % 2 == 0, frames, inverted)
-
-
-def resize_context(weights, old, new):
-    """Position embeddings for `new` context frames: the last are kept, the earliest is repeated."""
-    resized = dict(weights)
-    for key in [key for key in weights if key.endswith("kv_pos_emb") and old != new]:
-        frames = weights[key].unflatten(0, (old, -1))
-        resized[key] = torch.cat([frames[:1]] * max(new - old, 0) + [frames[-new:]]).flatten(0, 1)
-    if new > old:
-        print(f"context grows from {old} to {new} frames: fine-tune before trusting the pictures")
-    return resized
-
-
-def adversarial_weight(perceptual, gen, last):
+def adversarial_weight(perceptual, gen, last_weight):
     """Balance of two gradients at a decoder's last layer (Esser et al. 2021, eq. 7)."""
-    g_p, g_g = (torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (perceptual, gen))
-    return (g_p / g_g.clamp(min=1e-8)).clamp(max=1e4).detach()
+    grad_p = torch.autograd.grad(perceptual, last_weight, retain_graph=True)[0].norm()
+    grad_g = torch.autograd.grad(gen, last_weight, retain_graph=True)[0].norm()
+    return (grad_p / grad_g.clamp(min=1e-8)).clamp(max=1e4).detach()
 
 
-def objective(recon, frames, t, vq, lpips, discriminator, l2, last):
-    """Frames and what was decoded of them (B, T, 3, H, W), VQ losses -> loss and metrics: `Tokenizer.loss`.
+def objective(frames, recon, t, vq_losses, last_weight, lpips=None, discriminator=None, pixel_loss=F.l1_loss):
+    """Reconstruction + LPIPS + VQ [+ adversarial] loss, with equal weights (paper section 3.1, A.2).
 
-    Frames of the context, the first t, weigh as much as all others. last  weights of the last layer"""
-    split = [part.flatten(0, 1) for x in (recon, frames) for part in (x[:, :t], x[:, t:])]
-    pairs = list(zip(split[:2], split[2:], strict=True))  # (decoded, true) of the context, of the future
-    errors = [F.l1_loss(x, y) + (l2 * F.mse_loss(x, y) if l2 else 0) for x, y in pairs]
-    parts = dict(recon_context=errors[0], recon=errors[1], **vq)
+    frames, recon  true and decoded (B, T, 3, H, W); the first t, the context, weigh as much as the rest
+    vq_losses      {name: scalar};  last_weight  of the decoder's last layer;  lpips  a callable on [-1, 1]
+    returns loss and metrics, a dict of scalars"""
+    recon = recon.float()
+    context = recon[:, :t].flatten(0, 1), frames[:, :t].flatten(0, 1)  # decoded, true
+    future = recon[:, t:].flatten(0, 1), frames[:, t:].flatten(0, 1)
+    parts = dict(recon_context=pixel_loss(*context), recon=pixel_loss(*future), **vq_losses)
     if lpips is not None:
         with torch.autocast(frames.device.type, enabled=False):
-            distances = [lpips(2 * x - 1, 2 * y - 1).mean() for x, y in pairs]
-        parts.update(lpips_context=distances[0], lpips=distances[1])
+            for name, (x, y) in dict(lpips_context=context, lpips=future).items():
+                parts[name] = lpips(2 * x - 1, 2 * y - 1).mean()
     loss = sum(parts.values())
     if discriminator is not None:
         gen = -discriminator(recon.flatten(0, 1)).mean()
-        loss = loss + 0.8 * adversarial_weight(parts.get("lpips", parts["recon"]), gen, last) * gen
+        loss = loss + 0.8 * adversarial_weight(parts.get("lpips", parts["recon"]), gen, last_weight) * gen
         parts["gen"] = gen
-    metrics = {k: v.detach() for k, v in parts.items()}
-    error = (recon[:, t:].detach().clamp(0, 1) - frames[:, t:]).square().mean((2, 3, 4))
+    metrics = {name: part.detach() for name, part in parts.items()}
+    error = (future[0].detach().clamp(0, 1) - future[1]).square().mean((1, 2, 3))
     metrics["psnr"] = -10 * torch.log10(error + 1e-8).mean()
     return loss, metrics
+
+
+def check_config(cfg):
+    """Raise ValueError unless the settings of a tokenizer fit each other."""
+    for key, default in SMALL.items():
+        if isinstance(default, int) and key != "revive_after" and cfg[key] < 1:
+            raise ValueError(f"{key} is {cfg[key]}; expected at least 1")
+    factor = 2 ** (len(cfg["channels"]) - 1) * cfg["dynamics_grid"]
+    if cfg["resolution"] % factor:
+        raise ValueError(f"resolution is {cfg['resolution']}; expected a multiple of {factor}: "
+                         "halved after every level but the last, then dynamics_grid")
+    for C in cfg["channels"]:
+        if C % cfg["norm_groups"] or C % cfg["n_head"]:
+            raise ValueError(f"channels has {C}; expected multiples of norm_groups and n_head")
 
 
 class Tokenizer(nn.Module):
     """The conditional VQGAN. Settings: see SMALL above.
 
-    raises  ValueError if the settings do not fit each other"""
+    raises  ValueError if settings are missing, unknown or do not fit each other"""
 
     def __init__(self, **cfg):
         super().__init__()
         if unknown := sorted(set(cfg) ^ set(SMALL)):
             raise ValueError(f"settings missing or unknown: {', '.join(unknown)}; see tokenizer.SMALL")
         cfg["channels"] = tuple(cfg["channels"])
-        counts = [k for k, v in SMALL.items() if type(v) is int and k != "revive_after"]
-        if low := [k for k in counts if cfg[k] < 1]:
-            raise ValueError(f"{', '.join(low)} must be at least 1")
-        D, factor = cfg["code_dim"], cfg["patch"] * 2 ** (len(cfg["channels"]) - 1)
-        if cfg["resolution"] % (factor * cfg["dynamics_grid"]):
-            fix = f"a multiple of {factor} (downsampling) x {cfg['dynamics_grid']} (dynamics_grid)"
-            raise ValueError(f"resolution is {cfg['resolution']}; expected {fix}")
-        if bad := [C for C in cfg["channels"] if C % cfg["norm_groups"] or C % cfg["n_head"] or C % 4]:
-            raise ValueError(f"channels {bad} must be multiples of norm_groups, n_head and 4")
-        self.config, self.grid = cfg, cfg["resolution"] // factor
+        check_config(cfg)
+        self.config = cfg
+        self.layout = layout_of(cfg)
+        self.grid = latent_grid(cfg)
         self.side = self.grid // cfg["dynamics_grid"]  # a dynamics token covers side x side latents
-        self.encoder, self.decoder = Encoder(cfg, False), Decoder(cfg, False)
-        self.cond_encoder, self.cond_decoder = Encoder(cfg, True), Decoder(cfg, True)
-        self.quant_conv, self.post_quant_conv = nn.Conv2d(D, D, 1), nn.Conv2d(D, D, 1)
+        D = cfg["code_dim"]
+        self.encoder, self.decoder = self.networks(cfg, conditional=False)
+        self.cond_encoder, self.cond_decoder = self.networks(cfg, conditional=True)
+        self.quant_conv = nn.Conv2d(D, D, 1)
+        self.post_quant_conv = nn.Conv2d(D, D, 1)
         self.quant_linear = nn.Linear(D * self.side**2, D)
         self.post_quant_linear = nn.Linear(D, D * self.side**2)
-        self.layout = layout_of(cfg)
-        self.quantize, self.dynamics_quantize = (
-            VectorQuantizer(cfg[k], D, cfg["commitment"], cfg["revive_after"])
-            for k in ("context_codes", "dynamics_codes"))
+        training = cfg["commitment"], cfg["revive_after"]
+        self.quantize = RevivingQuantizer(cfg["context_codes"], D, *training)
+        self.dynamics_quantize = RevivingQuantizer(cfg["dynamics_codes"], D, *training)
         self.apply(init_weights)
+
+    def networks(self, cfg, conditional):
+        return Encoder(cfg, conditional), Decoder(cfg, conditional)
 
     def check(self, frames, least):
         """Raise ValueError unless frames are (B, T >= least, 3, H, W) of this tokenizer's resolution."""
@@ -491,29 +491,29 @@ class Tokenizer(nn.Module):
         if frames.ndim != 5 or tuple(frames.shape[2:]) != (3, R, R) or frames.shape[1] < least:
             raise ValueError(f"frames are {tuple(frames.shape)}; expected (B, T >= {least}, 3, {R}, {R})")
 
-    def latents_context(self, frames):
+    def encode_context(self, frames):
         """Context frames (B, t, 3, H, W) -> latents (B, t, N, D) and the encoder's features."""
         B, t = frames.shape[:2]
         z, features = self.encoder(frames.flatten(0, 1))
         z = self.quant_conv(z).flatten(2).mT.unflatten(0, (B, t))
         return z, [x.unflatten(0, (B, t)) for x in features]
 
-    def latents_future(self, frames, features):
+    def encode_future(self, frames, features):
         """Future frames (B, f, 3, H, W), a context's encoder features -> latents (B, f, n, D)."""
-        z, _ = self.cond_encoder(frames.flatten(0, 1), look_up(self.cond_encoder, features))
+        z, _ = self.cond_encoder(frames.flatten(0, 1), project_context(self.cond_encoder, features))
         return self.quant_linear(patchify(z, self.side)).unflatten(0, frames.shape[:2])
 
-    def maps_context(self, zq):
-        """Quantized latents (B, t, N, D) -> what their decoder takes, (B t, D, h, w)."""
+    def decoder_input(self, zq):
+        """Quantized latents (B, t, N, D) -> maps (B t, D, h, w)."""
         return self.post_quant_conv(zq.flatten(0, 1).mT.unflatten(-1, (self.grid, self.grid)))
 
     def frames_context(self, zq):
         """Quantized latents (B, t, N, D) -> frames (B, t, 3, H, W) and the decoder's features."""
-        frames, features = self.decoder(self.maps_context(zq))
+        frames, features = self.decoder(self.decoder_input(zq))
         return frames.unflatten(0, zq.shape[:2]), [x.unflatten(0, zq.shape[:2]) for x in features]
 
     def frames_future(self, zq, context):
-        """Quantized latents (B, f, n, D), what to `look_up` of a context -> frames (B, f, 3, H, W)."""
+        """Quantized latents (B, f, n, D), `project_context` of a context -> frames (B, f, 3, H, W)."""
         z = unpatchify(self.post_quant_linear(zq.flatten(0, 1)), self.side)
         frames, _ = self.cond_decoder(z, context)
         return frames.unflatten(0, zq.shape[:2])
@@ -522,11 +522,11 @@ class Tokenizer(nn.Module):
         """Frames (B, T >= t, 3, H, W), context first -> token ids (B, L), laid out as TokenLayout says."""
         t = self.config["context_frames"]
         self.check(frames, t)
-        z, features = self.latents_context(frames[:, :t])
+        z, features = self.encode_context(frames[:, :t])
         context = self.quantize.ids(z)
-        dynamics = context.new_empty(len(frames), 0, self.layout.tokens_future)
-        if frames.shape[1] > t:
-            dynamics = self.dynamics_quantize.ids(self.latents_future(frames[:, t:], features))
+        if frames.shape[1] == t:
+            return self.layout.pack(context)
+        dynamics = self.dynamics_quantize.ids(self.encode_future(frames[:, t:], features))
         return self.layout.pack(context, dynamics)
 
     def decode(self, tokens):
@@ -535,188 +535,67 @@ class Tokenizer(nn.Module):
         frames, features = self.frames_context(self.quantize.embedding(context))
         if not dynamics.shape[1]:
             return frames
-        return torch.cat([frames, self.decode_future(dynamics, look_up(self.cond_decoder, features))], 1)
+        future = self.decode_future(dynamics, project_context(self.cond_decoder, features))
+        return torch.cat([frames, future], 1)
 
     def decode_context(self, context):
-        """Context codes (B, t, N) -> what `decode_future` looks up there; computed once per context."""
-        levels = 1 + max(map(int, self.cond_decoder.cross))  # what comes after them nobody looks at
-        features = self.decoder.features(self.maps_context(self.quantize.embedding(context)), levels=levels)
-        return look_up(self.cond_decoder, [x.unflatten(0, context.shape[:2]) for x in features])
+        """Context codes (B, t, N) -> keys and values for `decode_future`: computed once per context."""
+        levels = 1 + max(map(int, self.cond_decoder.cross))  # later levels are not attended to
+        features = self.decoder.features(self.decoder_input(self.quantize.embedding(context)), levels=levels)
+        return project_context(self.cond_decoder, [x.unflatten(0, context.shape[:2]) for x in features])
 
     def decode_future(self, dynamics, context):
         """Dynamics codes (B, f, n), a `decode_context` or None -> frames (B, f, 3, H, W), not clamped.
 
-        Every frame is decoded by itself: a new one does not decode the ones before it again."""
+        Every frame is decoded by itself: a new one does not decode the earlier ones again."""
         return self.frames_future(self.dynamics_quantize.embedding(dynamics), context)
 
-    def reconstruct(self, frames, still=(), disguised=None):
-        """Frames through both bottlenecks -> frames, [ids, loss] of context, [ids, loss] of future frames.
-
-        still      what else the dynamics quantizer takes;  disguised  frames like the others but for their
-        colours, whose dynamics codes are taken instead"""
+    def reconstruct(self, frames):
+        """Frames through both codebooks -> frames, then ids and VQ loss of the context and of the future."""
         t = self.config["context_frames"]
         self.check(frames, t + 1)
-        z, features = self.latents_context(frames[:, :t])
-        zq, *context = self.quantize(z)
-        if disguised is not None:
-            frames, (_, features) = disguised, self.latents_context(disguised[:, :t])
-        w = self.latents_future(frames[:, t:], features)
-        wq, *future = self.dynamics_quantize(w, *still)
+        z, features = self.encode_context(frames[:, :t])
+        zq, context_ids, context_loss = self.quantize(z)
+        w = self.encode_future(frames[:, t:], features)
+        wq, future_ids, future_loss = self.dynamics_quantize(w)
         past, features = self.frames_context(zq)
-        looked_up = look_up(self.cond_decoder, features)
-        return torch.cat([past, self.frames_future(wq, looked_up)], 1), context, future
+        future = self.frames_future(wq, project_context(self.cond_decoder, features))
+        return torch.cat([past, future], 1), (context_ids, context_loss), (future_ids, future_loss)
 
-    def unchanged(self, frames):
-        """Where future frames look like the last context frame, as True (B, f, n), one per dynamics token."""
-        t, side = self.config["context_frames"], self.config["resolution"] // self.config["dynamics_grid"]
-        change = (frames[:, t:] - frames[:, t - 1 : t]).abs().amax(2)  # (B, f, H, W)
-        return F.max_pool2d(change, side).flatten(2) < 0.03
-
-    def loss(self, frames, lpips=None, discriminator=None, l2=0.0, still=0.0, disguise=False):
-        """The training objective: reconstruction + LPIPS + VQ [+ adversarial], context and future alike.
-
-        frames (B, T > t, 3, H, W), context first;  lpips a callable on [-1, 1];  discriminator or None
-        l2     weight of a squared error beside the absolute one (0 in the paper)
-        still  > 0 teaches dynamics code 0, in training, that nothing has changed here since the context;
-               weight of the commitment there
-        disguise  take the dynamics codes, in training, from a copy of the clip in other colours
-        returns loss and metrics, a dict of scalars.   Source: paper section 3.1, all weights 1 (A.2)"""
-        t = self.config["context_frames"]
-        zeros = (self.unchanged(frames), still) if still and self.training else ()
-        disguised = recolour(frames) if disguise and self.training else None
-        recon, (c_ids, c_vq), (d_ids, d_vq) = self.reconstruct(frames, zeros, disguised)
-        judges, last = (lpips, discriminator), self.cond_decoder.conv_out.weight
-        loss, metrics = objective(recon.float(), frames, t, dict(vq_context=c_vq, vq=d_vq), *judges, l2, last)
-        metrics["ppl_context"], metrics["used_context"] = self.quantize.metrics(c_ids)
-        metrics["ppl_dynamics"], metrics["used_dynamics"] = self.dynamics_quantize.metrics(d_ids)
-        return loss, metrics
+    def loss(self, frames, lpips=None, discriminator=None):
+        """The training `objective` on frames (B, T > t, 3, H, W), context first -> loss, metrics."""
+        return self.loss_of(frames, self.reconstruct(frames), lpips, discriminator)
 
     forward = loss  # what DistributedDataParallel calls
 
-    def checkpoint(self):
-        """Plain data that `from_checkpoint` builds the same model from."""
-        return dict(config=self.config, weights=self.state_dict())
-
-    @classmethod
-    def from_checkpoint(cls, state, **changes):
-        """Rebuild from `checkpoint()`, a per-frame one too; context_frames, of the `changes`, may differ."""
-        config = {**state["config"], **changes}
-        model = PerFrameTokenizer(**config) if "grid" in config else cls(**config)
-        frames = state["config"]["context_frames"], model.config["context_frames"]
-        model.load_state_dict(resize_context(state["weights"], *frames))
-        return model
-
-    @classmethod
-    def load(cls, path, **changes):
-        """The tokenizer of a checkpoint of ours, or of the authors (a folder or a hub name)."""
-        if folder := official.find(path):
-            return cls.from_official(folder, **changes)
-        return cls.from_checkpoint(load_checkpoint(path, needs=("tokenizer",))["tokenizer"], **changes)
-
-    @classmethod
-    def from_official(cls, folder, **changes):
-        """The authors' tokenizer, in eval mode, from a folder of theirs, tokenizer/ in it, or a hub name.
-
-        changes  as in from_checkpoint
-        raises  FileNotFoundError, or ValueError naming the tensor or setting that does not fit"""
-        config, folder = official_config(folder)
-        model = cls(**config)
-        weights = official.read_tensors(folder, "tokenizer")
-        official.fill(model, weights, official.tokenizer_pairs(model), folder)
-        return (cls.from_checkpoint(model.checkpoint(), **changes) if changes else model).eval()
-
-
-class PerFrameTokenizer(nn.Module):
-    """What the paper compares with (section 4.4, appendix B.4): every frame alone, as grid x grid tokens.
-
-    Settings as of `Tokenizer`; context_codes is the size of the one codebook, whose codes are other words in
-    a context frame than in a later one: so the transformer is the same, whichever tokenizer it stands on."""
-
-    def __init__(self, grid, **cfg):
-        super().__init__()
-        latents, D = layout_of(cfg).tokens_context ** 0.5, cfg["code_dim"]
-        if latents % grid:
-            raise ValueError(f"grid is {grid}; expected a divisor of {latents:.0f}, the side of the latents")
-        self.config, self.side = dict(cfg, grid=grid), int(latents) // grid
-        self.layout = TokenLayout(cfg["context_frames"], grid**2, grid**2, *[cfg["context_codes"]] * 2)
-        self.encoder, self.decoder = Encoder(cfg, False), Decoder(cfg, False)
-        self.quant_linear = nn.Linear(D * self.side**2, D)
-        self.post_quant_linear = nn.Linear(D, D * self.side**2)
-        self.quantize = VectorQuantizer(cfg["context_codes"], D, cfg["commitment"], cfg["revive_after"])
-        self.apply(init_weights)
-
-    check, checkpoint = Tokenizer.check, Tokenizer.checkpoint
-
-    @property
-    def dynamics_quantize(self):
-        """The one codebook serves all frames."""
-        return self.quantize
-
-    def latents(self, frames):
-        """Frames (B, T, 3, H, W) -> latents (B T, n, D)."""
-        z, _ = self.encoder(frames.flatten(0, 1))
-        return self.quant_linear(patchify(z, self.side))
-
-    def reconstruct(self, frames):
-        """Frames through the bottleneck -> frames (B, T, 3, H, W), [ids, loss]."""
-        self.check(frames, self.config["context_frames"] + 1)
-        zq, *codes = self.quantize(self.latents(frames))
-        z = unpatchify(self.post_quant_linear(zq), self.side)
-        return self.decoder(z)[0].unflatten(0, frames.shape[:2]), codes
-
-    def loss(self, frames, lpips=None, discriminator=None, l2=0.0, still=0.0, disguise=False):
-        """As `Tokenizer.loss`; there are no dynamics codes to teach with `still` and `disguise`."""
-        recon, (ids, vq) = self.reconstruct(frames)
-        judges, last = (lpips, discriminator), self.decoder.conv_out.weight
+    def loss_of(self, frames, reconstruction, lpips, discriminator, pixel_loss=F.l1_loss):
+        """`objective` of what `reconstruct` returned, and how the codes are used."""
+        recon, (context_ids, context_vq), (future_ids, future_vq) = reconstruction
         t = self.config["context_frames"]
-        loss, metrics = objective(recon.float(), frames, t, dict(vq=vq), *judges, l2, last)
-        metrics["ppl"], metrics["used"] = self.quantize.metrics(ids)
+        vq_losses = dict(vq_context=context_vq, vq=future_vq)
+        last_weight = self.cond_decoder.conv_out.weight
+        loss, metrics = objective(frames, recon, t, vq_losses, last_weight, lpips, discriminator, pixel_loss)
+        metrics["ppl_context"], metrics["used_context"] = self.quantize.metrics(context_ids)
+        metrics["ppl_dynamics"], metrics["used_dynamics"] = self.dynamics_quantize.metrics(future_ids)
         return loss, metrics
 
-    forward = loss
-
-    def encode(self, frames):
-        """Frames (B, T >= t, 3, H, W) -> token ids (B, L), laid out as TokenLayout says."""
-        t = self.config["context_frames"]
-        self.check(frames, t)
-        ids = self.quantize.ids(self.latents(frames)).unflatten(0, frames.shape[:2])
-        return self.layout.pack(ids[:, :t], ids[:, t:])
-
-    def decode(self, tokens):
-        """Token ids (B, L) -> frames (B, T, 3, H, W), not clamped."""
-        return self.decode_future(torch.cat(self.layout.unpack(tokens), 1))
-
-    def decode_context(self, context):
-        """Nothing: no frame looks anything up in another."""
-
-    def decode_future(self, codes, context=None):
-        """Codes (B, f, n) -> frames (B, f, 3, H, W), not clamped."""
-        z = unpatchify(self.post_quant_linear(self.quantize.embedding(codes.flatten(0, 1))), self.side)
-        return self.decoder(z)[0].unflatten(0, codes.shape[:2])
-
-
-def build(kind, settings):
-    """A new tokenizer of these settings (SMALL): "compressive", or with so many tokens a frame as "4x4" says.
-
-    raises  ValueError at another kind"""
-    if kind == "compressive":
-        return Tokenizer(**settings)
-    grid, *others = kind.split("x")
-    if others != [grid] or not grid.isdecimal():
-        raise ValueError(f"kind is {kind!r}; expected compressive, or a square such as 16x16 or 4x4")
-    return PerFrameTokenizer(int(grid), **settings)
+    def checkpoint(self):
+        """Plain data that checkpoints.tokenizer_from builds the same model from."""
+        return dict(config=self.config, weights=self.state_dict())
 
 
 class Discriminator(nn.Module):
-    """Judges patches of single frames: real above 0, decoded below (appendix A.1; hinge loss)."""
+    """Logits of patches of single frames: real above 0, decoded below (appendix A.1; hinge loss)."""
 
     def __init__(self, widths=(64, 128, 256, 512)):
         super().__init__()
         layers = []
-        for i, (c_in, c_out) in enumerate(zip((3, *widths), widths, strict=False)):
-            layers.append(spectral_norm(nn.Conv2d(c_in, c_out, 3, 2, 1)))
-            layers += ([nn.InstanceNorm2d(c_out)] if i else []) + [nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 1))
+        c_in = 3
+        for c_out in widths:
+            norm = [nn.InstanceNorm2d(c_out)] if layers else []
+            layers += [spectral_norm(nn.Conv2d(c_in, c_out, 3, 2, 1)), *norm, nn.LeakyReLU(0.2)]
+            c_in = c_out
+        self.layers = nn.Sequential(*layers, nn.Conv2d(c_in, 1, 1))
 
     def forward(self, frames):
         """Frames (M, 3, H, W) in [0, 1] -> logits (M, 1, H/16, W/16)."""

@@ -12,18 +12,12 @@ from tqdm import tqdm
 
 import gpt
 import tokenizer
-from common import (
-    autocast_for,
-    beside,
-    claim,
-    configure,
-    find_device,
-    load_checkpoint,
-    run,
-)
+from common import beside, claim, configure, load_checkpoint, run
+from support.devices import autocast_for, find_device
 from data import Episodes, save_contact_sheet
 from gpt import GPT
-from sample import WorldModel, segments_for
+from sample import WorldModel
+from support.segments import segments_for
 from tokenizer import Tokenizer
 
 

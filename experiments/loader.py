@@ -14,11 +14,10 @@ import numpy as np
 from tqdm import tqdm
 
 import gpt
-from common import (
-    find_device,
-    require_positive,
-)
-from data import Episodes, EpisodeWriter
+from common import require_positive
+from support.devices import find_device
+from data import Episodes
+from support.writer import EpisodeWriter
 from tokenizer import layout_of
 
 LOADER = dict(

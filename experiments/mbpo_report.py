@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 
 from common import configure, run
-from results import claim_result, draw_curves, read_curve, write_result
+from support.results import claim_result, draw_curves, read_curve, write_result
 
 CONFIG = dict(runs="out/mbpo", out="results/mbpo-push", overwrite=False)
 

@@ -22,14 +22,8 @@ from tqdm import tqdm
 import gpt
 import official
 import tokenizer
-from common import (
-    autocast_for,
-    claim,
-    find_device,
-    keep_memory,
-    require_positive,
-    uses_bf16,
-)
+from common import claim, require_positive
+from support.devices import autocast_for, find_device, keep_memory, uses_bf16
 from gpt import GPT
 from sample import WorldModel
 from tokenizer import Tokenizer, layout_of

@@ -1,35 +1,16 @@
-"""data.py: episodes on disk, batches and their alignment, the built-in world, importers, pictures."""
+"""data.py: episodes on disk, batches and their alignment, pictures."""
 
 import json
 import shutil
-import time
 from types import SimpleNamespace
 
 import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
-import data
-from data import (
-    Episodes,
-    EpisodeWriter,
-    PushWorld,
-    draw_segments,
-    expert,
-    floats,
-    play_push,
-    prefetch,
-    push_segments,
-    random_policy,
-    save_contact_sheet,
-    save_gif,
-    save_side_by_side,
-    to_float,
-    to_u8,
-)
-from importers import area_resize, import_npz, import_video, load_episode
+from data import Episodes, draw_segments, floats, prefetch, save_contact_sheet, save_gif, save_side_by_side, to_float, to_u8
+from support.writer import EpisodeWriter
 
 
 def noise(*shape, seed=0):
@@ -165,38 +146,6 @@ def test_a_missing_truncated_or_foreign_folder_is_named(push, tmp_path):
 # ---- alignment ----
 
 
-def test_frames_and_rewards_after_k_follow_from_action_k(push):
-    episodes = Episodes(push, "all")
-    actions = episodes.actions.reshape(12, 21, 2)
-    world = PushWorld(12, 32, seed=0, length=20)
-    frames, rewards = [world.render()], [np.zeros(12)]
-    for k in range(20):
-        frame, reward, _, _ = world.step(actions[:, k])
-        frames.append(frame)
-        rewards.append(reward)
-    frames, rewards = np.stack(frames, 1), np.stack(rewards, 1)
-    for i in range(12):  # the world was played with float64 actions, so that a rounding may fall otherwise
-        assert np.abs(episodes.read(i).astype(int) - frames[i]).max() <= 1
-    assert np.allclose(episodes.rewards.reshape(12, 21), rewards, atol=1e-4)
-
-
-def test_robots_differ_in_looks_alone():
-    red, cyan = (list(play_push(2, length=5, robot=robot)) for robot in ("red", "cyan"))
-    for a, b in zip(red, cyan, strict=True):
-        assert all(np.array_equal(x, y) for x, y in zip(a[1:], b[1:], strict=True))
-        changed = (a[0] != b[0]).any(-1).mean()
-        assert 0 < changed < np.pi * (PushWorld.grip_radius + 1 / 64) ** 2
-    with pytest.raises(ValueError, match="robot is 'green'; expected one of red, cyan"):
-        PushWorld(robot="green")
-
-
-def test_episodes_of_a_scene_look_alike():
-    def corners(scene):
-        return [frames_u8[0, 0, 0] for frames_u8, *_ in play_push(3, length=5, scene=scene)]
-
-    assert np.ptp(corners(3), axis=0).max() == 0 < np.ptp(corners(-1), axis=0).max()
-
-
 def test_a_limit_leaves_the_first_episodes(push):
     few = Episodes(push, "train", 2)
     assert list(few.names) == list(Episodes(push, "train").names[:2]) and few.n_episodes == 2
@@ -303,206 +252,6 @@ def test_prefetch_yields_every_step_in_order_and_passes_errors_on():
         list(prefetch(lambda i: dict(x=torch.tensor(1 // (i - 2))), 0, 5, "cpu"))
 
 
-# ---- the built-in world ----
-
-
-def test_a_world_depends_on_its_seed_and_its_place_alone():
-    worlds = PushWorld(2, 32, seed=3), PushWorld(5, 32, seed=3)
-    actions = random_policy(5, 15, seed=0)
-    for k in range(15):
-        (small, *rest), (large, *more) = worlds[0].step(actions[k, :2]), worlds[1].step(actions[k])
-        assert np.array_equal(small, large[:2])
-        assert all(np.array_equal(a, b[:2]) for a, b in zip(rest, more, strict=True))
-    assert np.array_equal(worlds[0].reset(), worlds[1].reset()[:2])
-    assert not np.array_equal(PushWorld(1, 32, seed=3).render(), PushWorld(1, 32, seed=4).render())
-
-
-def test_reset_with_a_mask_begins_new_episodes_there_alone():
-    world = PushWorld(3, 32, seed=0, length=1)
-    before, _, _, done = world.step(np.zeros((3, 2)))
-    after = world.reset(np.array([False, True, False]))
-    assert done.all() and world.time.tolist() == [1, 0, 1]
-    assert [np.array_equal(a, b) for a, b in zip(before, after, strict=True)] == [True, False, True]
-
-
-def success_rate(world, steps, act):
-    won = np.zeros(world.n, bool)
-    for k in range(steps):
-        won |= world.step(act(k))[2]
-    return won.mean()
-
-
-def test_the_expert_succeeds_and_random_play_does_not(monkeypatch):
-    monkeypatch.setattr(PushWorld, "render", lambda self: None)  # success needs no pictures
-    world, wander = PushWorld(200, seed=1), random_policy(200, 60, seed=1)
-    assert success_rate(world, 60, lambda k: expert(world)) >= 0.95
-    world = PushWorld(200, seed=1)
-    assert success_rate(world, 60, lambda k: wander[k]) <= 0.10
-
-
-def test_a_pushed_block_moves_along_and_an_untouched_one_stays():
-    world = PushWorld(1, 32, seed=0)
-    world.blocks[0] = (0.5, 0.5), (0.8, 0.8)
-    world.grip[0] = 0.5 - world.half[0, 0] - world.grip_radius - 0.01, 0.5
-    for _ in range(3):
-        world.step([[1, 0]])
-    (x, y), other = world.blocks[0]
-    assert x > 0.6 and y == pytest.approx(0.5) and other.tolist() == [0.8, 0.8]
-    assert world.grip[0, 0] < x - world.half[0, 0]  # it pushes from outside
-    for _ in range(30):
-        world.step([[1, 0]])
-    assert world.blocks[0, 0, 0] == pytest.approx(1 - world.half[0, 0])  # the wall stops it
-
-
-def test_reward_is_the_hand_computed_distance_and_one_more_on_the_target():
-    world = PushWorld(2, 32, seed=0)
-    world.blocks[:] = (0.5, 0.5), (0.8, 0.8)
-    world.grip[:], world.target[:] = (0.5, 0.1), ((0.5, 0.55), (0.5, 0.8))
-    _, reward, success, _ = world.step(np.zeros((2, 2)))
-    assert success.tolist() == [True, False]
-    assert reward == pytest.approx([1 - 0.05 - 0.25 * 0.4, -0.3 - 0.25 * 0.4])
-
-
-def test_wrong_actions_and_settings_of_the_world_are_errors():
-    world = PushWorld(2, 32)
-    for actions in (np.zeros(2), np.zeros((3, 2)), [[0, 0], [0, np.nan]]):
-        with pytest.raises(ValueError, match=r"expected numbers \(2, 2\)"):
-            world.step(actions)
-    with pytest.raises(ValueError, match="n, size, seed, length"):
-        PushWorld(0)
-
-
-def test_episodes_differ_in_colours():
-    colours = PushWorld(8, 32).render().reshape(8, -1, 3)
-    mean = colours.mean(1)
-    assert min(np.abs(mean[i] - mean[j]).max() for i in range(8) for j in range(i)) > 1
-
-
-def test_the_world_draws_2000_frames_a_second_on_one_core():
-    world, actions, rates = PushWorld(50, 64), random_policy(50, 60, seed=0), []
-    for k in range(0, 60, 10):  # the best of six: other programs may be using this core's caches
-        began = time.process_time()
-        for action in actions[k : k + 10]:
-            world.step(action)
-        rates.append(500 / (time.process_time() - began))
-    assert max(rates) >= 2000
-
-
-def test_episodes_that_are_kept_are_not_overwritten_by_later_ones():
-    first = next(iter(play_push(51, length=4, size=32)))[0].copy()
-    assert np.array_equal(list(play_push(51, length=4, size=32))[0][0], first)
-
-
-def test_fresh_segments_are_a_function_of_their_seed():
-    batch = push_segments(3, 5, seed=1, size=32)
-    shapes = {key: tuple(value.shape) for key, value in batch.items()}
-    assert shapes == dict(frames=(3, 5, 3, 32, 32), actions=(3, 5, 2), rewards=(3, 5))
-    assert same(batch, push_segments(3, 5, seed=1, size=32))
-    assert not same(batch, push_segments(3, 5, seed=2, size=32))
-
-
-# ---- importers ----
-
-
-def test_area_resize_averages_and_crops_to_the_centre():
-    frames = np.zeros((1, 4, 6, 3), np.uint8)
-    frames[0, :, 1:5] = np.arange(16).reshape(4, 4, 1) * 4  # columns 0 and 5 are cropped
-    assert area_resize(frames, 2)[0, ..., 0].tolist() == [[10, 18], [42, 50]]
-    assert area_resize(noise(2, 9, 7, 3), 7).shape == (2, 7, 7, 3)
-
-
-def test_npz_episodes_of_the_official_layout_are_imported(tmp_path, capsys):
-    src, out = tmp_path / "src", tmp_path / "out"
-    (src / "sub").mkdir(parents=True)
-    frames, actions = noise(6, 8, 8, 3), np.random.default_rng(0).uniform(-1, 1, (6, 2))
-    actions[1, 0], actions[2, 1] = 24.8, -3
-    np.savez_compressed(src / "a.npz", image=frames.astype(np.int64), action=actions, reward=np.arange(6))
-    np.savez_compressed(src / "sub" / "b.npz", image=frames, action=actions[:5], reward=np.arange(6)[:, None])
-    (src / "c.npz").write_bytes(b"not a zip file")
-    np.savez(src / "d.npz", picture=frames)
-    np.savez(src / "e.npz", image=frames, action=np.zeros((3, 2)))
-    np.savez(src / "f.npz", image=frames[:1], action=actions[:1])
-    np.savez(src / "g.npz", image=frames / 255.0, action=actions)
-    import_npz(src, out)
-    printed = capsys.readouterr().out
-    assert "imported 2, skipped 5" in printed and "clipped 4 of 20 action values" in printed
-    for name, reason in (
-        ("c.npz", ""),
-        ("d.npz", "no array 'image'; --key takes one of picture"),
-        ("e.npz", r"actions are (3, 2); expected finite (6 or 5, A)"),
-        ("f.npz", "1 frames, fewer than --min_frames 2"),
-        ("g.npz", "frames are float64 (6, 8, 8, 3); expected integers"),
-    ):
-        assert f"skipped {src / name}: {reason}" in printed
-    episodes = Episodes(out, "all")
-    assert episodes.names.tolist() == ["a.npz", "sub/b.npz"] and episodes.has_reward
-    clipped = np.clip(actions, -1, 1).astype(np.float32)
-    for i in (0, 1):
-        rows = slice(6 * i, 6 * i + 6)
-        assert np.array_equal(episodes.read(i), frames)
-        assert np.array_equal(episodes.actions[rows], [*clipped[:5], [0, 0]])
-        assert episodes.rewards[rows].tolist() == [0, 1, 2, 3, 4, 5]
-
-
-def test_an_import_without_a_usable_file_writes_nothing(tmp_path):
-    src, out = tmp_path / "src", tmp_path / "out"
-    src.mkdir()
-    for importer, types in ((import_npz, ".npz"), (import_video, ".mp4, .*.webm, .*.gif")):
-        with pytest.raises(FileNotFoundError, match=f"has no {types} files; pass a folder that has"):
-            importer(src, out)
-        with pytest.raises(FileNotFoundError, match="--src '' has no"):
-            importer("", out)
-    (src / "a.npz").write_bytes(b"not a zip file")
-    with pytest.raises(ValueError, match="no episode was added"):
-        import_npz(src, out)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["src"]
-
-
-def test_videos_are_imported_and_damaged_or_short_ones_are_named(tmp_path, capsys):
-    pytest.importorskip("av", reason="reading and writing mp4 needs PyAV: pip install av")
-    src, out = tmp_path / "src", tmp_path / "out"
-    src.mkdir()
-    grey = np.linspace(0, 250, 20).astype(np.uint8)[:, None, None, None]
-    frames = np.broadcast_to(grey, (20, 32, 48, 3)).copy()
-    iio.imwrite(src / "a.mp4", frames, plugin="pyav", codec="mpeg4", fps=10)
-    iio.imwrite(src / "b.gif", frames, duration=100, loop=0)
-    iio.imwrite(src / "c.gif", frames[:3], duration=100, loop=0)
-    (src / "d.mp4").write_bytes((src / "a.mp4").read_bytes()[:200])
-    (src / "e.gif").write_bytes(b"GIF89a")
-    import_video(src, out, size=16)
-    printed = capsys.readouterr().out
-    assert "imported 2, skipped 3" in printed
-    assert f"skipped {src / 'c.gif'}: 3 frames, fewer than --min_frames 16" in printed
-    assert all(f"skipped {src / name}: " in printed for name in ("d.mp4", "e.gif"))
-    episodes = Episodes(out, "all")
-    assert (episodes.frame_shape, episodes.action_dim, episodes.has_reward) == ((16, 16, 3), 0, False)
-    for i in (0, 1):
-        assert np.abs(episodes.read(i).astype(int) - grey).max() <= 6  # the codec's error
-
-
-def test_an_episode_file_is_read_with_clipped_actions_or_named(tmp_path):
-    frames = noise(4, 8, 8, 3)
-    np.savez(tmp_path / "a.npz", image=frames, action=np.full((4, 2), 3.0))
-    shown, actions = load_episode(tmp_path / "a.npz")
-    assert np.array_equal(shown, frames) and np.array_equal(actions, np.ones((4, 2), np.float32))
-    assert load_episode(tmp_path / "a.npz", size=4)[0].shape == (4, 4, 4, 3)
-    with pytest.raises(ValueError, match="a.npz: no array 'x'; --key takes one of image, action"):
-        load_episode(tmp_path / "a.npz", key="x")
-    with pytest.raises(FileNotFoundError, match="no file .*none.mp4; pass an .npz episode or a video"):
-        load_episode(tmp_path / "none.mp4")
-
-
-def test_the_official_bair_sample_is_imported(tmp_path):
-    sample = ROOT.parent / "shared" / "data" / "bair_sample.npz"
-    if not sample.is_file():
-        pytest.skip(f"the official sample is not at {sample}")
-    (tmp_path / "src").mkdir()
-    shutil.copy(sample, tmp_path / "src")
-    import_npz(tmp_path / "src", tmp_path / "out", key="aux1_image")
-    episodes = Episodes(tmp_path / "out", "all")
-    assert (episodes.frame_shape, episodes.action_dim, episodes.lengths.tolist()) == ((64, 64, 3), 4, [30])
-    with np.load(sample) as arrays:
-        assert np.array_equal(episodes.read(0), arrays["aux1_image"])
 
 
 # ---- pictures ----
@@ -524,19 +273,3 @@ def test_gifs_and_sheets_have_the_expected_size_and_pixels(tmp_path):
     sheet = iio.imread(tmp_path / "f.png")
     assert sheet.shape == (2 * (8 + 2 + 8), 2 * (5 * 6 + 4 * 2), 3)
     assert np.array_equal(sheet[:16:2, :12:2], to_u8(frames[0, 0])) and (sheet[20:, 2 * 3 * 8 :] == 255).all()
-
-
-# ---- the command line ----
-
-
-def test_the_push_command_writes_a_folder_and_wrong_commands_exit_with_a_message(tmp_path, capsys):
-    out = tmp_path / "push"
-    data.main(["push", "--out", str(out), "--episodes=3", "--length", "4", "--size", "32"])
-    assert Episodes(out, "all").lengths.tolist() == [5, 5, 5] and "frames/s" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="^ValueError: .* exists and is not an empty folder"):
-        data.main(["push", "--out", str(out)])
-    with pytest.raises(SystemExit, match="pull: no such command; expected push, .*, video, vp2, bair"):
-        data.main(["pull"])
-    with pytest.raises(SystemExit) as exit:
-        data.main([])
-    assert exit.value.code == 0 and "python data.py push" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from envs.push import push_segments
-from plan import Dreamer
+from plan import imagine_candidates
 from sample import WorldModel
 
 pytest.importorskip("gymnasium", reason="pip install gymnasium")
@@ -75,7 +75,7 @@ def test_a_planner_and_an_environment_share_a_model(trained):
     env = gym_env.SingleWorldModelEnv(world, gym_env.starts_from(world, "push"))
     before, _ = env.reset(seed=1)
     scene = push_segments(1, 2, seed=9, size=32)["frames"][0]
-    list(Dreamer(world)(scene, np.zeros((4, 3, 2))))
+    list(imagine_candidates(world.session(), scene, np.zeros((4, 3, 2))))
     assert world.recent is None and np.array_equal(env.worlds.observe()[0], before)
 
 

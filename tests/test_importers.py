@@ -1,12 +1,11 @@
-"""importers.py: formats that their own libraries wrote, damage, kills, processes, numbers."""
+"""importers/: formats that their own libraries wrote, damage, kills, processes, numbers."""
 
 import functools
-import io
 import json
 import os
 import re
+import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -14,247 +13,42 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 from conftest import ROOT
-from PIL import Image
-
-import importers
-from data import Episodes, EpisodeWriter
-from importers import (
-    _example,
-    _values,
-    import_bair,
-    import_lerobot,
-    import_npz,
-    import_rlds,
-    import_robonet,
-    import_sthsth,
-    import_vp2,
-    interleave,
+from sources import (
+    T,
+    bair_episode,
+    example,
+    write_bair,
+    write_lerobot,
+    write_npz,
+    write_records,
+    write_rlds,
+    write_robonet,
+    write_sthsth,
+    write_vp2,
 )
 
-av = pytest.importorskip("av", reason="pip install av")
-h5py = pytest.importorskip("h5py", reason="pip install h5py")
-parquet = pytest.importorskip("pyarrow.parquet", reason="pip install pyarrow")
-crc32c = pytest.importorskip("google_crc32c", reason="pip install google-crc32c")
-pa = pytest.importorskip("pyarrow")
-T = 20
+from data import Episodes
+from support.writer import EpisodeWriter
+from importers import load_episode, tfrecord
+from importers.hdf5 import import_robonet, import_vp2
+from importers.lerobot import import_lerobot
+from importers.recording import area_resize
+from importers.tfrecord import (
+    feature_values,
+    import_bair,
+    import_rlds,
+    interleave,
+    parse_example,
+)
+from importers.video import STHSTH_CLASSES, import_npz, import_sthsth, import_video
 
 
-@functools.cache
-def clip(i, size=64):
-    """Smooth moving colours, so that codecs are close, in which red, green and blue differ."""
-    t, y, x = np.mgrid[:T, :size, :size] / size
-    waves = np.stack([np.sin(3 * x + t + i), np.sin(2 * y + 2 * t) - 0.5, np.cos(x + y - t + i) / 2], -1)
-    return (127 + 100 * waves).clip(0, 255).astype(np.uint8)
-
-
-def actions_of(i, A):
-    return np.random.default_rng(i).uniform(-1, 1, (T, A)).astype(np.float32)
-
-
-# ---- writing the formats ----
-
-
-def varint(n):
-    return bytes([n & 127 | 128]) + varint(n >> 7) if n > 127 else bytes([n])
-
-
-def field(number, content):
-    return varint(number << 3 | 2) + varint(len(content)) + content
-
-
-def example(features):
-    """A tf.train.Example of {name: list of bytes or array of floats or integers}."""
-    entries = b""
-    for name, value in features.items():
-        if isinstance(value, list):
-            kind = field(1, b"".join(field(1, v) for v in value))
-        elif value.dtype.kind == "f":
-            kind = field(2, field(1, value.astype("<f4").tobytes()))
-        else:
-            kind = field(3, field(1, b"".join(varint(int(v)) for v in value)))
-        entries += field(1, field(1, name.encode()) + field(2, kind))
-    return field(1, entries)
-
-
-def masked(data):
-    crc = crc32c.value(data)
-    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-def write_records(path, records):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
-        for record in records:
-            length = struct.pack("<Q", len(record))
-            file.write(length + masked(length) + record + masked(record))
-
-
-def write_video(file, frames, codec="libx264", format=None, **options):
-    with av.open(file, "w", format=format) as container:
-        stream = container.add_stream(codec, rate=10, options=options)
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
-        for picture in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-
-
-def encoded(picture, format="PNG"):
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, format, quality=95)
-    return file.getvalue()
-
-
-def bair_episode(i, A):
-    features = {}
-    for t, (picture, action) in enumerate(zip(clip(i), actions_of(i, 5), strict=True)):
-        features[f"{t}/image_aux1/encoded"] = [picture.tobytes()]
-        features[f"{t}/image_main/encoded"] = [clip(i + 50)[t].tobytes()]
-        features[f"{t}/action"] = action[:A]
-    return example(features)
-
-
-def write_bair(src, wrong=False):
-    for first in (0, 10, 3):  # a file name's place in the alphabet is not its place among the trajectories
-        write_records(src / f"traj_{first}_to_{first + 2}.tfrecords",
-                      [bair_episode(i, 3 if wrong and i == 4 else 5) for i in range(first, first + 3)])
-    return {i: (f"traj_{i}", clip(i), actions_of(i, 5)[:, :4]) for i in (0, 1, 2, 3, 4, 5, 10, 11, 12)}
-
-
-RLDS_SHARDS = 3, 2, 1
-
-
-def write_rlds(src, wrong=False):
-    def tensor(dtype, *shape):
-        return dict(tensor=dict(dtype=dtype, encoding="none", shape=dict(dimensions=[str(n) for n in shape])))
-
-    def tree(**features):
-        return dict(featuresDict=dict(features=features))
-
-    action = tree(world_vector=tensor("float32", 3), gripper=tensor("float32"), terminate=tensor("int32", 1))
-    observation = tree(image=dict(image=dict(dtype="uint8")), wrist=dict(image={}), state=tensor("float64"))
-    steps = dict(sequence=dict(feature=tree(observation=observation, action=action)))
-    src.mkdir(parents=True)
-    (src / "features.json").write_text(json.dumps(tree(steps=steps)))
-    splits = [dict(name="train", shardLengths=[str(n) for n in RLDS_SHARDS])]
-    (src / "dataset_info.json").write_text(json.dumps(dict(name="toy", splits=splits)))
-    i, written = 0, {}
-    for shard, n in enumerate(RLDS_SHARDS):
-        records = []
-        for _ in range(n):
-            actions = actions_of(i, 4)
-            format = "JPEG" if i == 1 else "PNG"
-            records.append(example({
-                "steps/observation/image": [encoded(picture, format) for picture in clip(i)],
-                "steps/observation/wrist": [encoded(picture, "PNG") for picture in 255 - clip(i)],
-                "steps/action/world_vector": actions[: 7 if wrong and i == 4 else T, 1:].ravel(),
-                "steps/action/gripper": actions[: 7 if wrong and i == 4 else T, 0],
-                "steps/action/terminate": np.arange(T),
-            }))
-            written[i] = f"train_eps_{i:08d}", clip(i), actions
-            i += 1
-        write_records(src / f"toy-train.tfrecord-{shard:05d}-of-00003", records)
-    return written
-
-
-def write_robonet(src, wrong=False):
-    src.mkdir(parents=True)
-    written = {}
-    for i in range(4):  # every way to keep frames and actions
-        frames, actions, states = clip(i), actions_of(i, 5)[: T - 1], actions_of(i + 9, 5)
-        stored = frames[..., ::-1] if i % 2 else frames  # as image_format says
-        with h5py.File(src / f"robot_{i}.hdf5", "w") as file:
-            video = file.create_group("env/cam0_video")
-            if i < 2:
-                memory = io.BytesIO()
-                write_video(memory, stored, format="mp4", crf="5")
-                video["frames"] = np.frombuffer(memory.getvalue(), np.uint8)
-                video["frames"].attrs["T"] = T
-            else:  # written by cv2.imencode, which takes blue for red
-                for t, picture in enumerate(stored[..., ::-1]):
-                    video[f"frame{t}"] = np.frombuffer(encoded(picture, "JPEG"), np.uint8)
-            first = video["frames" if i < 2 else "frame0"]
-            first.attrs["image_format"] = "BGR" if i % 2 else "RGB"
-            file["env"].attrs["cam_encoding"] = "mp4" if i < 2 else "jpg"
-            file["env/state"], file["env/low_bound"], file["env/high_bound"] = states, [[0] * 5], [[0.6] * 5]
-            metadata = file.create_group("metadata")
-            A = (5, 3, 6, 4)[i]
-            wide = np.pad(actions, ((0, 0), (0, 1)), constant_values=9)[:, :A]
-            file["policy/actions"] = wide[: 7 if wrong and i == 1 else T]
-            expected = np.zeros((T, 5), np.float32)
-            expected[: T - 1, : min(A, 5)] = actions[:, :A]
-            if i == 3:
-                metadata.attrs["primitives"] = "autograsp"
-                expected[: T - 1, 4] = np.where(states[1:, 4] > 0.3, 0.6, 0)
-        written[i] = f"robot_{i}.hdf5", frames, expected
-    return written
-
-
-def write_vp2(src, wrong=False):
-    src.mkdir(parents=True)
-    written = {}
-    for i in range(3):
-        with h5py.File(src / f"task_{i}.hdf5", "w") as file:
-            file["data/demo_0/obs/camera_image"] = clip(i)
-            file["data/demo_0/actions"] = actions_of(i, 5)[: 7 if wrong and i == 1 else T]
-        written[i] = f"task_{i}.hdf5/demo_0", clip(i), actions_of(i, 5)
-    return written
-
-
-def write_npz(src, wrong=False):
-    src.mkdir(parents=True)
-    for i in range(3):
-        np.savez(src / f"train_eps_{i:08d}.npz", image=clip(i),
-                 action=actions_of(i, 2)[: 7 if wrong and i == 1 else T])
-    return {i: (f"train_eps_{i:08d}.npz", clip(i), actions_of(i, 2)) for i in range(3)}
-
-
-def write_lerobot(src, wrong=False, v3=False, unit=1):
-    camera, files = "observation.images.top", ([0, 1], [2]) if v3 else ([0], [1], [2])
-    names = "chunk-{chunk_index:03d}/file-{file_index:03d}" if v3 else (
-        "chunk-{episode_chunk:03d}/episode_{episode_index:06d}")
-    info = dict(codebase_version="v3.0" if v3 else "v2.1", fps=10, chunks_size=1000,
-                features={camera: dict(dtype="video"), "action": dict(dtype="float32")},
-                data_path=f"data/{names}.parquet",
-                video_path=("videos/{video_key}/" if v3 else "videos/") + names.replace(
-                    "/", "/" if v3 else "/{video_key}/") + ".mp4")
-    (src / "meta/episodes/chunk-000").mkdir(parents=True)
-    (src / "meta/info.json").write_text(json.dumps(info))
-    rows = []
-    for f, numbers in enumerate(files):
-        keys = dict(chunk_index=0, file_index=f, episode_chunk=0, episode_index=f, video_key=camera)
-        table, video = (src / info[f"{kind}_path"].format(**keys) for kind in ("data", "video"))
-        table.parent.mkdir(parents=True, exist_ok=True)
-        video.parent.mkdir(parents=True, exist_ok=True)
-        write_video(str(video), np.concatenate([clip(i) for i in numbers]), crf="5", g="2")
-        kept = [(i, row) for i in numbers for row in unit * actions_of(i, 2)[: 7 if wrong and i == 1 else T]]
-        columns = dict(episode_index=[i for i, _ in kept], action=[row.tolist() for _, row in kept])
-        parquet.write_table(pa.table(columns), table, write_page_checksum=True, compression="none")
-        rows += [{"episode_index": i, "length": T, "data/chunk_index": 0, "data/file_index": f,
-                  f"videos/{camera}/chunk_index": 0, f"videos/{camera}/file_index": f,
-                  f"videos/{camera}/from_timestamp": k * T / 10,
-                  f"videos/{camera}/to_timestamp": (k + 1) * T / 10} for k, i in enumerate(numbers)]
-    if v3:
-        parquet.write_table(pa.Table.from_pylist(rows), src / "meta/episodes/chunk-000/file-000.parquet")
-    else:
-        (src / "meta/episodes.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return {i: (f"episode_{i:06d}", clip(i), unit * actions_of(i, 2)) for i in range(3)}
-
-
-def write_sthsth(src, wrong=False):
-    (src / "videos").mkdir(parents=True)
-    classes = {"Bending something until it breaks": "3", "Closing something": "5", "Holding something": "13"}
-    (src / "labels.json").write_text(json.dumps(classes))
-    rows = [dict(id=str(100 + i), template=template) for i, template in enumerate(
-        ("Closing [something]", "Bending [something] until it breaks", "Holding [something]"))]
-    (src / "train.json").write_text(json.dumps(rows))
-    (src / "validation.json").write_text(json.dumps([dict(id="103", template="Holding [something]")]))
-    for i in range(4):
-        write_video(str(src / f"videos/{100 + i}.webm"), clip(i), "libvpx-vp9", crf="4", b="0", cpu_used="8")
-    return {number: (f"videos/{100 + i}.webm", clip(i), np.zeros((T, 0)))
-            for i, number in ((0, 1), (2, 5), (3, 0))}  # the train list's first and third, the other's first
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 class Format(NamedTuple):
@@ -307,7 +101,7 @@ FORMATS = dict(
                     ({1}, "episode_000001: .*file-000.parquet has 7 of its 20 rows"),
                     (dict(action="x"), "no column 'x'; --action takes one of .*, action")),
     sthsth=Format(write_sthsth, import_sthsth, "videos/102.webm",
-                  ({5}, r"102.webm: it has .* of .* bytes: truncated"),
+                  ({5}, "102.webm: its end is missing: truncated"),
                   (0, {5}, "102.webm: .*(Invalid data|not permitted)")),
 )
 
@@ -372,7 +166,7 @@ def test_damage_costs_what_it_concerns_alone(format, damage, tmp_path, capsys):
 
 def test_bad_settings_and_actions_are_told_in_one_line(format, tmp_path, capsys):
     (tmp_path / "none").mkdir()
-    with pytest.raises(FileNotFoundError, match="none.*(has n|lacks)"):
+    with pytest.raises(FileNotFoundError, match="none.*(has no|features.json|info.json|labels.json)"):
         format.importer(str(tmp_path / "none"), tmp_path / "out")
     lost, reason = format.wrong
     written = format.write(tmp_path / "src", wrong=bool(lost))
@@ -390,13 +184,123 @@ def test_bad_settings_and_actions_are_told_in_one_line(format, tmp_path, capsys)
     assert all(re.search(f"skipped .*{reason}", line) for line in lines)
 
 
-@pytest.mark.parametrize("module, importer", [("h5py", import_vp2), ("pyarrow", import_lerobot),
-                                              ("av", import_sthsth), ("av", import_robonet)])
-def test_a_missing_package_is_named(module, importer, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, module, None)
-    (tmp_path / "a.hdf5").touch()
-    with pytest.raises(ImportError, match=f"pip install {module}"):
-        importer(tmp_path, tmp_path / "out")
+@pytest.mark.parametrize("module, name", [
+    ("h5py", "vp2"), ("h5py", "robonet"), ("pyarrow", "lerobot2"), ("pyarrow", "lerobot3"),
+    ("av", "lerobot2"), ("av", "sthsth"), ("av", "robonet"), ("google_crc32c", "bair"),
+    ("google_crc32c", "rlds"),
+])
+def test_a_missing_package_is_named(module, name, tmp_path, monkeypatch):
+    FORMATS[name].write(tmp_path / "src")
+    for known in list(sys.modules):
+        if known.partition(".")[0] == module:
+            monkeypatch.setitem(sys.modules, known, None)
+    with pytest.raises(ImportError, match=f"pip install {module.replace('_', '-')}"):
+        FORMATS[name].importer(tmp_path / "src", tmp_path / "out", workers=1)
+    assert not (tmp_path / "out").exists()
+
+
+# ---- npz and videos, one episode ----
+
+
+def test_area_resize_averages_and_crops_to_the_centre():
+    frames = np.zeros((1, 4, 6, 3), np.uint8)
+    frames[0, :, 1:5] = np.arange(16).reshape(4, 4, 1) * 4  # columns 0 and 5 are cropped
+    assert area_resize(frames, 2)[0, ..., 0].tolist() == [[10, 18], [42, 50]]
+    assert area_resize(noise(2, 9, 7, 3), 7).shape == (2, 7, 7, 3)
+
+
+def test_npz_episodes_of_the_official_layout_are_imported(tmp_path, capsys):
+    src, out = tmp_path / "src", tmp_path / "out"
+    (src / "sub").mkdir(parents=True)
+    frames, actions = noise(6, 8, 8, 3), np.random.default_rng(0).uniform(-1, 1, (6, 2))
+    actions[1, 0], actions[2, 1] = 24.8, -3
+    np.savez_compressed(src / "a.npz", image=frames.astype(np.int64), action=actions, reward=np.arange(6))
+    np.savez_compressed(src / "sub" / "b.npz", image=frames, action=actions[:5], reward=np.arange(6)[:, None])
+    (src / "c.npz").write_bytes(b"not a zip file")
+    np.savez(src / "d.npz", picture=frames)
+    np.savez(src / "e.npz", image=frames, action=np.zeros((3, 2)))
+    np.savez(src / "f.npz", image=frames[:1], action=actions[:1])
+    np.savez(src / "g.npz", image=frames / 255.0, action=actions)
+    import_npz(src, out)
+    printed = capsys.readouterr().out
+    assert "imported 2, skipped 5" in printed and "clipped 4 of 20 action values" in printed
+    for name, reason in (
+        ("c.npz", ""),
+        ("d.npz", "no array 'image'; --key takes one of picture"),
+        ("e.npz", r"actions are (3, 2); expected finite (6 or 5, A)"),
+        ("f.npz", "1 frames, fewer than --min_frames 2"),
+        ("g.npz", "frames are float64 (6, 8, 8, 3); expected integers"),
+    ):
+        assert f"skipped {src / name}: {reason}" in printed
+    episodes = Episodes(out, "all")
+    assert episodes.names.tolist() == ["a.npz", "sub/b.npz"] and episodes.has_reward
+    clipped = np.clip(actions, -1, 1).astype(np.float32)
+    for i in (0, 1):
+        rows = slice(6 * i, 6 * i + 6)
+        assert np.array_equal(episodes.read(i), frames)
+        assert np.array_equal(episodes.actions[rows], [*clipped[:5], [0, 0]])
+        assert episodes.rewards[rows].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_import_without_a_usable_file_writes_nothing(tmp_path):
+    src, out = tmp_path / "src", tmp_path / "out"
+    src.mkdir()
+    for importer, types in ((import_npz, ".npz"), (import_video, ".mp4, .*.webm, .*.gif")):
+        with pytest.raises(FileNotFoundError, match=f"has no {types} files; pass a folder that has"):
+            importer(src, out)
+        with pytest.raises(FileNotFoundError, match="--src '' has no"):
+            importer("", out)
+    (src / "a.npz").write_bytes(b"not a zip file")
+    with pytest.raises(ValueError, match="no episode was added"):
+        import_npz(src, out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["src"]
+
+
+def test_videos_are_imported_and_damaged_or_short_ones_are_named(tmp_path, capsys):
+    pytest.importorskip("av", reason="pip install av")
+    src, out = tmp_path / "src", tmp_path / "out"
+    src.mkdir()
+    grey = np.linspace(0, 250, 20).astype(np.uint8)[:, None, None, None]
+    frames = np.broadcast_to(grey, (20, 32, 48, 3)).copy()
+    iio.imwrite(src / "a.mp4", frames, plugin="pyav", codec="mpeg4", fps=10)
+    iio.imwrite(src / "b.gif", frames, duration=100, loop=0)
+    iio.imwrite(src / "c.gif", frames[:3], duration=100, loop=0)
+    (src / "d.mp4").write_bytes((src / "a.mp4").read_bytes()[:200])
+    (src / "e.gif").write_bytes(b"GIF89a")
+    import_video(src, out, size=16)
+    printed = capsys.readouterr().out
+    assert "imported 2, skipped 3" in printed
+    assert f"skipped {src / 'c.gif'}: 3 frames, fewer than --min_frames 16" in printed
+    assert all(f"skipped {src / name}: " in printed for name in ("d.mp4", "e.gif"))
+    episodes = Episodes(out, "all")
+    assert (episodes.frame_shape, episodes.action_dim, episodes.has_reward) == ((16, 16, 3), 0, False)
+    for i in (0, 1):
+        assert np.abs(episodes.read(i).astype(int) - grey).max() <= 6  # the codec's error
+
+
+def test_an_episode_file_is_read_with_clipped_actions_or_named(tmp_path):
+    frames = noise(4, 8, 8, 3)
+    np.savez(tmp_path / "a.npz", image=frames, action=np.full((4, 2), 3.0))
+    shown, actions = load_episode(tmp_path / "a.npz")
+    assert np.array_equal(shown, frames) and np.array_equal(actions, np.ones((4, 2), np.float32))
+    assert load_episode(tmp_path / "a.npz", size=4)[0].shape == (4, 4, 4, 3)
+    with pytest.raises(ValueError, match="a.npz: no array 'x'; --key takes one of image, action"):
+        load_episode(tmp_path / "a.npz", key="x")
+    with pytest.raises(FileNotFoundError, match="no file .*none.mp4; pass an .npz episode or a video"):
+        load_episode(tmp_path / "none.mp4")
+
+
+def test_the_official_bair_sample_is_imported(tmp_path):
+    sample = ROOT.parent / "shared" / "data" / "bair_sample.npz"
+    if not sample.is_file():
+        pytest.skip(f"the official sample is not at {sample}")
+    (tmp_path / "src").mkdir()
+    shutil.copy(sample, tmp_path / "src")
+    import_npz(tmp_path / "src", tmp_path / "out", key="aux1_image")
+    episodes = Episodes(tmp_path / "out", "all")
+    assert (episodes.frame_shape, episodes.action_dim, episodes.lengths.tolist()) == ((64, 64, 3), 4, [30])
+    with np.load(sample) as arrays:
+        assert np.array_equal(episodes.read(0), arrays["aux1_image"])
 
 
 # ---- TFRecord files ----
@@ -417,19 +321,10 @@ def test_a_file_that_lacks_records_or_has_a_damaged_length_is_named_and_the_rest
     assert "traj_10_to_12.tfrecords: record 1 of 3: its length is damaged" in printed
 
 
-def test_without_the_checksum_library_lengths_are_checked_nevertheless(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "google_crc32c", None)
-    write_records(tmp_path / "a", [b"123456789", b"abc"])
-    assert list(importers._records(tmp_path / "a", 2)) == [b"123456789", b"abc"]
-    assert importers._crc32c(b"123456789") == 0xE3069283  # the published check value
-
-
-def test_values_of_a_feature_are_read_packed_or_one_by_one():
-    features = _example(example(dict(a=np.arange(3), b=np.float32([1.5, -2]), c=[b"x", b"y\0"], d=[])))
-    assert _values(features["b"]).tolist() == [1.5, -2]
-    assert _values(features["c"]) == [b"x", b"y\0"] and _values(features["d"]) == []
-    singly = b"".join(varint(1 << 3 | 5) + struct.pack("<f", value) for value in (1.5, -2))
-    assert _values(field(2, singly)).tolist() == [1.5, -2]
+def test_values_of_a_feature_are_bytes_or_floats():
+    features = parse_example(example(dict(a=np.arange(3), b=np.float32([1.5, -2]), c=[b"x", b"y\0"], d=[])))
+    assert feature_values(features["b"]).tolist() == [1.5, -2]
+    assert feature_values(features["c"]) == [b"x", b"y\0"] and feature_values(features["d"]) == []
 
 
 def test_shards_are_read_in_the_order_of_the_official_converter():
@@ -442,7 +337,7 @@ def test_shards_are_read_in_the_order_of_the_official_converter():
 
 
 def test_numbers_come_from_the_shard_lengths_and_listed_episodes_are_left_out(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(importers, "interleave", functools.partial(interleave, cycle=2, block=2))
+    monkeypatch.setattr(tfrecord, "interleave", functools.partial(interleave, cycle=2, block=2))
     written = write_rlds(tmp_path / "src")  # its shards hold 3, 2 and 1 episodes, read as 0 1 | 3 4 | 2 | 5
     listed = tmp_path / "list.txt"
     listed.write_text("traj8071, train_eps_00000003.npz\nfive robo_net/train_eps_00000005.npz\n77\n")
@@ -458,7 +353,7 @@ def test_numbers_come_from_the_shard_lengths_and_listed_episodes_are_left_out(tm
 
 def test_the_camera_is_the_papers_and_several_are_episodes_each(tmp_path, monkeypatch):
     written = write_rlds(tmp_path / "src")
-    monkeypatch.setitem(importers.OXE, "toy", (1, 1, "image,wrist"))
+    monkeypatch.setitem(tfrecord.OXE, "toy", (1, 1, "image,wrist"))
     import_rlds(tmp_path / "src", tmp_path / "out", workers=1)
     episodes = Episodes(tmp_path / "out", "all")
     assert episodes.n_episodes == 12 and Episodes(tmp_path / "out", "val").n_episodes == 2  # of one number
@@ -466,7 +361,7 @@ def test_the_camera_is_the_papers_and_several_are_episodes_each(tmp_path, monkey
     assert np.array_equal(episodes.read(1), 255 - written[0][1])
 
 
-# ---- Something-Something, other forms ----
+# ---- LeRobot, RoboNet, Something-Something ----
 
 
 def test_damaged_metadata_of_lerobots_is_named(tmp_path):
@@ -513,18 +408,8 @@ def test_lerobots_actions_in_other_units_are_scaled_by_their_extremes(v3, tmp_pa
     assert meta["action_scaling"] is None and meta["clipped_action_values"] > 50
 
 
-def test_the_official_lists_and_folders_of_pictures_are_read(tmp_path):
-    for i in range(3):
-        (tmp_path / f"src/{i}").mkdir(parents=True)
-        for t, picture in enumerate(clip(i)):
-            (tmp_path / f"src/{i}/{t + 1:06d}.jpg").write_bytes(encoded(picture, "JPEG"))
-    (tmp_path / "lists").mkdir()
-    (tmp_path / "lists/train_video_folder.txt").write_text("0 20 2\n1 20 173\n")
-    (tmp_path / "lists/val_video_folder.txt").write_text("2 20 1\n")
-    import_sthsth(tmp_path / "src", tmp_path / "out", labels=str(tmp_path / "lists"), workers=1)
-    written = {3: ("1", clip(1), np.zeros((T, 0))), 0: ("2", clip(2), np.zeros((T, 0)))}
-    assert_holds(tmp_path / "out", written, written)
-    assert len(importers.STHSTH_CLASSES) == 95
+def test_something_somethings_classes_are_the_official_codes():
+    assert len(STHSTH_CLASSES) == 95 and min(STHSTH_CLASSES) == 1 and max(STHSTH_CLASSES) == 173
 
 
 # ---- kills, processes ----
@@ -545,7 +430,7 @@ def bair(tmp_path):
 
 def test_finished_parts_are_not_done_again_and_interrupted_ones_are(bair, monkeypatch):
     src, out, whole = bair
-    read, partial = importers._read_bair, out.with_name("out.partial")
+    read, partial = tfrecord.read_bair, out.with_name("out.partial")
 
     def killed(record, camera):
         if record == bair_episode(4, 5):
@@ -553,7 +438,7 @@ def test_finished_parts_are_not_done_again_and_interrupted_ones_are(bair, monkey
         return read(record, camera)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(importers, "_read_bair", killed)
+        patch.setattr(tfrecord, "read_bair", killed)
         import_bair(src, out, workers=1)
     assert (partial / "part-00000.json").is_file() and not (partial / "part-00001.json").is_file()
     for left in ("part-00001/0.partial", "part-00001/0"):  # by a kill that no code could see
@@ -597,7 +482,7 @@ def test_a_terminated_import_leaves_no_process_and_two_processes_do_what_one_doe
     for path in blocked:  # readers of a pipe that nobody writes to wait
         path.unlink()
         os.mkfifo(path)
-    command = [sys.executable, "data.py", "bair", "--src", str(src), "--out", str(out), "--workers", "2"]
+    command = [sys.executable, "prepare.py", "bair", "--src", str(src), "--out", str(out), "--workers", "2"]
     main = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.time() + 60
     partial = out.with_name("out.partial")
@@ -618,7 +503,7 @@ def test_a_terminated_import_leaves_no_process_and_two_processes_do_what_one_doe
     assert files_of(out) == whole
 
 
-def test_many_reasons_are_counted_and_all_are_in_a_file(tmp_path, capsys):
+def test_many_reasons_are_cut_short_and_all_are_in_a_file(tmp_path, capsys):
     src = tmp_path / "src"
     write_npz(src)
     for i in range(60):  # more than one part
@@ -626,7 +511,7 @@ def test_many_reasons_are_counted_and_all_are_in_a_file(tmp_path, capsys):
     import_npz(src, tmp_path / "out", workers=1)
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 22 and printed[0] == "imported 3, skipped 60"
-    assert printed[-1] == "skipped 40 more: N frames, fewer than --min_frames N"
+    assert printed[-1] == "skipped 40 more, listed in skipped.txt"
     assert len((tmp_path / "out/skipped.txt").read_text().splitlines()) == 60
     assert Episodes(tmp_path / "out", "all").meta["shards"] == 1  # a part without episodes leaves none
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import python
 
-from common import can_compile, find_device, uses_bf16
-from muon import Muon, orthogonalize
+from support.devices import can_compile, find_device, uses_bf16
+from variants.muon import Muon, orthogonalize
 
 # What Windows' Python has not. The rest of the standard library that our files use is there.
 WITHOUT_POSIX = """

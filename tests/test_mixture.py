@@ -7,22 +7,8 @@ import pytest
 import torch
 from test_data import noise, numbers, write_numbered
 
-from data import (
-    MIXTURES,
-    OXE,
-    RLDS_SUFFIX,
-    EpisodeWriter,
-    Mixture,
-    augment,
-    crop_boxes,
-    draw_segments,
-    open_data,
-    plan_augmentation,
-    prefetch,
-    resize_weights,
-    shift_hue,
-    uniform,
-)
+from data import MIXTURES, OXE, RLDS_SUFFIX, Mixture, augment, crop_boxes, draw_segments, open_data, plan_augmentation, prefetch, resize_weights, shift_hue, uniform
+from support.writer import EpisodeWriter
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,9 @@ import sample
 import train_gpt
 import train_tokenizer
 from common import beside, claim, configure, load_checkpoint, save_checkpoint, start_log, write_whole
-from data import Episodes, EpisodeWriter, collect_push
+from data import Episodes, collect_push
 from experiments import mbpo_report
+from support.writer import EpisodeWriter
 
 PUSH = dict(val_every=2, length=5, size=32, seed=0, expert_share=0.6, action_noise=0.3)
 LINKS = pytest.mark.skipif(os.name == "nt", reason="links need rights there")
@@ -66,7 +67,7 @@ SCRIPTS = dict(
     gpt=(train_gpt, {**GPT_RUN, "data": "/nowhere"}, ".pt", (".jsonl", ".png")),
     mbpo=(mbpo, dict(preset="push"), ".pt", (".jsonl", ".png", ".gif")),
     evaluate=(evaluate, dict(ckpt="/nowhere"), ".json", (".md", ".png")),
-    plan=(plan, dict(ckpt="/nowhere"), ".json", (".jsonl",)),
+    plan=(plan, dict(ckpt="/nowhere"), ".json", ("-episodes.json",)),
 )
 
 
@@ -215,11 +216,10 @@ def test_a_log_of_another_script_is_not_replaced(name, tmp_path):
     assert "oracle" in (tmp_path / "x.jsonl").read_text()
 
 
-def test_plan_keeps_the_log_of_a_training_and_the_numbers_of_others(tmp_path):
-    (tmp_path / "x.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
-    for overwrite in (False, True):
-        with pytest.raises(ValueError, match="x.jsonl is no record of plan.py; pass another --out"):
-            plan.read_records(tmp_path / "x.jsonl", dict(ckpt="a.pt"), overwrite)
+def test_plan_keeps_the_episodes_and_the_numbers_of_others(tmp_path):
+    (tmp_path / "x-episodes.json").write_text('{"psnr": 1.0}\n')
+    with pytest.raises(ValueError, match="x-episodes.json is there, of something else; pass another --out"):
+        start(plan, ckpt="/nowhere", out=tmp_path / "x.json")
     (tmp_path / "m.json").write_text('{"psnr": {"model": 1.0}, "command": "python evaluate.py"}')
     with pytest.raises(ValueError, match="m.json exists: --overwrite true replaces it"):
         start(plan, ckpt="/nowhere", out=tmp_path / "m.json")

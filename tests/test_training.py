@@ -15,7 +15,8 @@ from conftest import GPT_RUN, GPT_TUNE, TOKENIZER, TOKENIZER_RUN, TOKENIZER_TUNE
 import train_gpt
 import train_tokenizer
 from common import configure, load_checkpoint
-from data import Episodes, EpisodeWriter
+from data import Episodes
+from support.writer import EpisodeWriter
 from gpt import GPT
 from sample import WorldModel
 from tokenizer import PerFrameTokenizer, Tokenizer

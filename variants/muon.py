@@ -1,4 +1,4 @@
-"""muon.py: an optimizer for matrices, with which `tiny` needs about half of AdamW's updates.
+"""variants/muon.py: an optimizer for matrices, with which `tiny` needs about half of AdamW's updates.
 
     gradients (K, M, N) of one shape --momentum--> --Newton-Schulz--> all singular values near 1 --> step
 

@@ -1,10 +1,10 @@
-"""files.py: outputs are claimed before any work and written whole or not at all."""
+"""support/files.py: outputs are claimed before any work and written whole or not at all."""
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
-import warnings
 from pathlib import Path
 
 import torch
@@ -117,14 +117,22 @@ def read_log(path):
     return lines
 
 
-def load_torchscript(path, device, expected):
-    """A network from a TorchScript file.   raises  FileNotFoundError, ValueError saying what is expected"""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no file {path}; expected {expected}")
-    require_content(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that TorchScript is old
-            return torch.jit.load(path, map_location=device).eval()
-    except RuntimeError:
-        raise ValueError(f"{path} is no TorchScript; expected {expected}") from None
+def one_line(error, cfg):
+    """What an error from below means and what to do, as one line; None for one that needs its traceback."""
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    if isinstance(error, OSError):
+        no_space = errno.errorcode.get(error.errno) in ("ENOSPC", "EDQUOT")
+        if no_space or "requested and" in text:  # numpy: "100 requested and 0 written"
+            again = ", with --resume true if there is a checkpoint" if hasattr(cfg, "resume") else ""
+            text += f" (writing {getattr(cfg, 'out', '')}); free some disk space and run it again{again}"
+        return f"{type(error).__name__}: {text}"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+        return f"out of memory: {text}; use smaller batches or fewer --workers (--help lists the settings)"
+    if not isinstance(error, ValueError | ImportError | FloatingPointError):
+        return None
+    trace = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    file = Path(trace.tb_frame.f_code.co_filename)
+    is_ours = Path(__file__).parents[1] in file.parents and "site-packages" not in file.parts
+    return f"{type(error).__name__}: {text}" if is_ours else None

@@ -1,4 +1,4 @@
-"""results.py: where numbers come from, and how they are written, read and drawn."""
+"""support/results.py: where numbers come from, and how they are written, read and drawn."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from files import beside, claim, read_log, write_whole
+from support.files import beside, claim, read_log, write_whole
 
 
 def cpu_name():

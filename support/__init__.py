@@ -1,0 +1,1 @@
+"""What the scripts need beside the method: files, devices, pictures, results."""

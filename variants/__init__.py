@@ -1,0 +1,1 @@
+"""Models other than the paper's: the laptop's (tiny, muon), and those it compares with (per_frame)."""

@@ -1,0 +1,237 @@
+"""variants/tiny.py: what the preset `tiny` does otherwise than the paper, to learn on a laptop's CPU.
+
+    TinyTokenizer  patch         folds 4x4 pixels into channels: a sixteenth of the convolutions' work
+                   pos_init      the cross-attention starts with sinusoids as position embeddings and keys
+                                 projected like queries, so that each pixel first attends to its own place
+                   l2            a squared error beside the absolute one finds small moving things sooner
+                   loss_options  dynamics codes learn to tell of changes alone: else they describe the
+                                 scenery again, and the transformer has to predict that
+    TinyGPT        pos_init      learned position embeddings beside RoPE, and heads that start by attending to
+                                 where the next token lies; with RoPE alone it is learned late how the
+                                 context's objects get into the first future frame
+    embed_codebooks              token embeddings start from the codebooks: similar codes, similar embeddings
+    muon.py                      an optimizer that needs half of AdamW's updates
+
+The paper's path through tokenizer.py and gpt.py enters none of this: checkpoints.py chooses these classes
+where one of their settings is on. Letters: tokenizer.py, gpt.py."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import gpt
+import tokenizer
+from gpt import GPT
+from tokenizer import CrossAttention, Decoder, Encoder, Tokenizer, project_context
+
+TOKENIZER_OFF = dict(patch=1, pos_init=0.0, l2=0.0)  # settings with which TinyTokenizer would be a Tokenizer
+TOKENIZER = {
+    **tokenizer.SMALL, "channels": (48, 64), "layers_per_block": 1, "code_dim": 32, "context_codes": 1024,
+    "dynamics_codes": 128, "norm_groups": 8, "n_head": 2, "dropout": 0.0, "commitment": 0.25,
+    "revive_after": 50, "patch": 4, "pos_init": 1.5, "l2": 10.0,
+}  # fmt: skip
+GPT_OFF = dict(pos_init=0.0)
+TRANSFORMER = {
+    **gpt.SMALL, "n_layer": 4, "n_head": 3, "n_embd": 192, "n_mlp": 512, "att_dropout": 0.0, "pos_init": 0.03,
+}  # fmt: skip
+
+
+# ---- the tokenizer ----
+
+
+class FoldedEncoder(Encoder):
+    """An Encoder of frames whose patches of patch x patch pixels are folded into channels."""
+
+    def __init__(self, cfg, conditional, patch):
+        super().__init__(cfg, conditional, c_in=3 * patch**2)
+        self.patch = patch
+
+    def forward(self, frames, context=None):
+        return super().forward(F.pixel_unshuffle(frames, self.patch), context)
+
+
+class FoldedDecoder(Decoder):
+    """The Decoder that goes with FoldedEncoder."""
+
+    def __init__(self, cfg, conditional, patch):
+        super().__init__(cfg, conditional, c_out=3 * patch**2)
+        self.patch = patch
+
+    def forward(self, z, context=None):
+        folded, features = super().forward(z, context)
+        return F.pixel_shuffle(folded, self.patch), features
+
+
+def sinusoids(C, size):
+    """2-D sinusoidal position embeddings (size^2, C); wavelengths from a few cells to the whole frame."""
+    angle = torch.arange(size)[:, None] * float(size) ** -torch.linspace(0, 1, C // 4)
+    wave = torch.cat([angle.sin(), angle.cos()], 1)  # (size, C/2)
+    rows = wave[:, None].expand(-1, size, -1)
+    columns = wave[None].expand(size, -1, -1)
+    return torch.cat([rows, columns], -1).flatten(0, 1)
+
+
+def recolour(frames):
+    """Clips (B, T, 3, H, W), every second one in other colours: channels shuffled, squeezed, inverted."""
+    B = len(frames)
+    order = torch.rand(B, 3, device=frames.device).argsort(1)[:, None, :, None, None]
+    low, high = torch.rand(2, B, 1, 3, 1, 1, device=frames.device) * 0.4
+    squeezed = low + (1 - high - low) * frames.gather(2, order.expand_as(frames))
+    inverted = torch.where(torch.rand_like(low) < 0.5, 1 - squeezed, squeezed)
+    is_even = torch.arange(B, device=frames.device).view(-1, 1, 1, 1, 1) % 2 == 0
+    return torch.where(is_even, frames, inverted)
+
+
+def quantize_changes(quantizer, z, still, pull):
+    """A RevivingQuantizer's forward, in which z (..., D) gets code 0 where `still` (...) is true.
+
+    There z learns nothing but to come nearer to that code, with `pull` times the commitment."""
+    z = z.float()
+    quantizer.revive(z if still.all() else z[~still])
+    ids = quantizer.ids(z).masked_fill(still, 0)
+    quantizer.count_use(ids)
+    zq = quantizer.embedding(ids)
+    weight = torch.where(still, pull, 1.0)[..., None]
+    commitment = quantizer.commitment * (weight * (z - zq.detach()).square()).mean()
+    learner = torch.where(still[..., None], zq, z)
+    return learner + (zq - learner).detach(), ids, commitment + F.mse_loss(zq, z.detach())
+
+
+def loss_options(cfg, step):
+    """What TinyTokenizer.loss takes beside frames at an update: {} unless --decouple_start is set.
+
+    From that update on the dynamics codes are to tell of changes alone, before it a little: if it began at
+    once, or suddenly, they would all become one code."""
+    if cfg.decouple_start < 0:
+        return {}
+    if step < cfg.decouple_start:
+        return dict(still=1.0)
+    return dict(still=10.0, disguise=True)
+
+
+class TinyTokenizer(Tokenizer):
+    """A Tokenizer with these tricks; inside, a frame has resolution / patch pixels of 3 patch^2 channels."""
+
+    def __init__(self, patch, pos_init, l2, **cfg):
+        if cfg["resolution"] % patch:
+            raise ValueError(f"resolution is {cfg['resolution']}; expected a multiple of patch = {patch}")
+        self.patch = patch  # `networks`, which Tokenizer's constructor calls, needs it
+        super().__init__(**{**cfg, "resolution": cfg["resolution"] // patch})
+        self.config = dict(self.config, resolution=cfg["resolution"], patch=patch, pos_init=pos_init, l2=l2)
+        for module in self.modules():
+            if isinstance(module, CrossAttention) and pos_init:
+                self.init_positions(module)
+
+    def networks(self, cfg, conditional):
+        return FoldedEncoder(cfg, conditional, self.patch), FoldedDecoder(cfg, conditional, self.patch)
+
+    @torch.no_grad()
+    def init_positions(self, attention):
+        """Sinusoids as position embeddings, and keys projected like queries: equal positions match."""
+        pixels, C = attention.q_pos_emb.shape
+        positions = self.config["pos_init"] * sinusoids(C, int(pixels**0.5))
+        attention.q_pos_emb.copy_(positions)
+        attention.kv_pos_emb.copy_(positions.repeat(self.config["context_frames"], 1))
+        attention.kv.weight[:C] = attention.q.weight
+
+    def unchanged(self, frames):
+        """Where future frames look like the last context frame, as True (B, f, n), one per dynamics token."""
+        t = self.config["context_frames"]
+        side = self.config["resolution"] // self.config["dynamics_grid"]
+        change = (frames[:, t:] - frames[:, t - 1 : t]).abs().amax(2)  # (B, f, H, W)
+        return F.max_pool2d(change, side).flatten(2) < 0.03
+
+    def reconstruct_changes(self, frames, pull, disguise):
+        """As `reconstruct`, with code 0 where nothing has changed since the context.
+
+        disguise  take the dynamics codes from a copy of the clip in other colours"""
+        t = self.config["context_frames"]
+        still = self.unchanged(frames)
+        seen = recolour(frames) if disguise else frames
+        z, features = self.encode_context(frames[:, :t])
+        zq, context_ids, context_loss = self.quantize(z)
+        if disguise:
+            _, features = self.encode_context(seen[:, :t])
+        w = self.encode_future(seen[:, t:], features)
+        wq, future_ids, future_loss = quantize_changes(self.dynamics_quantize, w, still, pull)
+        past, features = self.frames_context(zq)
+        future = self.frames_future(wq, project_context(self.cond_decoder, features))
+        return torch.cat([past, future], 1), (context_ids, context_loss), (future_ids, future_loss)
+
+    def pixel_loss(self, x, y):
+        squared = self.config["l2"] * F.mse_loss(x, y) if self.config["l2"] else 0
+        return F.l1_loss(x, y) + squared
+
+    def loss(self, frames, lpips=None, discriminator=None, still=0.0, disguise=False):
+        """As `Tokenizer.loss`; in training, still > 0 teaches dynamics code 0 that nothing has changed.
+
+        still  weight of the commitment where nothing has;  disguise  see `reconstruct_changes`"""
+        if still and self.training:
+            reconstruction = self.reconstruct_changes(frames, still, disguise)
+        else:
+            reconstruction = self.reconstruct(frames)
+        return self.loss_of(frames, reconstruction, lpips, discriminator, self.pixel_loss)
+
+    forward = loss
+
+
+# ---- the transformer ----
+
+
+def place_in_frame(layout, L):
+    """Rows (L,) of the position embeddings for L positions: all future frames share theirs."""
+    i = torch.arange(L)
+    first = layout.prompt - 1
+    return torch.where(i < first, i, first + (i - first) % (layout.tokens_future + 1))
+
+
+def position_table(layout, D):
+    """Position embeddings of the context and of one future frame, whose slot comes first, (prompt + n, D).
+
+    Half of the channels tell where in the picture a token lies, and half where its successor does, as
+    sinusoids; slots lie nowhere: zeros."""
+    nowhere = torch.full((1, 2), torch.nan)
+    rows = []
+    for n, count in ((layout.tokens_context, layout.context_frames), (layout.tokens_future, 1)):
+        centres = (torch.arange(n**0.5) + 0.5) / n**0.5  # of the cells of a square grid, side 1
+        rows += [nowhere, torch.cartesian_prod(centres, centres)] * count
+    own = torch.cat(rows)  # (1 + prompt + n, 2): row, column
+    both = torch.stack([own, own.roll(-1, 0)], 1)[1:]  # the first slot is left out; a slot follows the last
+    angle = both[..., None] * torch.pi * 2 ** torch.linspace(0, 4, D // 8)  # wavelengths: 2 sides to 1/8
+    return torch.cat([angle.sin(), angle.cos()], -1).nan_to_num(0.0).flatten(1)
+
+
+class TinyGPT(GPT):
+    """A GPT with learned position embeddings beside RoPE; pos_init is the amplitude that they start with."""
+
+    def __init__(self, layout, pos_init, **cfg):
+        super().__init__(layout, **cfg)
+        self.config = dict(self.config, pos_init=pos_init)
+        D = cfg["n_embd"]
+        d = D // cfg["n_head"]
+        self.pos_emb = nn.Parameter(pos_init * position_table(layout, D))
+        self.register_buffer("place", place_in_frame(layout, self.rope.shape[1]), persistent=False)
+        zeros = torch.zeros(d, D // 2)
+        for block in self.blocks:  # one head of each starts by attending to where the next token lies
+            match = 0.1 * torch.randn(d, D // 2)
+            block.qkv.weight.data[:d] = torch.cat([zeros, match], 1)  # queries: the successor's place,
+            block.qkv.weight.data[D : D + d] = torch.cat([match, zeros], 1)  # keys: their own
+
+    def add_positions(self, x, positions):
+        return x + self.pos_emb[self.place[positions]]
+
+    def undecayed(self):
+        return ["embed.weight", "pos_emb"]
+
+
+@torch.no_grad()
+def embed_codebooks(model, vqgan):
+    """Start a GPT's token embeddings and output layer from random projections of the codebooks' vectors."""
+    first = 0
+    for codebook in (vqgan.quantize, vqgan.dynamics_quantize):
+        vectors = codebook.embedding.weight
+        vectors = (vectors - vectors.mean(0)) / vectors.std()
+        for table in (model.embed.weight, model.lm_head.weight):
+            projection = torch.randn(vectors.shape[1], table.shape[1]) * 0.02 / vectors.shape[1] ** 0.5
+            table[first : first + len(vectors)] = vectors @ projection
+        first += len(vectors)
