@@ -21,6 +21,7 @@ Run: python mbpo.py --preset push                             PushWorld, the rel
 Add --resume true to continue a run. Writes OUT (agent, world model, optimizers) and, of the same name, .jsonl
 (numbers), .png (learning curves), .gif (real | imagined | difference) and a folder with both replays."""
 
+import copy
 import functools
 import time
 from pathlib import Path
@@ -42,12 +43,12 @@ from common import (
     start_log,
     stop_signal,
 )
-from data import to_float, to_u8
+from data import Episodes, to_float, to_u8
 from drq import AGENT, DrQ, Replay, exploration_std, to_batch
 from envs import demonstrations, make_environment, play
 from envs.base import HELD_OUT
 from sample import TRAINED, WorldModel
-from support.devices import autocast_for, find_device
+from support.devices import autocast_for, find_device, uses_bf16
 from support.files import beside, claim
 from support.networks import perceptual_loss
 from support.pictures import save_side_by_side
@@ -68,6 +69,7 @@ CONFIG = dict(
     steps=100_000,  # of the environment
     seed_steps=4000,  # taken with random actions before anything is learned
     demos=5,  # successful episodes of the scripted expert, in the replay from the beginning
+    demo_data="",  # a folder of episodes instead, such as the authors' demonstrations, imported
     size=64,  # pixels per side of the environment's frames
     **AGENT,
     model_batch=16,  # segments, of the world model's updates
@@ -147,9 +149,10 @@ class Learner:
     def __init__(self, cfg, tokenizer, gpt, replay, device):
         self.cfg = cfg
         self.tokenizer = tokenizer
-        self.gpt = gpt
+        self.gpt = gpt.to(device)
         self.replay = replay
-        self.world = WorldModel(tokenizer, gpt, device, trained_on(cfg), seed=cfg.seed)
+        self.played = copy.deepcopy(gpt).bfloat16() if uses_bf16(device, cfg.dtype) else gpt  # by `world`
+        self.world = WorldModel(tokenizer, self.played, device, trained_on(cfg), seed=cfg.seed)
         self.t = self.world.context_frames
         if cfg.segment <= self.t:
             raise ValueError(f"segment is {cfg.segment}; expected more than the {self.t} context frames")
@@ -168,6 +171,13 @@ class Learner:
         nn.utils.clip_grad_norm_(model.parameters(), self.cfg.grad_clip)
         optimizer.step()
         model.eval()
+
+    @torch.no_grad()
+    def refresh(self):
+        """Let `world` use what the transformer, in float32, has learned."""
+        for played, learned in zip(self.played.parameters(), self.gpt.parameters(), strict=True):
+            if played is not learned:
+                played.copy_(learned)
 
     def update_tokenizer(self, rng):
         """One update on the context and a few later frames of random segments; returns metrics."""
@@ -291,7 +301,16 @@ class MBPO:
         self.real.clear()
         self.imagined.clear()
         cfg = self.cfg
-        if cfg.demos:
+        if cfg.demo_data:
+            data = Episodes(cfg.demo_data, "all")
+            found = (data.frame_shape, data.action_dim, data.has_reward)
+            expected = ((cfg.size, cfg.size, 3), self.env.action_dim, True)
+            if found != expected:
+                raise ValueError(f"{cfg.demo_data} has frames, actions, rewards {found}; expected {expected}")
+            for i, (row, T) in enumerate(zip(data.rows, data.lengths, strict=True)):
+                actions = data.actions[row : row + T - 1]
+                self.real.add(data.read(i), actions, data.rewards[row + 1 : row + T])
+        elif cfg.demos:
             env = make_environment(cfg.task, 1, HELD_OUT + cfg.seed + 1, cfg.size, cfg.scene, cfg.robot)
             for episode in demonstrations(env, cfg.demos):
                 self.real.add(episode["frames_u8"], episode["actions"], episode["rewards"][1:])
@@ -348,6 +367,7 @@ class MBPO:
     def add_rollouts(self, rng):
         """Imagine rollouts from random real frames and put them, with their rewards, into the replay."""
         world = self.learner.world
+        self.learner.refresh()
         world.generator.manual_seed(int(rng.integers(2**31)))
         rows = self.real.windows(self.cfg.starts, self.imagined.context, 0, rng)
         stacks = to_float(rows["frame"]).to(self.device)
@@ -408,6 +428,7 @@ class MBPO:
         numbers = dict(success=float(np.mean([episode["success"] for episode in episodes])))
         numbers["return"] = float(np.mean([episode["rewards"].sum() for episode in episodes]))
         if self.learner:
+            self.learner.refresh()
             numbers |= validate(self.learner.world, episodes, self.cfg.horizon, beside(self.out, ".gif"))
         log(self.step, self.log_path, **{f"eval_{name}": value for name, value in numbers.items()})
         curves = read_curve(self.log_path, "eval_").items()
