@@ -3,8 +3,8 @@
     files --an importer--> jobs (a large file each, or a batch of small ones) --write_part, in workers-->
     OUT.partial/part-00000/ and its report, part-00000.json --choose_groups, merge, scale_actions--> OUT
 
-A part is complete once its report is there: the same command continues an interrupted import. What cannot be
-read is skipped and listed. Episodes keep their numbers in the source, which decide the split into training
+A part is complete once its report exists: the same command continues an interrupted import. Unreadable
+episodes are skipped and listed. Episodes keep their numbers in the source, which decide the split into training
 and validation: a skipped one shifts no other.   S frames of all episodes, A action dim."""
 
 import contextlib
@@ -29,13 +29,9 @@ from tqdm import tqdm
 from importers.recording import check, read_json, reason_of
 from support.writer import KIND, EpisodeWriter, kind_of, put_in_place, write_json, write_tables
 
-# ---- what importers hand over ----
-
 
 def find_files(src, types):
-    """Names, from the folder src, of its files of these types; prints what other files are there.
-
-    raises  FileNotFoundError where there is none"""
+    """Names, from the folder src, of its files of these types; prints what other files are there."""
     names = []
     others = Counter()
     for path in sorted(Path(src).rglob("*")) if src else ():
@@ -96,7 +92,7 @@ def usable_episodes(job, episodes, size, min_frames, exclude, report):
 
 
 def write_part(i, job, folder, episodes, size, min_frames, jpeg, exclude):
-    """Import a job into folder/part-i, a folder for each kind (data.KIND) of episode; its report comes last.
+    """Import a job into folder/part-i, a folder for each kind (KIND) of episode; its report comes last.
 
     Actions stay as they are: their range is known when all parts are there."""
     part = f"part-{i:05d}"
@@ -134,23 +130,21 @@ def write_parts(jobs, folder, write, workers):
     """Write the parts that are not complete, on so many processes.   returns  the reports of all"""
     reports = [folder / f"part-{i:05d}.json" for i in range(len(jobs))]
     todo = [i for i, report in enumerate(reports) if not report.is_file()]
-    with tqdm(total=len(jobs), desc="import", unit="part", initial=len(jobs) - len(todo)) as bar:
-        if workers == 1 or len(todo) < 2:
-            for i in todo:
-                write(i, jobs[i])
-                bar.update()
-            return [read_json(report) for report in reports]
-        spawn = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-        pool = ProcessPoolExecutor(min(workers, len(todo)), spawn, _begin_worker)
-        try:
-            for future in as_completed([pool.submit(write, i, jobs[i]) for i in todo]):
-                future.result()
-                bar.update()
-        except BrokenProcessPool:
-            raise ValueError("a worker was killed, for lack of memory or by a decoder that crashed; the same "
-                             "command continues the import, perhaps with fewer --workers") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+    if workers == 1 or len(todo) < 2:
+        for i in tqdm(todo, "import", unit="part"):
+            write(i, jobs[i])
+        return [read_json(report) for report in reports]
+    spawn = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    pool = ProcessPoolExecutor(min(workers, len(todo)), spawn, _begin_worker)
+    try:
+        futures = [pool.submit(write, i, jobs[i]) for i in todo]
+        for future in tqdm(as_completed(futures), "import", len(todo), unit="part"):
+            future.result()
+    except BrokenProcessPool:
+        raise ValueError("a worker was killed, for lack of memory or by a decoder that crashed; the same "
+                         "command continues the import, perhaps with fewer --workers") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
     return [read_json(report) for report in reports]
 
 
@@ -196,8 +190,7 @@ def print_summary(reports, groups, folder, src, n_listed):
         print("in the episodes but not imported: " + ", ".join(f"{name} ({n})" for name, n in unused.items()))
     if not groups:
         shutil.rmtree(folder)
-        why = lines[0] if lines else "all are excluded"
-        raise ValueError(f"no episode was added, so nothing is written; {why}")
+        raise ValueError(f"no episode was added, so nothing is written; {(lines or [first])[0]}")
     if lines:
         text = "\n".join(lines) + "\n"  # file names need not be UTF-8
         (folder / "skipped.txt").write_bytes(text.encode(errors="backslashreplace"))
@@ -225,11 +218,11 @@ def scale_actions(actions, lengths, scale):
         print("actions are in [-1, 1] and stay as they are")
     actions[:] = np.clip(rows, -1, 1)
     last = np.cumsum(lengths) - 1  # actions that lead to no frame are not counted, and become 0
+    actions[last] = 0
     changed = np.delete(np.abs(rows) > 1, last, axis=0)
     n_clipped = int(changed.sum())
     if n_clipped:
         print(f"clipped {n_clipped} of {changed.size} action values to [-1, 1]")
-    actions[last] = 0
     return dict(action_scaling=scaling, clipped_action_values=n_clipped)
 
 
@@ -283,8 +276,6 @@ def run_import(jobs, episodes, out, key, size, min_frames, val_every, workers, j
               name, function that returns a Recording), and raises an Exception where it finds no more
     key       for meta.json: the array or camera of the frames;  scale  as in `scale_actions`
     raises    ValueError, if OUT.partial is of another import or no episode is usable"""
-    if workers < 0:
-        raise ValueError(f"--workers is {workers}; expected 0, which is one for each core, or more")
     src = episodes.keywords["src"]
     writer = EpisodeWriter(out, src, key, val_every, jpeg=jpeg)
     folder = writer.partial

@@ -57,11 +57,11 @@ def check(recording, size=0):
     returns  these three, and the names of what is unused;  size  > 0 resizes
     raises   ValueError saying what does not fit"""
     frames, actions, rewards, action_rewards, unused = recording
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype.kind not in "iu" or not frames.size:
+    T = len(frames)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype.kind not in "iu" or T == 0:
         raise ValueError(f"frames are {frames.dtype} {frames.shape}; expected integers (T, H, W, 3)")
     if frames.min() < 0 or frames.max() > 255:
         raise ValueError(f"frames reach from {frames.min()} to {frames.max()}; expected 0 to 255")
-    T = len(frames)
     if actions is not None:
         actions = actions[:, None] if actions.ndim == 1 else actions
         if actions.ndim != 2 or len(actions) not in (T, T - 1):
@@ -86,8 +86,6 @@ def check(recording, size=0):
 
 
 def _require_finite(name, rows):
-    if rows.dtype.kind not in "biuf":
-        raise ValueError(f"{name}s are {rows.dtype}; expected numbers")
     for k, row in enumerate(rows):
         if not np.isfinite(row).all():
             raise ValueError(f"{name} {k} is not finite: {row}")
@@ -104,8 +102,6 @@ def optional(module, package):
 def reason_of(error):
     """An error as one line. (zlib, Pillow, PyAV, HDF5 and Arrow raise errors of their own on damage.)"""
     text = (str(error) or "no reason given").splitlines()[0]
-    if getattr(error, "strerror", None) and error.filename:
-        text = f"{error.strerror}: {error.filename}"
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 

@@ -20,11 +20,23 @@ import numpy as np
 
 from data import from_picture
 from importers.engine import find_files, run_import
-from importers.recording import Recording, optional, read_json, stack_frames
+from importers.recording import Recording, read_json, stack_frames
 from mixture import OXE, RLDS_SUFFIX
 from support.files import require_content
 
+try:
+    import google_crc32c
+except ImportError:  # then damaged records are not noticed
+    google_crc32c = None
+
 OBSERVATION = "steps/observation/"  # where RLDS has pictures
+
+
+def _is_intact(data, checksum):
+    """Compare data with its checksum (4 bytes), if google-crc32c is installed."""
+    crc = google_crc32c.value(data) if google_crc32c else 0
+    masked = (crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF
+    return google_crc32c is None or masked == int.from_bytes(checksum, "little")
 
 
 def read_records(path, expected):
@@ -32,25 +44,19 @@ def read_records(path, expected):
 
     A record is its length (8 bytes), a checksum of that (4), the data, and their checksum (4).
     raises  ValueError where the next one cannot be found, or if there are not as many as expected"""
-    crc32c = optional("google_crc32c", "google-crc32c")
-
-    def checksum(data):
-        crc = crc32c.value(data)
-        return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
-
     require_content(path)
     with open(path, "rb") as file:
         for k in range(expected):
             head = file.read(12)
             if not head:
                 raise ValueError(f"it has {k} records, expected {expected}: truncated")
-            if len(head) == 12 and checksum(head[:8]) != head[8:]:
+            if len(head) == 12 and not _is_intact(head[:8], head[8:]):
                 raise ValueError(f"record {k} of {expected}: its length is damaged, the rest cannot be found")
             data = file.read(int.from_bytes(head[:8], "little"))
             crc = file.read(4)
             if len(crc) < 4:
                 raise ValueError(f"record {k} of {expected} is cut off: truncated")
-            yield data if checksum(data) == crc else None
+            yield data if _is_intact(data, crc) else None
         if file.read(1):
             raise ValueError(f"it has more records than the {expected} expected")
 
@@ -101,8 +107,7 @@ def read_bair(record, camera):
     counts = Counter(name.partition("/")[2] for name in features)  # "7/action" is the action at frame 7
     picture = f"image_{camera}/encoded"
     if picture not in counts:
-        cameras = [name[6:-8] for name in sorted(counts) if name.startswith("image_")]
-        raise ValueError(f"no camera {camera!r}; --camera takes one of {', '.join(cameras)}")
+        raise ValueError(f"no camera {camera!r}; --camera takes one of aux1, main")
     pixels = []
     actions = []
     while f"{len(pixels)}/{picture}" in features:
@@ -128,8 +133,7 @@ def import_bair(src="", out="data/bair", camera="aux1", size=0, min_frames=2, va
                 jpeg=0):
     """Import BAIR robot pushing from files traj_FIRST_to_LAST.tfrecords, whose names number the episodes.
 
-    camera  aux1, the paper's, or main
-    raises  as import_npz, ValueError where such files are in several folders, such as train and test"""
+    camera  aux1, the paper's, or main"""
     jobs = []
     for name in find_files(src, (".tfrecords",)):
         match = re.fullmatch(r"(?:.*/)?traj_(\d+)_to_(\d+)\.tfrecords", name)
@@ -213,8 +217,8 @@ def rlds_episodes(name, numbers, src, split, cameras, columns, has_reward, unuse
 def shard_jobs(src, splits, split):
     """(file name, episode numbers of its records) for each shard of a split.
 
-    Numbers are those of the official converter, on which its splits and its list of RoboNet's test episodes
-    depend; they come from dataset_info.json, so that a missing shard shifts none."""
+    The numbers, of which the official splits and lists speak, come from dataset_info.json: a missing shard
+    shifts none."""
     lengths = {part["name"]: list(map(int, part["shardLengths"])) for part in splits}
     if split not in lengths:
         raise ValueError(f"no split {split!r}; --split takes one of {', '.join(lengths)}")
@@ -234,8 +238,7 @@ def import_rlds(src="", out="data/rlds", split="train", camera="", actions=True,
     """Import a dataset of Open X-Embodiment as RLDS: the folder of its version, such as bridge/0.1.0.
 
     split    TFDS' name;  actions  all float features under steps/action side by side; false: none
-    camera   among the observations, or several, each an episode; "": the paper's (OXE), or image
-    raises   as import_npz, ValueError where features.json has no such camera"""
+    camera   among the observations, or several, each an episode; "": the paper's (OXE), or image"""
     leaves = feature_leaves(read_json(Path(src) / "features.json"))
     about = read_json(Path(src) / "dataset_info.json")
     name = about.get("name", "")
