@@ -27,8 +27,9 @@ SHARED_SETTINGS = """
                 episode is usable: then nothing is written"""
 
 IMPORTERS = {}  # name: the function, its settings {name: default}
-for _importer in (import_npz, import_video, import_vp2, import_bair, import_robonet, import_rlds, import_lerobot,
-                  import_sthsth):
-    _importer.__doc__ += SHARED_SETTINGS
-    _settings = inspect.signature(_importer).parameters.values()
-    IMPORTERS[_importer.__name__.removeprefix("import_")] = (_importer, {s.name: s.default for s in _settings})
+for importer in (import_npz, import_video, import_vp2, import_bair, import_robonet, import_rlds,
+                 import_lerobot, import_sthsth):
+    importer.__doc__ += SHARED_SETTINGS
+    settings = inspect.signature(importer).parameters.values()
+    defaults = {setting.name: setting.default for setting in settings}
+    IMPORTERS[importer.__name__.removeprefix("import_")] = (importer, defaults)

@@ -3,9 +3,9 @@
     files --an importer--> jobs (a large file each, or a batch of small ones) --write_part, in workers-->
     OUT.partial/part-00000/ and its report, part-00000.json --choose_groups, merge, scale_actions--> OUT
 
-A part is complete once its report exists: the same command continues an interrupted import. Unreadable
-episodes are skipped and listed. Episodes keep their numbers in the source, which decide the split into training
-and validation: a skipped one shifts no other.   S frames of all episodes, A action dim."""
+A part is complete once its report exists: the same command continues an interrupted import. Episodes keep
+their numbers in the source, which decide the split into training and validation: a skipped one shifts no other.
+S frames of all episodes, A action dim."""
 
 import contextlib
 import functools
@@ -58,18 +58,12 @@ def file_episodes(_, batch, src, read, **settings):
         yield number, name, functools.partial(read, Path(src) / name, **settings)
 
 
-# ---- a part: what a worker does ----
-
-
 def _stem(name):
     return name.rsplit("/", 1)[-1].removesuffix(".npz").removesuffix(".hdf5")
 
 
 def usable_episodes(job, episodes, size, min_frames, exclude, report):
-    """Yield (number, name, what `check` returns) of a job's episodes.
-
-    An error skips its episode or, where the next one cannot be found, the rest of the job, and is reported.
-    Lack of memory and missing packages end the import instead."""
+    """Yield (number, name, what `check` returns) of a job's episodes; errors skip an episode and are reported."""
     stream = episodes(*job)
     while True:
         name = job[0]
@@ -83,7 +77,7 @@ def usable_episodes(job, episodes, size, min_frames, exclude, report):
                 raise ValueError(f"{len(checked[0])} frames, fewer than --min_frames {min_frames}")
         except StopIteration:  # also after an error of the stream itself
             return
-        except (MemoryError, ImportError):
+        except (MemoryError, ImportError):  # these end the import
             raise
         except Exception as error:
             report["skipped"].append((name, reason_of(error)))
@@ -92,9 +86,7 @@ def usable_episodes(job, episodes, size, min_frames, exclude, report):
 
 
 def write_part(i, job, folder, episodes, size, min_frames, jpeg, exclude):
-    """Import a job into folder/part-i, a folder for each kind (KIND) of episode; its report comes last.
-
-    Actions stay as they are: their range is known when all parts are there."""
+    """Import a job into folder/part-i, a folder for each kind (KIND) of episode; its report comes last."""
     part = f"part-{i:05d}"
     groups = {}  # by kind, as JSON
     writers = {}
@@ -148,9 +140,6 @@ def write_parts(jobs, folder, write, workers):
     return [read_json(report) for report in reports]
 
 
-# ---- from parts to one folder ----
-
-
 def choose_groups(reports):
     """The groups of the kind that most episodes have; the other episodes join those skipped."""
     counts = Counter()
@@ -170,9 +159,7 @@ def choose_groups(reports):
 
 
 def print_summary(reports, groups, folder, src, n_listed):
-    """Print what was imported and what not, and why, which skipped.txt lists in full; returns not_imported.
-
-    raises  ValueError, after deleting the folder, if no episode was imported"""
+    """Print what was imported and what not, and why, which skipped.txt lists in full; returns not_imported."""
     lines = []
     for report in reports:
         for name, reason in report["skipped"]:
@@ -200,20 +187,16 @@ def print_summary(reports, groups, folder, src, n_listed):
 def scale_actions(actions, lengths, scale):
     """Bring actions (S, A) of episodes of these lengths to [-1, 1], in place.   returns  how, for meta.json
 
-    scale  "extremes" or "percentiles" (1st, 99th): these become -1 and 1 if any action leaves [-1, 1];
-           what lies beyond, or with "" whatever leaves [-1, 1], is clipped"""
+    scale  true: the extremes become -1 and 1 if any action leaves [-1, 1]; false: actions are clipped"""
     rows = actions.astype(np.float64)
     scaling = None
     if scale and rows.size and np.abs(rows).max() > 1:
         low = rows.min(0)
         high = rows.max(0)
-        if scale == "percentiles":  # numbers that occur, so no mean with an outlier
-            low = np.percentile(rows, 1, axis=0, method="higher")
-            high = np.percentile(rows, 99, axis=0, method="lower")
         rows = 2 * (rows - low) / np.maximum(high - low, 1e-8) - 1
-        scaling = dict(low=low.tolist(), high=high.tolist(), by=scale, episodes=len(lengths))
+        scaling = dict(low=low.tolist(), high=high.tolist(), by="extremes", episodes=len(lengths))
         ends = [", ".join(f"{x:.4g}" for x in end) for end in (low, high)]
-        print(f"actions from ({ends[0]}) to ({ends[1]}), {scale} of {len(lengths)} episodes, become -1 to 1")
+        print(f"actions from ({ends[0]}) to ({ends[1]}), extremes of {len(lengths)} episodes, become -1 to 1")
     elif scale and rows.size:
         print("actions are in [-1, 1] and stay as they are")
     actions[:] = np.clip(rows, -1, 1)
@@ -268,14 +251,13 @@ def begin(folder, settings):
         raise ValueError(f"{folder} was begun with other {', '.join(changed)}; delete it to begin anew")
 
 
-def run_import(jobs, episodes, out, key, size, min_frames, val_every, workers, jpeg, exclude="", scale=""):
+def run_import(jobs, episodes, out, key, size, min_frames, val_every, workers, jpeg, exclude="", scale=False):
     """Write the episodes of all jobs to `out` and print what was skipped; continues an interrupted import.
 
     jobs      tuples of a name and further arguments; a job's episodes are written together
     episodes  functools.partial with keywords, src among them. Called with a job's items it yields (number,
               name, function that returns a Recording), and raises an Exception where it finds no more
-    key       for meta.json: the array or camera of the frames;  scale  as in `scale_actions`
-    raises    ValueError, if OUT.partial is of another import or no episode is usable"""
+    key       for meta.json: the array or camera of the frames;  scale  as in `scale_actions`"""
     src = episodes.keywords["src"]
     writer = EpisodeWriter(out, src, key, val_every, jpeg=jpeg)
     folder = writer.partial

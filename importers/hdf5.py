@@ -3,9 +3,7 @@
     VP2's data/demo_0/{obs/CAMERA, actions, rewards} --read_vp2--> Recording
     RoboNet's {env/CAMERA_video, env/state, policy/actions} --read_robonet--> Recording with 5 actions
 
-T frames, A action dim.
-
-Run: python prepare.py vp2 --src FOLDER --out data/vp2
+T frames.   Run: python prepare.py vp2 --src FOLDER --out data/vp2
      python prepare.py robonet --src hdf5 --out data/robonet --size 64"""
 
 import functools
@@ -82,9 +80,6 @@ def import_vp2(src="", out="data/vp2", mask="", size=0, min_frames=12, val_every
         first += len(demos)
     episodes = functools.partial(vp2_episodes, src=str(src), mask=mask)
     run_import(jobs, episodes, out, "vp2", size, min_frames, val_every, workers, jpeg)
-
-
-# ---- RoboNet ----
 
 
 def _robonet_frames(video, encoding):

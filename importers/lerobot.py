@@ -7,9 +7,7 @@
 
     meta --find_episodes--> Episode --read_lerobot--> rows, by pictures_at a picture of each --> Recording
 
-T rows of an episode, H/W height and width, A action dim.
-
-Run: python prepare.py lerobot --src FOLDER --out data/pusht --size 64"""
+T rows of an episode, H/W height and width.   Run: python prepare.py lerobot --src FOLDER --out data/pusht --size 64"""
 
 import functools
 import json
@@ -77,10 +75,9 @@ def find_episodes(root, info, camera):
 def pictures_at(path, start, stop, times, fps, size):
     """For each row of an episode the picture nearest in time, from a video between start and stop.
 
-    times    (T,) seconds from start, rising, about fps a second;  size  > 0 resizes
-    returns  frames (T, H, W, 3), bytes
-    raises   ValueError if a row has no picture: the nearest is further away than a fifth of 1 / fps or, where
-             the video has more frames than rows, than half of the time between its frames"""
+    times (T,) are seconds from start, rising, about fps a second; returns frames (T, H, W, 3), bytes.
+    raises  ValueError if the nearest picture is further away than a fifth of 1 / fps or, where the video has
+            more frames than rows, than half of the time between its frames"""
     frames = []
     shown = []  # when, in seconds
     for seconds, frame in decode(path, max(0.0, start - 0.5 / fps), stop - 0.5 / fps):
@@ -142,18 +139,15 @@ def read_info(src):
     return info
 
 
-def import_lerobot(src="", out="data/lerobot", camera="", action="action", scale=True, percentiles=False,
-                   size=64, min_frames=2, val_every=100, exclude="", workers=0, jpeg=0):
+def import_lerobot(src="", out="data/lerobot", camera="", action="action", scale=True, size=64, min_frames=2,
+                   val_every=100, exclude="", workers=0, jpeg=0):
     """Import a LeRobot dataset of version 2.x or 3.x; numbers are its episode indices.
 
     A row's picture is the one at its timestamp; next.reward becomes the reward of the next frame.
     camera  a video's name, such as observation.images.top; "": the first
     action  the column of the actions; "": none
     scale   true: scale actions that leave [-1, 1] (joint angles, pixels) by their extremes over all imported
-            episodes, which meta.json keeps; false: clip them
-    percentiles  scale by the 1st and 99th percentile, which ignores outliers, and clip what lies beyond"""
-    if percentiles and not scale:
-        raise ValueError("--percentiles true says how to scale, --scale false not to; pass one of them")
+            episodes, which meta.json keeps; false: clip them"""
     info = read_info(src)
     features = info["features"]
     cameras = [name for name in features if features[name]["dtype"] == "video"]
@@ -172,6 +166,5 @@ def import_lerobot(src="", out="data/lerobot", camera="", action="action", scale
     unused = [name for name in features if name not in used]
     episodes = functools.partial(lerobot_episodes, src=str(src), action=action, fps=info["fps"],
                                  unused=unused, size=size)
-    scaling = "percentiles" if percentiles else "extremes"
     run_import(batch_jobs(found), episodes, out, camera, size, min_frames, val_every, workers, jpeg, exclude,
-               scaling if scale else "")
+               scale)

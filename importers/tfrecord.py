@@ -5,9 +5,7 @@
     RLDS' steps/observation/CAMERA, steps/action/* --read_rlds--> Recording
     RLDS' features.json, dataset_info.json         --> the features to read, and each record's episode number
 
-T frames, A action dim.
-
-Run: python prepare.py bair --src softmotion30_44k/train --out data/bair
+T frames, A action dim.   Run: python prepare.py bair --src softmotion30_44k/train --out data/bair
      python prepare.py rlds --src bridge/0.1.0 --out data/oxe/bridge"""
 
 import functools
@@ -98,9 +96,6 @@ def feature_values(feature):
     return np.frombuffer(b"".join(values), "<f4") if kind == 2 else values
 
 
-# ---- BAIR ----
-
-
 def read_bair(record, camera):
     """An episode of BAIR's: frames (T, 64, 64, 3), actions (T, 4)."""
     features = parse_example(record)
@@ -142,21 +137,16 @@ def import_bair(src="", out="data/bair", camera="aux1", size=0, min_frames=2, va
             jobs.append((name, first, int(match[2]) - first + 1))
     folders = sorted({str(Path(name).parent) for name, _, _ in jobs})
     if len(folders) != 1:
-        raise ValueError(f"--src {str(src)!r} has traj_*_to_*.tfrecords in {len(folders)} folders; pass one "
-                         f"of them ({', '.join(folders)})")
-    jobs = sorted(jobs, key=lambda job: job[1])
+        raise ValueError(f"--src {src}: traj_*_to_*.tfrecords are in {len(folders)} folders; pass one of {folders}")
+    jobs.sort(key=lambda job: job[1])
     episodes = functools.partial(bair_episodes, src=str(src), camera=camera)
     run_import(jobs, episodes, out, camera, size, min_frames, val_every, workers, jpeg)
 
 
-# ---- RLDS ----
-
-
 def interleave(lengths, cycle=16, block=16):
-    """The order in which TFDS reads shards of so many records: yields the shard of each record.
+    """Yield the shard of each record, in the order in which TFDS reads shards of so many records.
 
-    Of `cycle` open shards each in turn gives `block` records; the next shard takes the place of an ended one.
-    Source: tf.data's Dataset.interleave, as tensorflow_datasets calls it"""
+    Of `cycle` open shards each in turn gives `block` records (tf.data's Dataset.interleave)."""
     waiting = iter(enumerate(lengths))
     slots = [None] * cycle  # (shard, records left)
     for i in itertools.cycle(range(cycle)):
@@ -249,8 +239,6 @@ def import_rlds(src="", out="data/rlds", split="train", camera="", actions=True,
         if OBSERVATION + wanted not in pictures:
             known = ", ".join(path.removeprefix(OBSERVATION) for path in pictures)
             raise ValueError(f"no camera {wanted!r}; --camera takes one of {known}")
-    if name == "robo_net" and not exclude:
-        print("without --exclude, RoboNet's test videos are among these episodes")
     columns = action_columns(leaves) if actions else {}
     has_reward = leaves.get("steps/reward", {}).get("tensor", {}).get("dtype") == "float32"
     used = {*columns, *(OBSERVATION + wanted for wanted in cameras)}

@@ -2,8 +2,6 @@
 
     file --read_npz, read_video--> Recording --> load_episode: one episode;  import_...: a folder of many
 
-T frames, H/W height and width, A action dim.
-
 Run: python prepare.py npz --src FOLDER --out data/bair --key aux1_image       the official code's episodes
      python prepare.py video --src FOLDER --out data/mine --size 64            mp4, mov, webm, gif and others
      python prepare.py sthsth --src VIDEOS --labels FOLDER --out data/oxe/sthsth     Something-Something v2"""
@@ -44,10 +42,8 @@ def read_npz(path, key):
 
 
 def decode(source, start=0.0, stop=np.inf):
-    """Yield (seconds, frame) of a video, a Path or an open file, from start to stop.
-
-    The seconds count from the first frame and are NaN where the file has none; frames are bytes (H, W, 3) as
-    players show them.   raises  ValueError where it is truncated"""
+    """Yield (seconds since the first frame or NaN, bytes (H, W, 3) as players show them) of a video, a Path or
+    an open file, from start to stop.   raises  ValueError where it is truncated"""
     av = optional("av", "av")
     if isinstance(source, Path):
         require_content(source)
@@ -148,7 +144,7 @@ def import_npz(src="", out="data/npz", key="image", size=0, min_frames=2, val_ev
 
 
 def import_video(src="", out="data/video", size=64, min_frames=16, val_every=20, workers=0, jpeg=0):
-    """Import videos (mp4, m4v, mov, mkv, webm, avi, gif), without actions; their order by name numbers them."""
+    """Import videos (VIDEO_TYPES: mp4, gif, ...), without actions; their order by name numbers them."""
     jobs = batch_jobs(list(enumerate(find_files(src, VIDEO_TYPES))))
     episodes = functools.partial(file_episodes, src=str(src), read=read_video, size=size)
     run_import(jobs, episodes, out, "", size, min_frames, val_every, workers, jpeg)

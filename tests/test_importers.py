@@ -32,7 +32,6 @@ from sources import (
 )
 
 from data import Episodes
-from support.writer import EpisodeWriter
 from importers import load_episode, tfrecord
 from importers.hdf5 import import_robonet, import_vp2
 from importers.lerobot import import_lerobot
@@ -45,6 +44,7 @@ from importers.tfrecord import (
     parse_example,
 )
 from importers.video import STHSTH_CLASSES, import_npz, import_sthsth, import_video
+from support.writer import EpisodeWriter
 
 
 def noise(*shape, seed=0):

@@ -28,12 +28,12 @@ from sources import (
 )
 
 from data import Episodes
-from support.writer import EpisodeWriter
 from importers import load_episode
 from importers.hdf5 import import_vp2
 from importers.lerobot import import_lerobot, pictures_at
 from importers.tfrecord import import_bair, import_rlds
 from importers.video import import_npz, import_video, read_video
+from support.writer import EpisodeWriter
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
 
@@ -174,26 +174,6 @@ def test_a_nan_in_one_episode_leaves_the_scaling_of_the_others_alone(tmp_path, c
     scaling = data.meta["action_scaling"]
     assert scaling["high"] == pytest.approx([57, 0.1, 1]) and scaling["by"] == "extremes"
     assert (scaling["episodes"], data.meta["clipped_action_values"]) == (3, 0)
-
-
-def test_percentiles_keep_a_glitch_from_squeezing_all_others(tmp_path, capsys):
-    def spoil(i, columns):
-        if i == 2:
-            columns["action"][5, 2] = 1e6
-
-    write_moving_lerobot(tmp_path / "src", scale=300, spoil=spoil)
-    spread = {}
-    for percentiles in (False, True):
-        out = tmp_path / str(percentiles)
-        import_lerobot(tmp_path / "src", out, percentiles=percentiles, workers=1)
-        data = Episodes(out, "all")
-        spread[percentiles] = np.ptp(data.actions[: T - 1, 2])
-        assert data.meta["action_scaling"]["by"] == ("percentiles" if percentiles else "extremes")
-    assert spread[False] < 1e-5 and spread[True] > 1.8
-    told = capsys.readouterr().out
-    assert "percentiles of 4 episodes" in told and "clipped" in told
-    with pytest.raises(ValueError, match="--percentiles true says how to scale, --scale false not to"):
-        import_lerobot(tmp_path / "src", tmp_path / "x", percentiles=True, scale=False)
 
 
 def test_an_episode_with_more_joints_leaves_the_scaling_of_the_others_alone(tmp_path, capsys):
