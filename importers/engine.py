@@ -4,7 +4,7 @@
     OUT.partial/part-00000/ and its report, part-00000.json --choose_groups, merge, scale_actions--> OUT
 
 A part is complete once its report exists: the same command continues an interrupted import. Episodes keep
-their numbers in the source, which decide the split into training and validation: a skipped one shifts no other.
+their numbers in the source, which decide the split: a skipped episode shifts no other.
 S frames of all episodes, A action dim."""
 
 import contextlib
@@ -31,18 +31,11 @@ from support.writer import KIND, EpisodeWriter, kind_of, put_in_place, write_jso
 
 
 def find_files(src, types):
-    """Names, from the folder src, of its files of these types; prints what other files are there."""
-    names = []
-    others = Counter()
-    for path in sorted(Path(src).rglob("*")) if src else ():
-        if path.suffix.lower() in types:
-            names.append(path.relative_to(src).as_posix())
-        elif path.is_file() and not path.name.startswith("."):
-            others[path.suffix.lower() or path.name] += 1
+    """Names, from the folder src, of its files of these types."""
+    paths = sorted(Path(src).rglob("*")) if src else []
+    names = [path.relative_to(src).as_posix() for path in paths if path.suffix.lower() in types]
     if not names:
         raise FileNotFoundError(f"--src {str(src)!r} has no {', '.join(types)} files; pass a folder that has")
-    if others:
-        print("files that are not read: " + ", ".join(f"{n} {kind}" for kind, n in others.most_common(10)))
     return names
 
 
@@ -63,7 +56,7 @@ def _stem(name):
 
 
 def usable_episodes(job, episodes, size, min_frames, exclude, report):
-    """Yield (number, name, what `check` returns) of a job's episodes; errors skip an episode and are reported."""
+    """Yield (number, name, what `check` returns) of a job's episodes; reports errors."""
     stream = episodes(*job)
     while True:
         name = job[0]
@@ -133,8 +126,7 @@ def write_parts(jobs, folder, write, workers):
         for future in tqdm(as_completed(futures), "import", len(todo), unit="part"):
             future.result()
     except BrokenProcessPool:
-        raise ValueError("a worker was killed, for lack of memory or by a decoder that crashed; the same "
-                         "command continues the import, perhaps with fewer --workers") from None
+        raise ValueError("a worker was killed, perhaps for lack of memory; repeat with fewer --workers") from None
     finally:
         pool.shutdown(cancel_futures=True)
     return [read_json(report) for report in reports]
@@ -152,14 +144,14 @@ def choose_groups(reports):
         for kind, group in report["groups"].items():
             if kind == usual:
                 chosen.append(group)
-                continue
-            reason = f"it has {json.loads(kind)}, the imported ones {json.loads(usual)}; they must agree"
-            report["skipped"] += [(name, reason) for name in group["names"]]
+            else:
+                reason = f"it has {json.loads(kind)}, the imported ones {json.loads(usual)}; they must agree"
+                report["skipped"] += [(name, reason) for name in group["names"]]
     return chosen
 
 
 def print_summary(reports, groups, folder, src, n_listed):
-    """Print what was imported and what not, and why, which skipped.txt lists in full; returns not_imported."""
+    """Print what was imported and what not, with reasons (all in skipped.txt); returns not_imported."""
     lines = []
     for report in reports:
         for name, reason in report["skipped"]:
@@ -197,8 +189,6 @@ def scale_actions(actions, lengths, scale):
         scaling = dict(low=low.tolist(), high=high.tolist(), by="extremes", episodes=len(lengths))
         ends = [", ".join(f"{x:.4g}" for x in end) for end in (low, high)]
         print(f"actions from ({ends[0]}) to ({ends[1]}), extremes of {len(lengths)} episodes, become -1 to 1")
-    elif scale and rows.size:
-        print("actions are in [-1, 1] and stay as they are")
     actions[:] = np.clip(rows, -1, 1)
     last = np.cumsum(lengths) - 1  # actions that lead to no frame are not counted, and become 0
     actions[last] = 0

@@ -7,7 +7,8 @@
 
     meta --find_episodes--> Episode --read_lerobot--> rows, by pictures_at a picture of each --> Recording
 
-T rows of an episode, H/W height and width.   Run: python prepare.py lerobot --src FOLDER --out data/pusht --size 64"""
+T rows of an episode, H/W height and width.
+Run: python prepare.py lerobot --src FOLDER --out data/pusht --size 64"""
 
 import functools
 import json

@@ -58,7 +58,7 @@ def check(recording, size=0):
     raises   ValueError saying what does not fit"""
     frames, actions, rewards, action_rewards, unused = recording
     T = len(frames)
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype.kind not in "iu" or T == 0:
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype.kind not in "iu" or not frames.size:
         raise ValueError(f"frames are {frames.dtype} {frames.shape}; expected integers (T, H, W, 3)")
     if frames.min() < 0 or frames.max() > 255:
         raise ValueError(f"frames reach from {frames.min()} to {frames.max()}; expected 0 to 255")

@@ -42,8 +42,9 @@ def read_npz(path, key):
 
 
 def decode(source, start=0.0, stop=np.inf):
-    """Yield (seconds since the first frame or NaN, bytes (H, W, 3) as players show them) of a video, a Path or
-    an open file, from start to stop.   raises  ValueError where it is truncated"""
+    """Yield (seconds since the first frame or NaN, bytes (H, W, 3) as players show them) from start to stop.
+
+    source  a Path or an open file;  raises  ValueError where it is truncated"""
     av = optional("av", "av")
     if isinstance(source, Path):
         require_content(source)

@@ -388,7 +388,6 @@ def test_arrays_in_the_plural_are_taken_and_all_others_named(tmp_path, capsys):
     import_npz(tmp_path / "src", tmp_path / "out", workers=1)
     told = capsys.readouterr().out
     assert "in the episodes but not imported: states (4)" in told
-    assert "files that are not read: 1 .txt" in told
     data = Episodes(tmp_path / "out", "all")
     assert data.actions[: T - 1] == pytest.approx(actions[:-1]) and data.rewards[:T] == pytest.approx(rewards)
     load_episode(tmp_path / "src/0.npz")
@@ -401,7 +400,6 @@ def test_lerobots_rewards_are_those_of_the_next_frame_and_other_columns_are_name
     import_lerobot(tmp_path / "src", tmp_path / "out", workers=1)
     told = capsys.readouterr().out
     assert "not imported: observation.state (4), a reward, not 0, of the last action (4)" in told
-    assert "actions are in [-1, 1] and stay as they are" in told
     assert Episodes(tmp_path / "out", "all").rewards[:T] == pytest.approx([0, *(np.arange(T - 1) / 10)])
 
 
@@ -445,13 +443,13 @@ def test_rlds_rewards_are_those_of_the_next_frame(tmp_path):
     assert Episodes(tmp_path / "out", "all").rewards.tolist() == [0, *range(19)]
 
 
-def test_videos_of_other_types_are_read_beside_mp4_and_other_files_named(tmp_path, capsys):
+def test_videos_of_other_types_are_read_beside_mp4(tmp_path, capsys):
     for name, codec in (("a.mp4", "libx264"), ("b.MOV", "libx264"), ("c.mkv", "libx264"), ("d.avi", "mpeg4")):
         write_video(tmp_path / "src" / name, moving(T), codec=codec)
     (tmp_path / "src/e.flv").write_bytes(b"")
     import_video(tmp_path / "src", tmp_path / "out", workers=1)
     told = capsys.readouterr().out
-    assert "imported 4, skipped 0" in told and "files that are not read: 1 .flv" in told
+    assert "imported 4, skipped 0" in told
 
 
 # ---- M: one line that says what happened ----
