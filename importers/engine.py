@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from importers.recording import check, read_json, reason_of
+from importers.recording import check, read_json, reason_of, scale_actions
 from support.writer import KIND, EpisodeWriter, kind_of, put_in_place, write_json, write_tables
 
 
@@ -126,7 +126,7 @@ def write_parts(jobs, folder, write, workers):
         for future in tqdm(as_completed(futures), "import", len(todo), unit="part"):
             future.result()
     except BrokenProcessPool:
-        raise ValueError("a worker was killed, perhaps for lack of memory; repeat with fewer --workers") from None
+        raise ValueError("a worker was killed (lack of memory?); repeat with fewer --workers") from None
     finally:
         pool.shutdown(cancel_futures=True)
     return [read_json(report) for report in reports]
@@ -174,29 +174,6 @@ def print_summary(reports, groups, folder, src, n_listed):
         text = "\n".join(lines) + "\n"  # file names need not be UTF-8
         (folder / "skipped.txt").write_bytes(text.encode(errors="backslashreplace"))
     return dict(unused)
-
-
-def scale_actions(actions, lengths, scale):
-    """Bring actions (S, A) of episodes of these lengths to [-1, 1], in place.   returns  how, for meta.json
-
-    scale  true: the extremes become -1 and 1 if any action leaves [-1, 1]; false: actions are clipped"""
-    rows = actions.astype(np.float64)
-    scaling = None
-    if scale and rows.size and np.abs(rows).max() > 1:
-        low = rows.min(0)
-        high = rows.max(0)
-        rows = 2 * (rows - low) / np.maximum(high - low, 1e-8) - 1
-        scaling = dict(low=low.tolist(), high=high.tolist(), by="extremes", episodes=len(lengths))
-        ends = [", ".join(f"{x:.4g}" for x in end) for end in (low, high)]
-        print(f"actions from ({ends[0]}) to ({ends[1]}), extremes of {len(lengths)} episodes, become -1 to 1")
-    actions[:] = np.clip(rows, -1, 1)
-    last = np.cumsum(lengths) - 1  # actions that lead to no frame are not counted, and become 0
-    actions[last] = 0
-    changed = np.delete(np.abs(rows) > 1, last, axis=0)
-    n_clipped = int(changed.sum())
-    if n_clipped:
-        print(f"clipped {n_clipped} of {changed.size} action values to [-1, 1]")
-    return dict(action_scaling=scaling, clipped_action_values=n_clipped)
 
 
 def merge(folder, parts, meta, scale):

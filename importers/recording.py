@@ -91,6 +91,29 @@ def _require_finite(name, rows):
             raise ValueError(f"{name} {k} is not finite: {row}")
 
 
+def scale_actions(actions, lengths, scale):
+    """Bring actions (S, A) of episodes of these lengths to [-1, 1], in place.   returns  how, for meta.json
+
+    scale  true: the extremes become -1 and 1 if any action leaves [-1, 1]; false: actions are clipped"""
+    rows = actions.astype(np.float64)
+    scaling = None
+    if scale and rows.size and np.abs(rows).max() > 1:
+        low = rows.min(0)
+        high = rows.max(0)
+        rows = 2 * (rows - low) / np.maximum(high - low, 1e-8) - 1
+        scaling = dict(low=low.tolist(), high=high.tolist(), by="extremes", episodes=len(lengths))
+        ends = [", ".join(f"{x:.4g}" for x in end) for end in (low, high)]
+        print(f"actions from ({ends[0]}) to ({ends[1]}), extremes of {len(lengths)} episodes, become -1 to 1")
+    actions[:] = np.clip(rows, -1, 1)
+    last = np.cumsum(lengths) - 1  # actions that lead to no frame are not counted, and become 0
+    actions[last] = 0
+    changed = np.delete(np.abs(rows) > 1, last, axis=0)
+    n_clipped = int(changed.sum())
+    if n_clipped:
+        print(f"clipped {n_clipped} of {changed.size} action values to [-1, 1]")
+    return dict(action_scaling=scaling, clipped_action_values=n_clipped)
+
+
 def optional(module, package):
     """Import a module that only some formats need.   raises  ImportError naming the package to install"""
     try:

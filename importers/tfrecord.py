@@ -137,7 +137,7 @@ def import_bair(src="", out="data/bair", camera="aux1", size=0, min_frames=2, va
             jobs.append((name, first, int(match[2]) - first + 1))
     folders = sorted({str(Path(name).parent) for name, _, _ in jobs})
     if len(folders) != 1:
-        raise ValueError(f"--src {src}: traj_*.tfrecords are in {len(folders)} folders; pass one of {folders}")
+        raise ValueError(f"--src {src}: traj_*.tfrecords are in {len(folders)} folders; pass one: {folders}")
     jobs.sort(key=lambda job: job[1])
     episodes = functools.partial(bair_episodes, src=str(src), camera=camera)
     run_import(jobs, episodes, out, camera, size, min_frames, val_every, workers, jpeg)
