@@ -44,46 +44,39 @@ SCRIPT_CONFIG = dict(
 METAWORLD_CONFIG = dict(out="data/metaworld", task="plate-slide", episodes=5, seed=0, noise=0.0, val_every=20)
 
 
-def add_episode(writer, episode, name):
-    """Write an episode as `envs.play` yields it."""
-    actions = np.pad(episode["actions"], ((0, 1), (0, 0)))  # no action follows the last frame
-    writer.add(episode["frames_u8"], actions, episode["rewards"], name)
+def collect(out, source, val_every, n, episodes):
+    """Write n episodes, pairs (name and number, what `envs.play` yields); prints success rates."""
+    wins = {}
+    with EpisodeWriter(out, source, val_every=val_every) as writer:
+        for name, episode in tqdm(episodes, source, n):
+            actions = np.pad(episode["actions"], ((0, 1), (0, 0)))  # no action follows the last frame
+            writer.add(episode["frames_u8"], actions, episode["rewards"], name)
+            wins.setdefault(name.split()[0], []).append(episode["success"])
+    for name, successes in wins.items():
+        print(f"{out}: {name} success {np.mean(successes):.3f} of {len(successes)}")
 
 
 def collect_push(out, episodes, val_every=20, robot="red", scene=-1, **how):
-    """Episodes of PushWorld, by its noisy scripted player and of random play; prints success rates."""
+    """Episodes of PushWorld, by its noisy scripted player and of random play."""
     if episodes < 1 or not 0 <= how["seed"] < HELD_OUT or how["action_noise"] < 0:
         raise ValueError(f"expected episodes >= 1, 0 <= seed < {HELD_OUT}, action_noise >= 0; got {how}")
-    wins = {"expert": [], "random": []}
-    played = tqdm(play_push(episodes, robot=robot, scene=scene, **how), "push", episodes)
-    source = f"PushWorld, {robot}, scene {scene}, seed {how['seed']}"
-    with EpisodeWriter(out, source, val_every=val_every) as writer:
-        for i, episode in enumerate(played):
-            kind = episode["kind"]
-            wins[kind].append(episode["success"])
-            add_episode(writer, episode, f"{kind} {i}")
-    rates = " | ".join(f"{kind} success {np.mean(w):.3f} of {len(w)}" for kind, w in wins.items() if w)
-    print(f"{out}: {episodes} episodes | {rates}")
+    played = play_push(episodes, robot=robot, scene=scene, **how)
+    named = ((f"{episode['kind']} {i}", episode) for i, episode in enumerate(played))
+    collect(out, f"PushWorld, {robot}, scene {scene}, seed {how['seed']}", val_every, episodes, named)
 
 
-def collect_tasks(out, source, tasks, n, seed, val_every, player):
-    """Write n episodes of each task, which player(env) yields; prints how each ended."""
-    with EpisodeWriter(out, f"{source}, seed {seed}", val_every=val_every) as writer:
-        for task in tasks:
-            with contextlib.closing(make_environment(task, seed=seed)) as env:
-                for i, episode in enumerate(tqdm(player(env), task, n)):
-                    add_episode(writer, episode, f"{task} {i}")
-                    outcome = "success" if episode["success"] else "failure"
-                    tqdm.write(f"{task} {i}: {outcome}, return {episode['rewards'].sum():.1f}")
+def play_tasks(tasks, seed, player):
+    """Yield the episodes that player(env) yields of each task, with their names."""
+    for task in tasks:
+        with contextlib.closing(make_environment(task, seed=seed)) as env:
+            for i, episode in enumerate(player(env)):
+                yield f"{task} {i}", episode
 
 
 def collect_metaworld(out, task, episodes, seed, noise, val_every):
     """Demonstrations of a task of Meta-World: successes of its scripted player."""
-
-    def player(env):
-        return demonstrations(env, episodes, noise, seed)
-
-    collect_tasks(out, f"Meta-World {task}", (task,), episodes, seed, val_every, player)
+    played = play_tasks((task,), seed, lambda env: demonstrations(env, episodes, noise, seed))
+    collect(out, f"Meta-World {task}, seed {seed}", val_every, episodes, played)
 
 
 def collect_script(out, tasks, episodes, seed, noise, random_share, val_every):
@@ -97,7 +90,8 @@ def collect_script(out, tasks, episodes, seed, noise, random_share, val_every):
         wander = iter(random_policy(1, n_random * env.length, [seed, 1], env.action_dim))
         yield from play(env, n_random, lambda frames: next(wander))
 
-    collect_tasks(out, f"{', '.join(tasks)}, noise {noise}", tasks, episodes, seed, val_every, player)
+    source = f"{', '.join(tasks)}, noise {noise}, seed {seed}"
+    collect(out, source, val_every, episodes * len(tasks), play_tasks(tasks, seed, player))
 
 
 COMMANDS = {

@@ -9,11 +9,8 @@ from envs.robosuite import RobosuitePush
 
 
 def make_environment(task, n=1, seed=0, size=64, scene=-1, robot="red"):
-    """The world of a task; close it after use.
+    """The world of a task; close it after use. Robots' worlds are one at a time, whatever n is.
 
-    task    "push" or "push_anywhere" (PushWorld, n worlds at once), one of DESK (RoboDesk), "robosuite_push",
-            or a task of Meta-World; the robots' worlds are one at a time, whatever n is
-    scene, robot  PushWorld's alone
     raises  ValueError for an unknown task or setting, ImportError without the simulator's package"""
     if task in ("push", "push_anywhere"):
         return PushWorld(n, size, seed, scene=scene, robot=robot, anywhere=task == "push_anywhere")
@@ -26,10 +23,8 @@ def make_environment(task, n=1, seed=0, size=64, scene=-1, robot="red"):
     names = metaworld_tasks()
     if task in names:
         return MetaWorld(task, size, seed)
-    raise ValueError(
-        f"task is {task!r}; expected push (PushWorld), {', '.join(DESK)} (RoboDesk), "
-        f"robosuite_push, push_anywhere or, of Meta-World, {', '.join(names)}"
-    )
+    known = f"push (PushWorld), {', '.join(DESK)} (RoboDesk), robosuite_push, push_anywhere"
+    raise ValueError(f"task is {task!r}; expected {known} or, of Meta-World, {', '.join(names)}")
 
 
 def play(env, episodes, act):

@@ -4,21 +4,17 @@ A world is n copies of one environment that move together; a robot's simulator h
 subclass of World in a file of its own, with what is marked *, and name it in envs.make_environment.
 n worlds, A action dimensions, N sequences of h actions, H = W = size pixels; frames_u8 are (n,H,W,3).
 
-    n, size, seed, length  length: actions per episode
-    episode (n,)           number of the current one, -1 before the first. It looks the same whenever it is
-                           played: to play episode e, set env.episode[:] = e - 1 and call reset.
-  * action_dim             A; actions are in [-1, 1]
-    action_repeat          steps of the simulator per action
+    episode (n,)           number of the current one, -1 before the first; with seed, it decides all looks:
+                           to play episode e, set env.episode[:] = e - 1 and call reset
+  * action_dim             A; actions are in [-1, 1], held for action_repeat steps of the simulator
     reset()                begin the next episode -> frames_u8
     step(actions (n,A))    -> frames_u8, reward (n,) float32, success (n,) bool, done (n,) bool
-  * render()               draw the current state -> frames_u8
-  * expert()               the scripted player's actions (n,A)
-    close()                free the renderer
+  * _begin(), _move(actions) -> reward, success     what reset and step do; _begin uses seed and episode alone
+  * render(), expert()     frames_u8 of the current state, the scripted player's actions (n,A)
 What planning (plan.py) needs as well; Meta-World does not have it:
   * tolerance              a smaller distance is a success
   * state(), restore(state)       all that steps and resets change; going back does not draw
-  * positions()            where the objects are: the goal of a planning task
-  * distance(positions)    how far the objects are from there (n,)
+  * positions(), distance(positions)      where the objects are; how far they are from there (n,)
   * foresee(actions (N,h,A), positions)   what N sequences lead to, n being 1; the world stays as it is
                            -> frames_u8 (N,h,H,W,3), rewards (N,h), distances (N,h)"""
 
@@ -28,10 +24,7 @@ HELD_OUT = 1_000_000  # seeds of worlds from here on are for evaluation
 
 
 class World:
-    """Counts episodes and steps and checks actions. Of a subclass, which begins and moves, it needs
-
-    _begin()        place everything for a new episode, from self.seed and self.episode alone
-    _move(actions)  apply actions (n,A) in [-1, 1] -> reward (n,), success (n,)"""
+    """Counts episodes and steps, and checks actions;  length: actions per episode."""
 
     action_repeat = 1
     renderer = None
@@ -45,16 +38,13 @@ class World:
         self.time = np.zeros(n, int)  # actions taken in this episode
 
     def reset(self):
-        """Begin the next episodes; returns frames_u8 (n,H,W,3)."""
         self.episode += 1
         self.time[:] = 0
         self._begin()
         return self.render()
 
     def step(self, actions):
-        """Take one action in each world; it is clipped to [-1, 1].
-
-        raises  ValueError for another shape or numbers that are not finite"""
+        """Take one action in each world, clipped to [-1, 1].   raises  ValueError"""
         shape = (self.n, self.action_dim)
         if np.shape(actions) != shape or not np.isfinite(actions).all():
             raise ValueError(f"actions are {np.shape(actions)} or not finite; expected numbers {shape}")
@@ -87,8 +77,7 @@ def foresee_in_turn(env, actions, positions):
         env.restore(start)
         futures.append(foresee_at_once(env, sequence[None], positions))
     env.restore(start)
-    frames_u8, rewards, distances = zip(*futures, strict=True)
-    return np.concatenate(frames_u8), np.concatenate(rewards), np.concatenate(distances)
+    return tuple(np.concatenate([future[k] for future in futures]) for k in range(3))
 
 
 def random_policy(n, steps, seed, A=2):

@@ -22,8 +22,6 @@ class MetaWorld(World):
     sum of their two rewards, 0 to 10 each, + 10 if either is a success. An episode is done after `length`
     actions and goes on after a success.
 
-    task    one of metaworld_tasks()
-    raises  ImportError without the packages, ValueError if MuJoCo cannot draw
     Source: Yu et al. 2019; the rewards are those of metaworld 3.0.0"""
 
     action_dim = 4

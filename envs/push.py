@@ -20,7 +20,6 @@ ROBOTS = dict(
 def contact(offset, core, radius):
     """How deep a point lies inside a square with half-side `core` grown by `radius`, and the way out.
 
-    Two rounded bodies overlap as such a shape and a point do: their half-sides and radii add up.
     offset (...,2) of the point from the square's centre, core (...);  returns depth (...), normal (...,2)"""
     outside = np.abs(offset) - core[..., None]  # of the square, along each axis; negative inside
     largest = outside.max(-1)
@@ -39,11 +38,9 @@ class PushWorld(World):
     stop at walls; a jammed block stops the gripper. An episode is done after `length` actions.
     Reward: -|block 0 - target| - 0.25 |gripper - block 0|, + 1 while block 0 is on its target.
 
-    robot     one of ROBOTS
-    scene     >= 0: colours, light and sizes of this number in all episodes, whose positions differ by at most
-              2 `spread`;  -1: each episode has its own
-    anywhere  True: the target is not the pad but some other place, which cannot be seen
-    raises    ValueError"""
+    scene     >= 0: colours, light and sizes of this number in all episodes, whose positions hardly differ
+              -1: each episode has its own
+    anywhere  the target is not the pad but some other place, which cannot be seen"""
 
     action_dim = 2
     grip_radius = 5.75 / 64
@@ -53,8 +50,9 @@ class PushWorld(World):
     relax = 4  # rounds of `_separate`
     friction = 0.7  # share of its motion that a block loses per step
     tolerance = 0.07
+    spread = 0.04  # of positions in a scene
 
-    def __init__(self, n=1, size=64, seed=0, length=60, robot="red", scene=-1, spread=0.04, anywhere=False):
+    def __init__(self, n=1, size=64, seed=0, length=60, robot="red", scene=-1, anywhere=False):
         if n < 1 or size < 32 or seed < 0 or length < 1:
             raise ValueError(f"n, size, seed, length are {n, size, seed, length}; the least is 1, 32, 0, 1")
         if robot not in ROBOTS:
@@ -62,7 +60,6 @@ class PushWorld(World):
         super().__init__(size, seed, length, n)
         self.robot = ROBOTS[robot]
         self.scene = scene
-        self.spread = spread
         self.anywhere = anywhere
         self.grip, self.target = np.zeros((2, n, 2))
         self.blocks, self.glide = np.zeros((2, n, 2, 2))  # blocks and their own motion: (world, block, xy)
@@ -173,9 +170,7 @@ class PushWorld(World):
         return (canvas + 0.5).astype(np.uint8)
 
     def _draw(self, canvas, centre, core, radius, colour):
-        """Blend a rounded square, its edge one pixel soft, into each world's canvas (n,H,W,3).
-
-        centre (n,2);  half-side core + radius, of which radius is rounded;  colour (n,3) or (1,3)"""
+        """Blend a square of half-side core + radius, rounded by radius, into canvas (n,H,W,3)."""
         core = np.broadcast_to(core, len(canvas))
         w = int(2 * (core.max() + radius) * self.size) + 4  # only a window of w x w pixels changes
         first = np.clip(np.rint(centre * self.size - w / 2), 0, self.size - w).astype(int)
@@ -188,9 +183,7 @@ class PushWorld(World):
         canvas[window] += cover * (colour[:, None, None] - canvas[window])
 
     def expert(self, block=None, goal=None):
-        """Scripted player: go round a block to the side away from its goal, then push it there.
-
-        block (n,) of 0 and 1, by default 0;  goal (n,2), by default the target;  returns actions (n,2)"""
+        """Go round a block (n,), by default 0, to the side away from its goal (n,2), then push it there."""
         block = np.zeros(self.n, int) if block is None else block
         goal = self.target if goal is None else goal
         rows = np.arange(self.n)
@@ -200,7 +193,6 @@ class PushWorld(World):
         way = goal - centre
         distance = np.linalg.norm(way, axis=-1, keepdims=True)
         way = way / np.maximum(distance, 1e-6)
-
         # Push: the gripper touches the block on the far side, where the contact's normal is nearly `way`.
         touch = centre - core[:, None] * np.tanh(4 * way) - reach * way
         touch = np.clip(touch, self.grip_radius, 1 - self.grip_radius)
@@ -208,20 +200,16 @@ class PushWorld(World):
         aside = np.linalg.norm(self.grip - touch - along * way, axis=-1, keepdims=True)
         can_push = (aside < 0.03) & (along > -0.08) & (along < 0.06)
         push = touch + way * np.minimum(distance, self.speed)
-
         # Go there: straight if it is near, else round the block.
         ready = touch - 0.02 * way - centre  # relative to the block's centre
         is_near = np.linalg.norm(ready + centre - self.grip, axis=-1, keepdims=True) < self.speed
         approach = np.where(is_near, ready, self._step_around(centre, core, reach, ready)) + centre
-
         velocity = (np.where(can_push, push, approach) - self.grip) / self.speed
         velocity = np.where(distance < 0.03, 0, velocity)  # the block is there: leave it
         return velocity / np.maximum(1, np.abs(velocity).max(-1, keepdims=True))
 
     def _step_around(self, centre, core, reach, ready):
-        """The gripper's next position on its way round a block to `ready`, both relative to its centre (n,2).
-
-        Of 24 headings: the one that ends closest in angle and distance, without touching the block."""
+        """The next position round a block to `ready`, both relative to its centre (n,2): the best of 24."""
         angles = np.arange(24) * (2 * np.pi / 24)
         options = self.grip[:, None] + self.speed * np.stack([np.cos(angles), np.sin(angles)], 1)
         options = np.clip(options, self.grip_radius, 1 - self.grip_radius) - centre[:, None]  # (n, 24, 2)
@@ -240,11 +228,10 @@ class PushWorld(World):
             setattr(self, name, value.copy())
 
     def positions(self):
-        """Positions of the blocks (n,2,2)."""
-        return self.blocks.copy()
+        return self.blocks.copy()  # (n,2,2)
 
     def distance(self, positions):
-        """Distance of the block that is farthest from its position in `positions`, (n,)."""
+        """Of the block that is farthest from its position in `positions`, (n,)."""
         return np.linalg.norm(self.blocks - positions, axis=-1).max(1)
 
     def foresee(self, actions, positions):
@@ -256,15 +243,12 @@ class PushWorld(World):
         return foresee_at_once(copies, actions, positions)
 
 
-def play_push(
-    episodes, length=60, size=64, seed=0, expert_share=0.6, action_noise=0.3, robot="red", scene=-1
-):
-    """Play fresh episodes and yield each as `envs.play` does, with its kind, "expert" or "random".
+def play_push(episodes, length=60, size=64, seed=0, expert_share=0.6, action_noise=0.3, **look):
+    """Play fresh episodes as `envs.play` does, with a kind, "expert" or "random";  look: robot, scene.
 
-    A share is played by the noisy expert, which after a success (or when it gives up: some goals cannot be
-    reached) takes any block to any place, so that things keep moving; the rest is random play."""
+    After a success, or when it gives up, the noisy expert takes any block to any place."""
     n = min(episodes, 50)
-    world = PushWorld(n, size, seed, length, robot, scene)
+    world = PushWorld(n, size, seed, length, **look)
     world.episode[:] = -1
     for first in range(0, episodes, n):
         rng = np.random.default_rng([seed, first, 1, 1])  # four numbers: none of the world's own streams
@@ -288,9 +272,8 @@ def play_push(
             block = np.where(is_new, rng.integers(2, size=n), block)
             goal = np.where(is_new[:, None], rng.uniform(0.2, 0.8, (n, 2)), goal)
         for i in range(min(n, episodes - first)):
-            kind = "expert" if is_expert[i] else "random"
-            episode = dict(frames_u8=frames_u8[:, i], actions=actions[:, i], rewards=rewards[:, i])
-            yield dict(episode, success=won[i], kind=kind)
+            columns = dict(frames_u8=frames_u8[:, i], actions=actions[:, i], rewards=rewards[:, i])
+            yield dict(columns, success=won[i], kind="expert" if is_expert[i] else "random")
 
 
 def push_segments(n, T, seed=0, size=64):

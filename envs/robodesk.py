@@ -6,7 +6,6 @@ from envs.base import World, foresee_in_turn
 from envs.mujoco import mujoco_renderer, optional_import
 
 CHANGING = ("qpos", "qvel", "ctrl", "act")  # arrays of the simulator that make up its state
-
 PRESS = (0, 0, 0.12), (0, 0, -0.03)
 DRAWER = (0, -0.1, 0.28), (0, 0.04, 0.1), (0, 0.04, -0.01), (0, -0.6, -0.02)
 
@@ -29,8 +28,6 @@ class RoboDesk(World):
     the fingers. Reward: RoboDesk's dense one, 0 to 1, + 1 while the task is done. `distance` is what is left
     to do, in the task's own unit; below 0 the task is done.
 
-    task    one of DESK
-    raises  ImportError without the package, ValueError if MuJoCo cannot draw
     Source: Kannan et al. 2021; VP2 (Tian et al. 2023): its seven tasks, camera and criteria"""
 
     action_dim = 5
@@ -79,7 +76,6 @@ class RoboDesk(World):
         return np.asarray(picture.resize((self.size, self.size), Image.Resampling.LANCZOS, box))[None]
 
     def expert(self):
-        """Move the finger tip to the script's next offset from the object: actions (1,5)."""
         data = self.physics.named.data
         kind, name, offsets = DESK[self.task]
         to_object = getattr(data, kind)[name] - data.site_xpos["end_effector"]
@@ -112,8 +108,7 @@ class RoboDesk(World):
         return dict(self.state(), qpos=qpos, qvel=qvel, time=np.zeros(1, int), stage=0)
 
     def positions(self):
-        """Nothing: the goal of a task is the same in every episode."""
-        return np.zeros(0)
+        return np.zeros(0)  # the goal of a task is the same in every episode
 
     def distance(self, positions=None):
         """What is left to do (1,), in the task's own unit: 0 where RoboDesk begins to call it done."""

@@ -5,11 +5,11 @@ import numpy as np
 from envs.base import World, foresee_in_turn
 from envs.mujoco import mujoco_renderer, optional_import
 
+SCRIPT = "stage", "thing", "direction", "first_positions"  # attributes of an episode's script
+
 
 def push_center():
-    """VP2's scene for robosuite: a Panda arm at a table with two boxes, a cylinder and a ball.
-
-    raises  ImportError without the package"""
+    """VP2's scene for robosuite: a Panda arm at a table with two boxes, a cylinder and a ball."""
     with optional_import("robosuite", "robosuite==1.5.2 mujoco==3.3.0"):
         import robosuite
         from robosuite.controllers import load_composite_controller_config
@@ -56,7 +56,6 @@ class RobosuitePush(World):
     drawn for each episode, some 0.25 m in a drawn direction. Success: it has moved 0.08 m and nothing has
     fallen off the table. All rewards are 0. `distance` is in m.
 
-    raises  ImportError without the package, ValueError if MuJoCo cannot draw
     Source: Zhu et al. 2020; VP2 (Tian et al. 2023), whose scene is drawn by another renderer"""
 
     action_dim = 4
@@ -104,7 +103,6 @@ class RobosuitePush(World):
         return self.renderer.render()[None].copy()
 
     def expert(self):
-        """Go down behind the thing, then push it in the episode's direction: actions (1,4)."""
         hand = self.data.site_xpos[self.simulator.robots[0].eef_site_id["right"]]
         position = self.positions()[0, self.thing, :2]
         behind = position - (self.sizes[self.thing] + 0.07) * self.direction
@@ -121,14 +119,14 @@ class RobosuitePush(World):
         self.simulator.close()
 
     def state(self):
-        state = {name: getattr(self, name) for name in ("stage", "thing", "direction", "first_positions")}
+        state = {name: getattr(self, name) for name in SCRIPT}
         fingers = self.simulator.robots[0].gripper["right"].current_action.copy()
         flat = self.simulator.sim.get_state().flatten()
         return dict(state, time=self.time.copy(), fingers=fingers, simulator=flat)
 
     def restore(self, state):
         self.time = state["time"].copy()
-        for name in ("stage", "thing", "direction", "first_positions"):
+        for name in SCRIPT:
             setattr(self, name, state[name])
         robot = self.simulator.robots[0]
         robot.gripper["right"].current_action = state["fingers"].copy()
@@ -142,7 +140,6 @@ class RobosuitePush(World):
         return dict(self.state(), simulator=np.asarray(flat, float), time=np.zeros(1, int), stage=0)
 
     def positions(self):
-        """Positions of the four things (1,4,3), m."""
         things = self.simulator.things
         return np.stack([self.simulator.sim.data.get_joint_qpos(x.joints[0])[:3] for x in things])[None]
 

@@ -6,7 +6,6 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -17,9 +16,8 @@ CLASSIFIER = "VP2's classifier of the task, or TorchScript: frames (M, 3, 64, 64
 
 
 def make_task(env, i, lead, settle=2):
-    """Task i: to reach, within `lead` decisions, what the scripted player's success in an episode looks like.
+    """Task i: to reach, within `lead` decisions, what the script's success (and `settle` more) looks like.
 
-    settle   decisions that it goes on after its success, before the picture of the goal
     returns  a namespace: start (for env.restore), goal_u8 (H,W,3), positions (for env.distance)
     raises   ValueError if the player does not succeed from far enough away"""
     for attempt in range(50):
@@ -41,10 +39,7 @@ def make_task(env, i, lead, settle=2):
 
 
 def read_goals(path, env):
-    """The tasks in a file of VP2's, which are states of RoboDesk or robosuite.
-
-    returns  a list of namespaces as of `make_task`
-    raises   ImportError without h5py, FileNotFoundError, ValueError naming the damaged demonstration"""
+    """The tasks (as of `make_task`) in a file of VP2's, which are states of RoboDesk or robosuite."""
     if not hasattr(env, "state_of_vp2"):
         raise ValueError("--goals is for RoboDesk's and robosuite's tasks")
     tasks = []
@@ -60,9 +55,8 @@ def read_goals(path, env):
                 goal_u8 = vp2_frames(demo)[-1]
             except (OSError, KeyError, IndexError, ValueError) as error:
                 raise ValueError(f"{path}, {name} is no task of VP2's: {error}") from None
-            if goal_u8.shape != (env.size, env.size, 3) or goal_u8.dtype != np.uint8:
-                got = f"{goal_u8.dtype} {goal_u8.shape}"
-                raise ValueError(f"{path}, {name}: goal is {got}; expected uint8, {env.size} pixels a side")
+            if goal_u8.shape != (env.size, env.size, 3):
+                raise ValueError(f"{path}, {name}: goal is {goal_u8.shape}; expected {env.size} a side")
             env.restore(end)
             tasks.append(SimpleNamespace(start=start, goal_u8=goal_u8, positions=env.positions()))
     return tasks

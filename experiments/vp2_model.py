@@ -11,7 +11,7 @@ from sample import WorldModel
 
 
 class VP2Model:
-    """What VP2's evaluation script calls a model (`VideoPredictionModel` of the package `vp2`).
+    """A `VideoPredictionModel` of the package `vp2`.
 
     model({"video": (N,2,H,W,3) in [0, 1], "actions": (N,11,A)}) -> {"rgb": (N,11,H,W,3)}, all numpy: the last
     context frame, unchanged, then 10 imagined ones. The first action leads to that frame and has no effect.
