@@ -24,7 +24,7 @@ def perceptual_loss(device):
             warnings.simplefilter("ignore")  # torchvision's, of the way that lpips asks for weights
             network = lpips.LPIPS(net="vgg", verbose=False).requires_grad_(False).eval().to(device)
     except OSError as error:
-        fix = f"put torchvision's {VGG} at {place}, or do without: --lpips false (plan.py: 0)"
+        fix = f"put torchvision's {VGG} at {place}, or do without: --lpips false"
         raise FileNotFoundError(f"no VGG-16 weights for LPIPS: download failed ({error}); {fix}") from None
     found = hashlib.sha256(place.read_bytes()).hexdigest()  # torch checks only what it downloads itself
     if not found.startswith(Path(VGG).stem.split("-")[1]):

@@ -163,7 +163,7 @@ def test_a_rewound_model_imagines_from_the_same_context(trained, segments):
     with pytest.raises(ValueError, match="nothing to rewind to"):
         world.rewind()
     world.reset(segments["frames"][:, :2], 2, horizon=3)
-    assert world.cache.own.shape[-2] == 3 * 17 + 1  # no more than is wanted
+    assert world.cache.sizes[3] == 3 * 17 + 1  # no more than is wanted
     actions = torch.rand(4, 3, 2)
     first = world.rollout(actions, 3)
     world.rewind()

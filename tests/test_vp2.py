@@ -79,7 +79,7 @@ def test_vp2s_tasks_start_where_their_files_say(vp2_file):
     with pytest.raises(ValueError, match="demo_0 is no task of VP2's"):
         read_goals(vp2_file, env)
     pressed, data = env.state(), env.physics.data
-    pressed[0][:9] += 0.01
+    pressed["qpos"][:9] += 0.01
     env.restore(pressed)
     flat = np.concatenate([data.qpos[:9], data.qvel[:9], data.qpos[9:], data.qvel[9:], np.zeros(3)])
     shown = env.render()[0]
