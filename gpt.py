@@ -11,7 +11,7 @@ the head on the reward of the next transition, but stores it in imagination as t
 
 Action-free: action_dim=0. With actions: action_dim=A, a zero-initialised projection. Goal-conditioned: the
 trainer puts the last frame first (train_gpt.py), and nothing changes here. The laptop's preset `tiny` has
-learned position embeddings beside RoPE: tiny.py.
+learned position embeddings beside RoPE: variants/tiny.py.
 
 B batch, n_b branches (futures of one context), L tokens, P context tokens, s newest tokens, D width, H heads,
 d = D/H, V vocabulary, A action size, h frames; the others are tokenizer.py's.
