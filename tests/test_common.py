@@ -11,16 +11,16 @@ import torch
 from conftest import ROOT
 
 import common
-import data
 import evaluate
 import gpt
-import importers
 import mbpo
+import prepare
 import sample
 import tokenizer
 import train_gpt
 import train_tokenizer
 from common import configure, load_checkpoint, log, lr_at, run, save_checkpoint, start_log, stop_signal
+from support.devices import autocast_for
 
 CONFIG = dict(preset="a", steps=10, lr=1e-3, flag=True, channels=(1, 2), out="x")
 PRESETS = dict(a={}, b=dict(steps=20, lr=2.0))
@@ -126,15 +126,12 @@ def test_every_setting_of_a_model_is_read(model):
     assert not set(model.SMALL) - {node.value for node in nodes_of(model, ast.Constant)}
 
 
-COMMANDS = {**data.COMMANDS, **importers.IMPORTERS}
-
-
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", prepare.COMMANDS)
 def test_every_setting_of_an_importer_is_a_parameter_of_its_function(command):
-    function, config = COMMANDS[command]
+    function, config = prepare.COMMANDS[command]
     taken = set(inspect.signature(function).parameters) - {"how"}
     if command == "push":  # it hands the others on
-        taken |= set(inspect.signature(data.play_push).parameters)
+        taken |= set(inspect.signature(prepare.play_push).parameters)
     assert set(config) == taken
 
 
@@ -174,10 +171,10 @@ def test_an_unknown_schedule_is_an_error():
 
 def test_mixed_precision_is_on_where_it_is_asked_for():
     cpu = torch.device("cpu")
-    enabled = [common.autocast_for(cpu, dtype)._enabled for dtype in ("auto", "bf16", "float32")]
+    enabled = [autocast_for(cpu, dtype)._enabled for dtype in ("auto", "bf16", "float32")]
     assert enabled == [False, True, False]
     with pytest.raises(ValueError, match="dtype is 'fp16'; expected auto, bf16 or float32"):
-        common.autocast_for(cpu, "fp16")
+        autocast_for(cpu, "fp16")
 
 
 # ---- checkpoints ----
