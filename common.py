@@ -5,7 +5,7 @@
     models, optimizers, counters --save_checkpoint--> one file --load_checkpoint--> the same plain data
     a training loop --Progress--> when to log, evaluate, save and stop
 
-Files are claimed and written by files.py."""
+Files are claimed and written by support/files.py, devices are in support/devices.py."""
 
 import difflib
 import json
@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from support.devices import keep_memory
-from support.files import beside, one_line, read_log, replacing, require_content
+from support.files import beside, claim, one_line, read_log, replacing, require_content
 
 
 def parse_value(key, text, default):
@@ -227,14 +227,10 @@ def load_checkpoint(path, device="cpu", needs=()):
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # pickle, zip and torch each raise their own kinds on a damaged file
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{path} is not a readable checkpoint ({reason}); copy it again or retrain"
-        ) from None
+        raise ValueError(f"{path} is not a readable checkpoint ({reason}); copy it or retrain") from None
     missing = [key for key in needs if not isinstance(state, dict) or key not in state]
     if missing:
-        raise ValueError(
-            f"{path} holds no {', '.join(missing)}; expected a checkpoint with {', '.join(needs)}"
-        )
+        raise ValueError(f"{path} holds no {', '.join(missing)}; expected one with {', '.join(needs)}")
     return state
 
 
@@ -259,20 +255,30 @@ def log(step, out, **numbers):
 
 
 class Progress:
-    """When a training run logs, evaluates, saves and stops, and what has happened since it last logged.
+    """Where a training run writes and on what it runs; when it logs, evaluates, saves and stops."""
 
-    cfg  max_steps, log_every, eval_every, max_minutes;  out  the checkpoint;  stop  of `stop_signal`"""
-
-    def __init__(self, cfg, out, rank, world, device, stop):
+    def __init__(self, cfg):
+        counts = "batch_size", "accumulate", "max_steps", "log_every", "eval_every", "eval_segments"
+        require_positive(cfg, *counts)
         self.cfg = cfg
-        self.out = out
-        self.rank = rank
-        self.world = world
-        self.device = device
-        self.stop = stop
+        self.out = claim(cfg.out, (".jsonl", ".png"), cfg.overwrite, cfg.resume)
+        self.numbers = beside(self.out, ".jsonl")
+        self.picture = beside(self.out, ".png")
+        self.rank, self.world, self.device = setup_ddp()
+        self.stop = stop_signal()
         self.began = time.time()
         self.ends = False  # the loop is over
         self.saves = False  # this process evaluates and saves now
+
+    def start(self, step, text):
+        """Print what begins at this step, and begin or continue the log."""
+        if step >= self.cfg.max_steps:
+            raise ValueError(f"{self.out} is at step {step} already; raise --max_steps to go on")
+        if self.rank == 0:
+            if not self.cfg.resume:  # a later --resume must not find an old checkpoint beside the new log
+                self.out.unlink(missing_ok=True)
+            start_log(self.numbers, step)
+            print(f"{self.device} x {self.world} | {text}")
         self.reset()
 
     def reset(self):
@@ -294,7 +300,7 @@ class Progress:
     def log(self, step, lr, metrics, tokens=0):
         """Log the mean loss, speed and the newest metrics; decide on `ends` and `saves`.
 
-        tokens  per step, for their rate;  raises  FloatingPointError if a loss was not finite"""
+        tokens  per step;  raises  FloatingPointError if a loss was not finite"""
         losses = torch.stack(self.losses)
         bad = (~losses.isfinite()).nonzero()
         if agreed(len(bad) > 0, self.device):
@@ -308,15 +314,18 @@ class Progress:
             numbers["wait"] = self.waited / seconds
             for name, value in metrics.items():
                 numbers[name] = value.item()
-            log(step, beside(self.out, ".jsonl"), **numbers)
+            log(step, self.numbers, **numbers)
         late = 0 < self.cfg.max_minutes * 60 < time.time() - self.began
         self.ends = agreed(self.ends or self.stop.is_set() or late, self.device)
         self.saves = self.rank == 0 and (self.ends or step % self.cfg.eval_every == 0)
         self.reset()
 
-    def require_finite(self, step, model):
-        """Raise FloatingPointError rather than save weights that are not finite."""
+    def validate(self, step, evaluate, model, *args):
+        """Log evaluate(model, *args), metrics.   raises  FloatingPointError if weights are not finite"""
         for parameter in model.parameters():
             if not parameter.isfinite().all():
                 message = f"weights not finite at step {step}; lower --lr ({self.out} is older)"
                 raise FloatingPointError(message)
+        if not self.stop.is_set():  # whoever stops a run does not wait for an evaluation
+            values = evaluate(model, *args)
+            log(step, self.numbers, **{f"val_{name}": value for name, value in values.items()})

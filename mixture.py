@@ -57,40 +57,49 @@ class Mixture:
     folder  holds a folder per set, named as in MIXTURES[name]; those that are there share the weights
     name    or "all": whatever is there, weighted by its number of episodes, every frame; "": oxe if any of
             its sets is there, else all
-    has     as Episodes, but neither actions nor rewards: they mean another thing in each set
+    has     as Episodes, but neither actions nor rewards: they mean something else in each set
     raises  ValueError where no set of the mixture is there, or frames differ in shape"""
 
-    action_dim, has_reward = 0, False
+    action_dim = 0
+    has_reward = False
 
     def __init__(self, folder, split="train", name=""):
         if name not in (*MIXTURES, "all", ""):
             raise ValueError(f"mixture is {name!r}; expected one of {', '.join(MIXTURES)}, all")
-        found = sorted(place.parent for place in Path(folder).glob("*/meta.json"))
-        places = {place.name: place for place in found if place.suffix != ".partial"}
-        name = name or ("oxe" if any(s.removesuffix(RLDS_SUFFIX) in OXE for s in places) else "all")
-        rows = {s: MIXTURES.get(name, {}).get(s.removesuffix(RLDS_SUFFIX)) for s in places}
-        chosen = [s for s in rows if name == "all" or rows[s]]
-        if not chosen:
+        found = [path.parent for path in sorted(Path(folder).glob("*/meta.json"))]
+        keys = {path: path.name.removesuffix(RLDS_SUFFIX) for path in found if path.suffix != ".partial"}
+        name = name or ("oxe" if OXE.keys() & set(keys.values()) else "all")
+        self.sets = []
+        self.steps = []  # source frames per step of each set
+        weights = []
+        ignored = []
+        for path, key in keys.items():
+            if name != "all" and key not in MIXTURES[name]:
+                ignored.append(path.name)
+                continue
+            data = Episodes(path, split)
+            weight, step, _ = (data.n_episodes, 1, "") if name == "all" else MIXTURES[name][key]
+            self.sets.append(data)
+            self.steps.append(step)
+            weights.append(weight)
+        if not self.sets:
             raise ValueError(f"{folder} has no set of mixture {name!r}; --mixture all takes what is there")
-        self.sets = [Episodes(places[s], split) for s in chosen]
-        for data in self.sets:
-            data.max_files = max(1, data.max_files // len(self.sets))
-        if name == "all":
-            rows = {s: (data.n_episodes, 1) for s, data in zip(chosen, self.sets, strict=True)}
-        weights, self.steps = np.array([rows[s][0] for s in chosen]), [rows[s][1] for s in chosen]
-        self.weights = weights / weights.sum()
         shapes = {data.frame_shape for data in self.sets}
         if len(shapes) > 1:
             raise ValueError(f"{folder} has frames {sorted(shapes)}; import all sets with the same --size")
-        self.frame_shape, self.n_episodes = shapes.pop(), sum(data.n_episodes for data in self.sets)
-        told = [f"{folder} ({split}): {len(chosen)} sets, {self.n_episodes} episodes; mixture {name}",
-                "  (actions and rewards are left out: they mean another thing in each set)"]
-        for s, data, weight, step in zip(chosen, self.sets, self.weights, self.steps, strict=True):
-            told.append(f"  {s}: weight {weight:.4f}, every {step}. frame, {data.n_episodes} episodes")
-        if others := [s for s in places if s not in chosen]:
-            told.append(f"  left out, as the mixture does not name them: {', '.join(others)}")
-        if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one tells
-            print("\n".join(told))
+        for data in self.sets:
+            data.max_files = max(1, data.max_files // len(self.sets))
+        self.weights = np.array(weights) / sum(weights)
+        self.frame_shape = self.sets[0].frame_shape
+        self.n_episodes = sum(data.n_episodes for data in self.sets)
+        if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes
+            print(f"{folder} ({split}): {len(self.sets)} sets, {self.n_episodes} episodes; mixture {name}")
+            print("  (without actions and rewards: they mean something else in each set)")
+            for data, weight, step in zip(self.sets, self.weights, self.steps, strict=True):
+                row = f"weight {weight:.4f}, every {step}. frame, {data.n_episodes} episodes"
+                print(f"  {data.folder.name}: {row}")
+            if ignored:
+                print(f"  left out, as the mixture does not name them: {', '.join(ignored)}")
 
     def batch(self, first, batch_size, T, seed=0, **how):
         """As Episodes.batch; stride multiplies that of the set."""
@@ -100,7 +109,9 @@ class Mixture:
         """As Episodes.batch_u8."""
         strides = [max(1, round(stride * step)) for step in self.steps]
         draws = uniform(seed, first, batch_size, 3 + T * max(strides))
-        which, parts, order = self.choose(draws[:, 0]), [], []
+        which = self.choose(draws[:, 0])
+        parts = []
+        order = []
         for k in np.unique(which):
             rows = np.flatnonzero(which == k)
             parts.append(self.sets[k].take(draws[rows], T, strides[k], **how))
@@ -108,26 +119,27 @@ class Mixture:
         return self._join(parts, order)
 
     def choose(self, draws):
-        """Numbers in [0, 1) -> which set each of them is for."""
+        """Numbers in [0, 1) -> the set that each of them chooses."""
         return np.searchsorted(self.weights.cumsum()[:-1], draws, "right")
 
     def segments(self, n, T, stride=1, seed=None, action_agg="sample"):
-        """As Episodes.segments; of each set as many as are its share, spread over the n."""
-        which = np.sort(self.choose((np.arange(n) + 0.5) / n))
-        counts = np.bincount(which, minlength=len(self.sets))
-        parts = [
-            data.segments(count, T, max(1, round(stride * step)), seed, action_agg)
-            for data, count, step in zip(self.sets, counts, self.steps, strict=True) if count
-        ]
-        places = np.concatenate([(np.arange(c) + 0.5) / c for c in counts if c])
+        """As Episodes.segments; of each set as many as its share, spread over the n."""
+        counts = np.bincount(self.choose((np.arange(n) + 0.5) / n), minlength=len(self.sets))
+        parts = []
+        places = []  # in [0, 1], of the segments among the n
+        for data, count, step in zip(self.sets, counts, self.steps, strict=True):
+            if count:
+                parts.append(data.segments(count, T, max(1, round(stride * step)), seed, action_agg))
+                places.extend((np.arange(count) + 0.5) / count)
         return self._join(parts, np.argsort(np.argsort(places, kind="stable")))
 
     def _join(self, parts, order):
         """Batches -> one, whose row order[i] is the i-th of theirs."""
         order = torch.as_tensor(np.argsort(order))
-        frames = next(key for key in parts[0] if key.startswith("frames"))
-        joined = {key: torch.cat([part[key] for part in parts])[order] for key in (frames, "rewards")}
-        return dict(joined, actions=joined["rewards"].new_zeros(*joined["rewards"].shape, 0))
+        keys = parts[0].keys() - {"actions"}
+        joined = {key: torch.cat([part[key] for part in parts])[order] for key in keys}
+        joined["actions"] = joined["rewards"].new_zeros(*joined["rewards"].shape, 0)
+        return joined
 
 
 def open_data(folder, split="train", limit=0, mixture=""):

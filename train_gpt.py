@@ -33,19 +33,13 @@ from common import (
     changes_given,
     configure,
     load_checkpoint,
-    log,
     lr_at,
-    require_positive,
     run,
     save_checkpoint,
-    setup_ddp,
-    start_log,
-    stop_signal,
 )
 from data import draw_segments, goal_first, prefetch
 from mixture import open_data
 from support.devices import autocast_for, can_compile
-from support.files import beside, claim
 from support.pictures import save_contact_sheet
 from variants import tiny
 from variants.muon import Muon
@@ -198,10 +192,10 @@ def build(cfg, data):
 
 
 def main(cfg):
-    require_positive(cfg, "batch_size", "accumulate", "max_steps", "log_every", "eval_every", "eval_segments")
-    out = claim(cfg.out, (".jsonl", ".png"), cfg.overwrite, cfg.resume)
-    rank, world, device = setup_ddp()
-    progress = Progress(cfg, out, rank, world, device, stop_signal())
+    progress = Progress(cfg)
+    rank = progress.rank
+    world = progress.world
+    device = progress.device
 
     # data and models
     train = open_data(cfg.data, "train", cfg.episodes, cfg.mixture)
@@ -220,8 +214,6 @@ def main(cfg):
         seen = resumed["segments"]
         for optimizer, saved in zip(optimizers, resumed["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-    if step >= cfg.max_steps:
-        raise ValueError(f"{out} is at step {step} already; raise --max_steps to go on")
     torch.manual_seed(cfg.seed + rank + world * step)  # dropout differs between processes
     if resumed and world == 1:
         torch.set_rng_state(resumed["rng"].cpu())
@@ -234,18 +226,14 @@ def main(cfg):
     autocast = autocast_for(device, cfg.dtype)
     T = cfg.segment_length = model.config["segment_length"]
     segments_per_step = cfg.batch_size * cfg.accumulate * world
-    if rank == 0:
-        if not resumed:  # a later --resume must not find an old checkpoint beside the new log
-            out.unlink(missing_ok=True)
-        start_log(beside(out, ".jsonl"), step)
-        size = sum(p.numel() for p in model.parameters())
-        sizes = f"{size:,} parameters | {model.config['action_dim']}-D actions"
-        print(f"{device} x {world} | {sizes} | {segments_per_step} segments per step")
+    size = sum(p.numel() for p in model.parameters())
+    sizes = f"{size:,} parameters | {model.config['action_dim']}-D actions"
+    progress.start(step, f"{sizes} | {segments_per_step} segments per step")
 
     def save():
         state = dict(optimizers=[optimizer.state_dict() for optimizer in optimizers])
         state.update(rng=torch.get_rng_state(), train_config=vars(cfg), step=step, segments=seen)
-        save_checkpoint(out, gpt=model.checkpoint(), tokenizer=tokenizer.checkpoint(), **state)
+        save_checkpoint(progress.out, gpt=model.checkpoint(), tokenizer=tokenizer.checkpoint(), **state)
 
     recorded = T - 1 if cfg.goal_conditioned else T  # frames of a segment; the goal is its last one, again
     fetch = draw_segments(train, cfg, recorded, seen, rank, world, cfg.augment, action_agg=cfg.action_agg)
@@ -279,10 +267,7 @@ def main(cfg):
         if progress.is_due(step):
             progress.log(step, lr, metrics, tokens=segments_per_step * model.layout.length(T))
             if progress.saves:
-                progress.require_finite(step, model)
-                if not progress.stop.is_set():  # whoever stops a run does not wait for an evaluation
-                    values = evaluate(model, tokenizer, val_segments, cfg, beside(out, ".png"))
-                    log(step, beside(out, ".jsonl"), **{f"val_{name}": v for name, v in values.items()})
+                progress.validate(step, evaluate, model, tokenizer, val_segments, cfg, progress.picture)
                 save()
                 progress.reset()
 

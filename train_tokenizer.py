@@ -34,19 +34,13 @@ from common import (
     changes_given,
     configure,
     load_checkpoint,
-    log,
     lr_at,
-    require_positive,
     run,
     save_checkpoint,
-    setup_ddp,
-    start_log,
-    stop_signal,
 )
 from data import draw_segments, prefetch
 from mixture import open_data
 from support.devices import autocast_for, can_compile
-from support.files import beside, claim
 from support.networks import perceptual_loss
 from support.pictures import save_contact_sheet
 from tokenizer import Decoder, Discriminator, Encoder, VectorQuantizer
@@ -153,10 +147,10 @@ def build(cfg):
 
 
 def main(cfg):
-    require_positive(cfg, "batch_size", "accumulate", "max_steps", "log_every", "eval_every", "eval_segments")
-    out = claim(cfg.out, (".jsonl", ".png"), cfg.overwrite, cfg.resume)
-    rank, world, device = setup_ddp()
-    progress = Progress(cfg, out, rank, world, device, stop_signal())
+    progress = Progress(cfg)
+    rank = progress.rank
+    world = progress.world
+    device = progress.device
 
     # data and models
     train = open_data(cfg.data, "train", cfg.episodes, cfg.mixture)
@@ -189,11 +183,9 @@ def main(cfg):
         optimizer.load_state_dict(resumed["optimizer"])
         if discriminator:
             if "discriminator" not in resumed:
-                raise ValueError(f"{out} holds no discriminator; start one with --init_from, not --resume")
+                raise ValueError(f"{cfg.out} has no discriminator; start one with --init_from, not --resume")
             discriminator.load_state_dict(resumed["discriminator"])
             discriminator_optimizer.load_state_dict(resumed["discriminator_optimizer"])
-    if step >= cfg.max_steps:
-        raise ValueError(f"{out} is at step {step} already; raise --max_steps to go on")
     torch.manual_seed(cfg.seed + rank + world * step)  # dropout and revival differ between processes
     if resumed and world == 1:
         torch.set_rng_state(resumed["rng"].cpu())
@@ -208,19 +200,15 @@ def main(cfg):
                 network.compile()
     autocast = autocast_for(device, cfg.dtype)
     segments_per_step = cfg.batch_size * cfg.accumulate * world
-    if rank == 0:
-        if not resumed:  # a later --resume must not find an old checkpoint beside the new log
-            out.unlink(missing_ok=True)
-        start_log(beside(out, ".jsonl"), step)
-        size = sum(p.numel() for p in model.parameters())
-        print(f"{device} x {world} | {size:,} parameters | {segments_per_step} segments per step")
+    size = sum(p.numel() for p in model.parameters())
+    progress.start(step, f"{size:,} parameters | {segments_per_step} segments per step")
 
     def save():
         state = dict(optimizer=optimizer.state_dict(), rng=torch.get_rng_state(), train_config=vars(cfg))
         if discriminator:
             state["discriminator"] = discriminator.state_dict()
             state["discriminator_optimizer"] = discriminator_optimizer.state_dict()
-        save_checkpoint(out, tokenizer=model.checkpoint(), step=step, segments=seen, **state)
+        save_checkpoint(progress.out, tokenizer=model.checkpoint(), step=step, segments=seen, **state)
 
     how = dict(context=t, future=cfg.future_frames, shuffle=cfg.shuffle)
     fetch = draw_segments(train, cfg, cfg.horizon, seen, rank, world, cfg.augment, **how)
@@ -255,10 +243,7 @@ def main(cfg):
         if progress.is_due(step):
             progress.log(step, lr, metrics)
             if progress.saves:
-                progress.require_finite(step, model)
-                if not progress.stop.is_set():  # whoever stops a run does not wait for an evaluation
-                    values = evaluate(model, val_segments, lpips, cfg, beside(out, ".png"))
-                    log(step, beside(out, ".jsonl"), **{f"val_{name}": v for name, v in values.items()})
+                progress.validate(step, evaluate, model, val_segments, lpips, cfg, progress.picture)
                 save()
                 progress.reset()
 

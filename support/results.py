@@ -1,4 +1,8 @@
-"""support/results.py: where numbers come from, and how they are written, read and drawn."""
+"""support/results.py: where numbers come from, and how they are written, read and drawn.
+
+    numbers --write_result--> OUT.json, with command, commit and machine --read_result--> numbers
+    a table --report--> the screen, OUT.json and OUT.md
+    a trainer's .jsonl --read_curve--> {name: [[step, value], ...]} --draw_curves--> a picture"""
 
 import json
 import os
@@ -8,9 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from support.files import beside, claim, read_log, write_whole
+
+UNITS = dict(psnr="PSNR (dB)", mse="MSE", ssim="SSIM", lpips="LPIPS", fvd="FVD")
 
 
 def cpu_name():
@@ -21,27 +28,23 @@ def cpu_name():
     return f"{os.cpu_count()} x {name}"
 
 
+def command_line():
+    """How this script was called, without --overwrite."""
+    return re.sub(r" --overwrite[ =]\S+", "", " ".join(["python", *sys.argv]))
+
+
 def provenance():
-    """What a result must say to be believed: the command, the commit and the machine."""
-
-    def git(*args):
-        command = ["git", "-C", Path(__file__).parent, *args]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
+    """The command, the commit and the machine behind a result."""
+    here = dict(cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL, text=True)
     try:  # results and pictures may have changed
-        changed = git("status", "--short", "--untracked-files=no", ":!results", ":!assets")
-        commit = (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
-    except OSError:  # no git here
+        commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], **here).strip()
+        if subprocess.check_output(["git", "status", "--short", "-uno", ":!results", ":!assets"], **here):
+            commit += "-dirty"
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
         commit = "unknown"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     machine = f"{cpu_name()}, {gpu}, torch {torch.__version__}"
     return dict(command=command_line(), commit=commit, machine=machine)
-
-
-def command_line():
-    """How this script was called, less --overwrite."""
-    words = " ".join(["python", *sys.argv])
-    return re.sub(r" --overwrite[ =]\S+", "", words)
 
 
 def read_result(path):
@@ -49,81 +52,73 @@ def read_result(path):
     try:
         numbers = json.loads(Path(path).read_text())
     except (OSError, ValueError):
-        return {}
+        numbers = {}
     return numbers if isinstance(numbers, dict) else {}
 
 
 def claim_result(out, overwrite, endings=(".md", ".png")):
-    """`claim` a result before the work. The same command replaces its numbers; another one's are refused.
-
-    returns  its Path;  raises  ValueError"""
+    """`claim` a result before the work. Only the same command may replace it without `overwrite`."""
     is_same = read_result(out).get("command") == command_line()
     return claim(out, endings, overwrite or is_same)
 
 
 def write_result(path, numbers):
-    """Write numbers and where they come from to a .json file."""
+    """Write numbers and their provenance to a .json file."""
     write_whole(path, (json.dumps({**numbers, **provenance()}, indent=1) + "\n").encode())
     print(f"written to {path}")
 
 
+def report(out, columns, errors=None, missing=None, **others):
+    """Print a table, {column: {row: number}}, and write it as Markdown and, with `others`, as JSON.
+
+    errors  standard errors, as columns;  missing  {metric: why it is not there}"""
+    lines = {"": {name: UNITS.get(name, name) for name in columns}, "---": dict.fromkeys(columns, "---")}
+    for name, column in columns.items():
+        for row, value in column.items():
+            text = f"{value:#.4g}".rstrip(".") if isinstance(value, float) else str(value)
+            error = errors[name][row] if errors else 0
+            lines.setdefault(row, {})[name] = f"{text} ± {error:.2g}" if error else text
+    width = max(map(len, lines))
+    table = ""
+    for row, line in lines.items():
+        cells = [f"{line.get(name, ''):>16}" for name in columns]
+        table += " | ".join([f"| {row:{width}}", *cells]) + " |\n"
+    print(table, end="")
+    for name, reason in (missing or {}).items():
+        print(f"{name.upper()}: {reason}")
+    if errors:
+        others["stderr"] = errors
+    write_result(out, {**columns, **others, "missing": missing or {}})
+    write_whole(beside(out, ".md"), table.encode())
+
+
 def read_curve(path, kind="val_"):
-    """Numbers whose names begin with `kind` in a trainer's .jsonl file: {name: [[step, value], ...]}."""
+    """The numbers of a trainer's .jsonl file whose names begin with `kind`: {name: [[step, value], ...]}."""
     if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"no learning curve at {path}; pass the .jsonl files beside a trainer's checkpoint"
-        )
+        raise FileNotFoundError(f"no learning curve at {path}; pass the .jsonl file beside a checkpoint")
     curve = {}
     for numbers in read_log(path):
-        for name in (k for k, v in numbers.items() if k.startswith(kind) and not isinstance(v, list)):
-            curve.setdefault(name, []).append([numbers["step"], float(f"{numbers[name]:.4g}")])
+        for name, value in numbers.items():
+            if name.startswith(kind) and not isinstance(value, list):
+                curve.setdefault(name, []).append([numbers["step"], float(f"{value:.4g}")])
     return curve
 
 
 def draw_curves(path, panels, log_x=False):
-    """Line plots side by side, if matplotlib is there; else a line that says so.
-
-    panels  (title, what x is, what y is, {name: [(x, y), ...]})"""
+    """Draw line plots side by side; panels (title, x label, y label, {name: [(x, y), ...]})."""
     try:
         import matplotlib.pyplot as plt
     except ImportError:
-        print(f"no {path}: pip install matplotlib (the .json file has the numbers)")
-        return
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3), squeeze=False)
+        return print(f"no {path}: pip install matplotlib (the .json file has the numbers)")
+    size = 4.5 * len(panels), 3
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
     for axis, (title, x, y, lines) in zip(axes[0], panels, strict=True):
         for name, points in lines.items():
-            axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 10 else "")
+            axis.plot(*np.array(points).T, label=name, marker=".", markersize=3)
         axis.set(title=title, xlabel=x, ylabel=y, xscale="log" if log_x else "linear")
         axis.grid(alpha=0.3)
         if len(lines) > 1:
             axis.legend()
-    figure.tight_layout()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     print(f"drawn to {path}")
-
-
-def report(out, columns, errors=None, missing=None, **others):
-    """Print a table, {column: {row: number}}, and write it to OUT with all others, and as Markdown beside it.
-
-    errors  standard errors, as columns;  missing  {metric: why it is not there}"""
-    rows = list(dict.fromkeys(row for column in columns.values() for row in column))
-    units = dict(psnr="PSNR (dB)", mse="MSE", ssim="SSIM", lpips="LPIPS", fvd="FVD")
-    cells = [["", *(units.get(name, name) for name in columns)]]
-    for row in rows:
-        cells.append([row])
-        for name, column in columns.items():
-            value = column.get(row, "")
-            text = f"{value:#.4g}".rstrip(".") if isinstance(value, float) else str(value)
-            error = errors[name][row] if text and errors else 0
-            cells[-1].append(f"{text} ± {error:.2g}" if error else text)
-    width = [2 + max(map(len, column)) for column in zip(*cells, strict=True)]
-    for first, *numbers in cells:
-        print("".join([first.ljust(width[0]), *map(str.rjust, numbers, width[1:])]))
-    for name, remedy in (missing or {}).items():
-        print(f"{name.upper()}: {remedy}")
-    others.update(dict(stderr=errors) if errors else {}, missing=missing or {})
-    write_result(out, {**columns, **others})
-    lines = ["| " + " | ".join(line) + " |" for line in cells]
-    text = "\n".join([lines[0], "|---" * len(width) + "|", *lines[1:], ""])
-    write_whole(beside(out, ".md"), text.encode())

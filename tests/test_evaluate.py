@@ -1,30 +1,20 @@
-"""evaluate.py: metrics against hand-computed numbers and others' code, the protocol, speed."""
+"""evaluate.py: metrics against hand-computed numbers and others' code, the protocol."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import (
-    GPT_RUN,
-    GPT_TUNE,
-    ROOT,
-    TOKENIZER_RUN,
-    TOKENIZER_TUNE,
-    flags,
-    python,
-    train,
-)
+from conftest import ROOT, flags, python
 
 import common
 import evaluate
-import train_gpt
-import train_tokenizer
+from support import files
 from common import configure
-from data import Episodes, push_segments
-from evaluate import Moments, frechet_distance, mse, psnr, ssim
+from data import Episodes
+from envs.push import push_segments
+from evaluate import frechet_distance, mse, psnr, ssim
 from sample import WorldModel
 
 
@@ -127,18 +117,12 @@ def detector(tmp_path_factory):
     return path
 
 
-def moments(features):
-    result = Moments()
-    result.update(features)
-    return result
-
-
 def test_fvd_of_a_set_to_itself_is_0_and_grows_with_noise(detector):
-    network = evaluate.load_torchscript(detector, "cpu", evaluate.DETECTOR)
+    network = files.load_torchscript(detector, "cpu", evaluate.DETECTOR)
     videos = push_segments(24, 9, seed=1, size=32)["frames"]
-    truth, noise = moments(evaluate.video_features(videos, network)), torch.randn_like(videos)
+    truth, noise = evaluate.video_features(videos, network), torch.randn_like(videos)
     noisy = [(videos + s * noise).clamp(0, 1) for s in (0, 0.1, 0.3, 1)]
-    distances = [frechet_distance(truth, moments(evaluate.video_features(v, network))) for v in noisy]
+    distances = [frechet_distance(truth, evaluate.video_features(v, network)) for v in noisy]
     assert abs(distances[0]) < 1e-6 and distances == sorted(distances) and distances[1] > 1e-3
 
 
@@ -149,25 +133,16 @@ def test_the_frechet_distance_is_that_of_the_formula_in_float64():
     (m1, S1), (m2, S2) = ((x.mean(0), np.cov(x.T, bias=True)) for x in pair)
     root = np.sqrt(np.clip(np.linalg.eigvals(S1 @ S2).real, 0, None)).sum()
     expected = ((m1 - m2) ** 2).sum() + np.trace(S1) + np.trace(S2) - 2 * root
-    assert frechet_distance(moments(a), moments(b)) == pytest.approx(expected, rel=1e-6)
-
-
-def test_moments_of_parts_are_those_of_the_whole():
-    rows, parts = torch.randn(37, 5) + 3, Moments()
-    for part in rows.split(8):
-        parts.update(part)
-    mean, covariance = parts.mean_and_covariance()
-    assert torch.allclose(mean, rows.double().mean(0)) and parts.n == 37
-    assert torch.allclose(covariance, torch.cov(rows.double().T, correction=0))
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
 
 
 def test_detectors_and_videos_that_do_not_fit_are_refused(tmp_path, detector):
     with pytest.raises(FileNotFoundError, match="no file .*none.pt; expected .*i3d_torchscript.pt"):
-        evaluate.load_torchscript(tmp_path / "none.pt", "cpu", evaluate.DETECTOR)
+        files.load_torchscript(tmp_path / "none.pt", "cpu", evaluate.DETECTOR)
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(ValueError, match="text.pt is no TorchScript"):
-        evaluate.load_torchscript(tmp_path / "text.pt", "cpu", evaluate.DETECTOR)
-    network = evaluate.load_torchscript(detector, "cpu", evaluate.DETECTOR)
+        files.load_torchscript(tmp_path / "text.pt", "cpu", evaluate.DETECTOR)
+    network = files.load_torchscript(detector, "cpu", evaluate.DETECTOR)
     with pytest.raises(ValueError, match="videos of 8 frames; the detector needs at least 9"):
         evaluate.video_features(torch.rand(1, 8, 3, 16, 16), network)
 
@@ -185,13 +160,13 @@ def test_one_future_of_each_is_measured_and_what_is_missing_is_told(trained, tmp
     monkeypatch.setattr(evaluate, "perceptual_loss", missing)
     out = tmp_path / "new" / "m.json"
     numbers = run_evaluation(trained.gpt, out, episodes=3, horizon=5, batch_size=2, lpips=True)
-    assert {"episodes", "seconds", "reward_correlation", "commit"} <= set(numbers) and "stderr" not in numbers
+    assert {"episodes", "reward_correlation", "commit"} <= set(numbers) and "stderr" not in numbers
     assert all(set(numbers[m]) == ROWS for m in ("mse", "psnr", "ssim")) and numbers["episodes"] == 3
     assert set(numbers["missing"]) == {"lpips", "fvd"} and "lpips" not in numbers
     printed = capsys.readouterr().out
     assert "LPIPS: put torchvision's vgg16-397923af.pth there" in printed
     assert "repeat_last" in printed and "FVD: no detector" in printed
-    assert "| repeat_last |" in out.with_suffix(".md").read_text() and not out.with_suffix(".parts").exists()
+    assert "| repeat_last" in out.with_suffix(".md").read_text() and not list(out.parent.glob("*parts*"))
 
 
 def test_the_best_of_many_beats_one_and_fvd_takes_them_all(trained, tmp_path, monkeypatch, detector):
@@ -272,19 +247,28 @@ def test_a_run_that_is_broken_off_goes_on_and_two_processes_give_the_same(traine
         return work(*args)
 
     monkeypatch.setattr(evaluate, "measure", stop_at_the_second)
-    with pytest.raises(SystemExit, match="m.parts: the same command goes on"):
+    with pytest.raises(SystemExit, match="m.parts-[0-9a-f]{8} keeps what was measured for the same command"):
         run_evaluation(trained.gpt, out, **settings)
-    with pytest.raises(ValueError, match="m.parts is of a run with other horizon, videos; delete it, or"):
-        run_evaluation(trained.gpt, out, **{**settings, "horizon": 2})
-    monkeypatch.setattr(evaluate, "perceptual_loss", lambda device: torch.nn.Identity())
-    with pytest.raises(ValueError, match="other lpips, judges"):  # never left out of half of the videos
-        run_evaluation(trained.gpt, out, **settings, lpips=True)
-    assert same(run_evaluation(trained.gpt, out, **settings), whole) and len(calls) == 2 + 2
+    other = run_evaluation(trained.gpt, out, **{**settings, "horizon": 2})
+    assert not same(other, whole) and len(calls) == 2 + 3  # another run's batches are never used
+    assert same(run_evaluation(trained.gpt, out, **settings), whole) and len(calls) == 2 + 3 + 2
+    assert not list(tmp_path.glob("*parts*"))
     monkeypatch.undo()
     flat = flags(ckpt=trained.gpt, out=tmp_path / "two.json", lpips=False, **settings)
     done = python("-m", "torch.distributed.run", "--nproc_per_node=2", "evaluate.py", *flat)
     assert done.returncode == 0, done.stderr
     assert same(json.loads((tmp_path / "two.json").read_text()), whole)
+
+
+def test_batches_are_shared_only_by_runs_with_the_same_weights_videos_and_networks(trained, tmp_path):
+    model, other = (WorldModel.load(path, "cpu") for path in (trained.gpt, trained.free))
+    data, cfg = dict(frames=torch.rand(2, 6, 3, 32, 32)), configure(evaluate.CONFIG, "", [], evaluate.PRESETS)
+    folder = evaluate.parts_folder(cfg, model, data, {})
+    cfg.device, cfg.overwrite = "cpu", True  # these may change
+    assert evaluate.parts_folder(cfg, model, data, {}) == folder
+    assert evaluate.parts_folder(cfg, other, data, {}) != folder
+    assert evaluate.parts_folder(cfg, model, dict(frames=1 - data["frames"]), {}) != folder
+    assert evaluate.parts_folder(cfg, model, data, dict(lpips=None)) != folder
 
 
 def test_presets_are_the_papers():
@@ -293,136 +277,6 @@ def test_presets_are_the_papers():
     assert bair.frames == ("all", "future") and bair.from_start  # the authors count all frames
     robonet = configure(evaluate.CONFIG, "", ["--preset", "robonet"], evaluate.PRESETS)
     assert (robonet.context_frames, robonet.horizon) == (2, 10)
-
-
-# ---- speed ----
-
-
-def test_speed_is_measured_and_written_down(tmp_path, capsys):
-    out = tmp_path / "speed.json"
-    settings = dict(preset="tiny", device="cpu", horizon=2, branches=3, batches=1, rollouts=1, train_batch=1)
-    settings.update(candidates=3, plan_horizon=2)
-    evaluate.speed(configure(evaluate.SPEED, "", flags(**settings, repeats=1, out=out)))
-    numbers = json.loads(out.read_text())
-    assert numbers["imagine"]["b1"]["vs_naive"] > 0 and numbers["branches_3"]["vs_naive"] > 0
-    assert numbers["branches_3"]["kv_share"] < 1 and numbers["interactive_tiny"]["frames_per_s"] > 0
-    assert set(numbers["tokenizers"]) == {"4x4", "8x8", "compressive"}
-    assert numbers["loop_push_tiny"]["vs_naive"] > 0 and numbers["plan_tiny"]["copies_seconds"] > 0
-    assert {"vs_full_logits", "GB"} <= set(numbers["train_tiny"]) and {"commit", "machine"} <= set(numbers)
-    assert "branches_3.kv_share" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="preset is 'large'; expected one of tiny, small, medium"):
-        evaluate.speed(configure(evaluate.SPEED, "", ["--preset", "large"]))
-    with pytest.raises(ValueError, match="--parts typing: expected some of imagine,"):
-        evaluate.speed(configure(evaluate.SPEED, "", ["--parts", "typing"]))
-
-
-def test_the_cache_takes_the_share_of_memory_that_is_told(trained):
-    model = WorldModel.load(trained.gpt, "cpu")
-    elements = []
-    for B, n_b in ((1, 5), (5, 1)):
-        model.reset(push_segments(1, 2, 7, 32)["frames"].repeat(B, 1, 1, 1, 1), n_b)
-        own, shared = model.cache.own.numel(), model.cache.shared.numel()
-        elements.append(own + (shared if n_b > 1 else 0))  # a single future's shared is part of its own
-    layout, T = model.gpt.layout, model.gpt.config["segment_length"]
-    assert elements[0] / elements[1] == pytest.approx(evaluate.kv_share(layout, T, 5), abs=0.01)
-
-
-# ---- analyses ----
-
-
-@pytest.fixture
-def analyse(monkeypatch, tmp_path, push, trained):
-    """Runs an analysis on small models that learn for two steps; returns its numbers."""
-
-    def train_small(script, out, cfg, steps, **settings):
-        run, tune = (TOKENIZER_RUN, TOKENIZER_TUNE) if "tokenizer" in script else (GPT_RUN, GPT_TUNE)
-        module = train_tokenizer if "tokenizer" in script else train_gpt
-        train(module, **{**(tune if "init_from" in settings else run), "data": push, "out": out, **settings})
-
-    def analyse(name, **settings):
-        function, config = evaluate.COMMANDS[name]
-        settings.update(data=push, out=tmp_path / "numbers.json", picture=tmp_path / "picture.png")
-        given = dict(ckpt=trained.gpt, folder=tmp_path, device="cpu", videos=3, horizon=4, lpips=False)
-        settings.update({k: v for k, v in given.items() if k in config})
-        function(configure(config, "", flags(**settings)))
-        assert (tmp_path / "picture.png").stat().st_size > 1000
-        assert "|---|" in (tmp_path / "numbers.md").read_text()
-        return json.loads((tmp_path / "numbers.json").read_text())
-
-    monkeypatch.setattr(evaluate, "train", train_small)
-    return analyse
-
-
-def test_tokenizers_are_compared(analyse):
-    numbers = analyse("tokenizers", kinds="compressive,2x2", patch=4)
-    assert numbers["tokens"] == {"compressive": 64 + 1 + 64 + 4 * 17, "2x2": 4 + 1 + 4 + 4 * 5}
-    assert all(set(numbers[m]) == {"compressive", "2x2"} for m in ("psnr", "generate", "GB", "train_GB"))
-
-
-def test_frames_are_decoded_without_their_context(analyse):
-    numbers = analyse("decouple", batch_size=2)
-    assert set(numbers["motion"]) == {"cross-attention", "dropped"}
-    assert numbers["psnr"]["cross-attention"] != numbers["psnr"]["dropped"]
-
-
-def test_another_robot_is_shown_to_three_models(analyse):
-    rows = {"as it was", "adapted tokenizer", "fine-tuned", "repeat_last"}
-    rows |= {"reconstruction, as it was", "reconstruction, adapted tokenizer"}
-    assert set(analyse("transfer")["psnr"]) == rows
-
-
-def test_few_episodes_are_learned_from_scratch_and_from_a_checkpoint(analyse):
-    rows = {f"{start}, {n} episodes" for start in ("scratch", "checkpoint") for n in (1, 2)}
-    assert set(analyse("adapt", shots="1,2", samples=2)["psnr"]) == rows
-
-
-def test_sizes_are_compared_by_updates_and_flops(analyse):
-    numbers = analyse("scaling", sizes="1x32,2x64", eval_every=1)
-    assert [step for step, _ in numbers["curves"]["2x64"]] == [1, 2]
-    assert all(numbers[k]["2x64"] > numbers[k]["1x32"] for k in ("parameters", "FLOPs"))
-
-
-def test_a_model_that_knows_the_goal_is_compared_where_it_should_arrive(analyse):
-    assert {"action-free", "goal-conditioned"} < set(analyse("goal")["psnr"])
-
-
-def test_what_was_trained_is_not_trained_again_and_what_was_broken_off_goes_on(push64, tmp_path, capfd):
-    given = dict(data=push64, batch_size=1, folder=tmp_path)
-    cfg = configure(evaluate.TOKENIZERS, "", flags(**given))
-    out, settings = tmp_path / "t.pt", dict(eval_segments=1, patch=8)
-    evaluate.train("train_tokenizer.py", out, cfg, 2, **settings)
-    first = out.stat().st_mtime_ns
-    evaluate.train("train_tokenizer.py", out, cfg, 2, **settings)
-    assert out.stat().st_mtime_ns == first and capfd.readouterr().out.count("$ python train_") == 1
-    with pytest.raises(ValueError, match="t.pt was trained with other patch; delete it to train it anew"):
-        evaluate.train("train_tokenizer.py", out, cfg, 2, **{**settings, "patch": 4})
-    told = "train_gpt.py has failed or was stopped; its own message is above"
-    with pytest.raises(ChildProcessError, match=told):
-        evaluate.train("train_gpt.py", tmp_path / "g.pt", cfg, 2, tokenizer="nowhere.pt")
-    state = common.load_checkpoint(out)
-    common.save_checkpoint(out, **{**state, "step": 1})
-    evaluate.train("train_tokenizer.py", out, cfg, 2, **settings)
-    assert "--resume=True" in capfd.readouterr().out and common.load_checkpoint(out)["step"] == 2
-
-
-# ---- results ----
-
-
-def test_learning_curves_are_kept_beside_the_numbers(trained, tmp_path, monkeypatch, capsys):
-    curve = trained.gpt.with_suffix(".jsonl")
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
-    numbers = run_evaluation(trained.gpt, tmp_path / "m.json", episodes=2, horizon=2, curves=str(curve))
-    kept = numbers["curves"][str(curve)]
-    assert [step for step, _ in kept["val_psnr"]] == [2]
-    assert "pip install matplotlib" in capsys.readouterr().out
-    with pytest.raises(FileNotFoundError, match="no learning curve at .*none.jsonl"):
-        evaluate.read_curve(tmp_path / "none.jsonl")
-
-
-def test_results_say_their_origin_also_where_git_is_missing(monkeypatch):
-    assert {"command", "commit", "machine"} <= set(evaluate.provenance())
-    monkeypatch.setenv("PATH", "")
-    assert evaluate.provenance()["commit"] == "unknown"
 
 
 # ---- the released checkpoint ----

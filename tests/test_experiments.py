@@ -1,0 +1,178 @@
+"""experiments/: speed, the loader, the analyses of section 4.4, on models that have learned for two steps."""
+
+import json
+
+import pytest
+import torch
+from conftest import (
+    GPT_RUN,
+    GPT_TUNE,
+    TOKENIZER_RUN,
+    TOKENIZER_TUNE,
+    flags,
+    train,
+)
+
+import common
+import train_gpt
+import train_tokenizer
+from checkpoints import SIZES, new_tokenizer
+from common import configure
+from experiments import adapt, decouple, goal, lab, loader, scaling, speed, tokenizers, transfer
+from sample import WorldModel
+
+# ---- speed ----
+
+
+@pytest.mark.slow
+def test_speed_is_measured_and_written_down(tmp_path, capsys):
+    out = tmp_path / "speed.json"
+    settings = dict(preset="tiny", device="cpu", horizon=2, branches=3, branch_horizon=2, batches=1)
+    settings.update(train_batch=1, repeats=1, out=out)
+    speed.main(configure(speed.CONFIG, "", flags(**settings)))
+    numbers = json.loads(out.read_text())
+    assert {"ours", "naive"} <= set(numbers["imagine_tiny"]["b1"])
+    assert set(numbers["branches_tiny"]) == {"shared", "copies", "naive"}
+    assert numbers["interactive_tiny"]["frames_per_s"] > 0 and numbers["train_tiny"]["flops_per_s"] > 0
+    assert set(numbers["tokenizers_tiny"]) == {"4x4", "8x8", "compressive"}
+    assert {"tokenize", "detokenize", "generate", "update"} < set(numbers["tokenizers_tiny"]["4x4"])
+    assert {"commit", "machine"} <= set(numbers) and "branches_tiny" in capsys.readouterr().out
+
+
+def test_unknown_presets_and_parts_are_refused():
+    with pytest.raises(ValueError, match="preset is 'large'; expected one of tiny, small, medium"):
+        speed.main(configure(speed.CONFIG, "", ["--preset", "large"]))
+    with pytest.raises(ValueError, match="--parts typing: expected some of interactive,"):
+        speed.main(configure(speed.CONFIG, "", ["--parts", "typing"]))
+
+
+@pytest.mark.parametrize("actions", [True, False])
+def test_the_authors_way_imagines_the_same_frames_and_rewards(trained, push, actions):
+    """Greedy, for several branches of two scenes."""
+    model = WorldModel.load(trained.gpt if actions else trained.free, "cpu", temperature=0.0)
+    segments = lab.segments_for(model, str(push), 2, 4, seed=0)
+    frames = segments["frames"][:, :2]
+    given = segments["actions"][:, 1:5].repeat_interleave(3, 0) if actions else None
+    model.reset(frames, 3)
+    ours = model.rollout(given, 4)
+    naive = speed.rollout_naive(model, frames, given, 4, n_branches=3)
+    assert torch.allclose(naive[0], ours[0], atol=1e-4)
+    assert torch.allclose(naive[1], ours[1], atol=1e-4) if actions else naive[1] is None
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small"])
+def test_flops_of_an_update_are_those_of_a_hand_count(preset):
+    tokenizer_settings, settings = SIZES[preset]
+    layout = new_tokenizer(tokenizer_settings, "compressive").layout
+    D, L = settings["n_embd"], layout.length(settings["segment_length"])
+    n = L - layout.prompt + 1  # positions with logits; elsewhere, the last block stops at keys and values
+    attention = 2 * L * D  # queries x keys and weights x values, for each token
+    block = 4 * D * D + 3 * D * settings["n_mlp"]
+    count = settings["n_layer"] * L * (block + attention) - (L - n) * (block - 3 * D * D)
+    count += n * D * layout.vocab_size
+    assert lab.update_flops(layout, settings) == pytest.approx(6 * count, rel=0.02)  # backward: twice as many
+
+
+# ---- the loader ----
+
+
+def test_the_loader_is_measured(tmp_path):
+    settings = dict(episodes=40, size=16, seconds=0.2, out=tmp_path / "loader.json")
+    loader.main(configure(loader.CONFIG, "", flags(**settings)))
+    numbers = json.loads((tmp_path / "loader.json").read_text())
+    assert numbers["segments_per_s"] > 0 and numbers["settings"]["episodes"] == 40
+
+
+# ---- analyses ----
+
+
+@pytest.fixture
+def analyse(monkeypatch, tmp_path, push, trained):
+    """Runs an analysis on small models that learn for two steps; returns its numbers."""
+
+    def train_small(script, out, cfg, steps, **settings):
+        run, tune = (TOKENIZER_RUN, TOKENIZER_TUNE) if "tokenizer" in script else (GPT_RUN, GPT_TUNE)
+        module = train_tokenizer if "tokenizer" in script else train_gpt
+        train(module, **{**(tune if "init_from" in settings else run), "data": push, "out": out, **settings})
+
+    def analyse(module, **settings):
+        settings.update(data=push, out=tmp_path / "numbers.json")
+        given = dict(ckpt=trained.gpt, folder=tmp_path, device="cpu", videos=3, horizon=4, lpips=False)
+        settings.update({k: v for k, v in given.items() if k in module.CONFIG})
+        module.main(configure(module.CONFIG, "", flags(**settings)))
+        assert (tmp_path / "numbers.png").stat().st_size > 1000
+        assert "| ---" in (tmp_path / "numbers.md").read_text()
+        return json.loads((tmp_path / "numbers.json").read_text())
+
+    for module in (goal, lab, scaling, tokenizers):
+        monkeypatch.setattr(module, "train", train_small)
+    return analyse
+
+
+@pytest.mark.slow
+def test_tokenizers_are_compared(analyse):
+    numbers = analyse(tokenizers, kinds="compressive,2x2", patch=4)
+    assert numbers["tokens"] == {"compressive": 64 + 1 + 64 + 4 * 17, "2x2": 4 + 1 + 4 + 4 * 5}
+    assert all(set(numbers[m]) == {"compressive", "2x2"} for m in ("psnr", "ssim", "mse"))
+
+
+def test_frames_are_decoded_without_their_context(analyse):
+    numbers = analyse(decouple, batch_size=2)
+    assert set(numbers["motion"]) == {"cross-attention", "dropped"}
+    assert numbers["psnr"]["cross-attention"] != numbers["psnr"]["dropped"]
+
+
+@pytest.mark.slow
+def test_three_models_are_compared_on_another_robot(analyse):
+    models = {"as it was", "adapted tokenizer", "fine-tuned"}
+    rows = models | {"repeat_last"} | {f"{name}: reconstruction" for name in models}
+    assert set(analyse(transfer)["psnr"]) == rows
+
+
+@pytest.mark.slow
+def test_few_episodes_are_learned_from_scratch_and_from_a_checkpoint(analyse):
+    rows = {f"{start}, {n} episodes" for start in ("scratch", "checkpoint") for n in (1, 2)}
+    assert rows < set(analyse(adapt, shots="1,2")["psnr"])
+
+
+@pytest.mark.slow
+def test_sizes_are_compared_by_updates_and_flops(analyse):
+    numbers = analyse(scaling, sizes="1x32,2x64", eval_every=1)
+    assert [step for step, _ in numbers["curves"]["2x64"]] == [1, 2]
+    assert all(numbers[k]["2x64"] > numbers[k]["1x32"] for k in ("parameters", "FLOPs"))
+
+
+@pytest.mark.slow
+def test_a_model_that_knows_the_goal_is_compared_where_it_should_arrive(analyse):
+    assert {"action-free", "goal-conditioned"} < set(analyse(goal)["psnr"])
+
+
+@pytest.mark.slow
+def test_what_was_trained_is_not_trained_again_and_an_interrupted_training_continues(push64, tmp_path, capfd):
+    given = dict(data=push64, batch_size=1, folder=tmp_path)
+    cfg = configure(tokenizers.CONFIG, "", flags(**given))
+    out, settings = tmp_path / "t.pt", dict(eval_segments=1, patch=8)
+    lab.train("train_tokenizer.py", out, cfg, 2, **settings)
+    first = out.stat().st_mtime_ns
+    lab.train("train_tokenizer.py", out, cfg, 2, **settings)
+    assert out.stat().st_mtime_ns == first and capfd.readouterr().out.count("$ python ") == 1
+    with pytest.raises(ValueError, match="t.pt was trained with other patch; delete it to train it anew"):
+        lab.train("train_tokenizer.py", out, cfg, 2, **{**settings, "patch": 4})
+    told = "train_gpt.py has failed or was stopped; its own message is above"
+    with pytest.raises(ChildProcessError, match=told):
+        lab.train("train_gpt.py", tmp_path / "g.pt", cfg, 2, tokenizer="nowhere.pt")
+    state = common.load_checkpoint(out)
+    common.save_checkpoint(out, **{**state, "step": 1})
+    lab.train("train_tokenizer.py", out, cfg, 2, **settings)
+    assert "--resume=True" in capfd.readouterr().out and common.load_checkpoint(out)["step"] == 2
+
+
+def test_episodes_that_are_not_there_name_the_command_that_makes_them(tmp_path):
+    cfg = configure(transfer.CONFIG, "", flags(data=tmp_path / "none", folder=tmp_path))
+    with pytest.raises(FileNotFoundError, match="try: python prepare.py push --robot cyan"):
+        lab.train_both(cfg, "tuned", tune=True)
+
+
+@pytest.mark.parametrize("module", [adapt, decouple, goal, loader, scaling, speed, tokenizers, transfer])
+def test_every_experiment_says_how_to_run_it(module):
+    assert f"Run: python -m {module.__name__}" in module.__doc__
