@@ -139,6 +139,19 @@ def test_per_frame_tokens_say_all_there_is_to_a_frame(grid):
         PerFrameTokenizer(3, **TOKENIZER)
 
 
+def test_a_per_frame_tokenizers_loss_is_the_sum_of_its_parts():
+    frames = pictures(2, 4)
+    model = PerFrameTokenizer(4, **{**TOKENIZER, "l2": 2.0}).eval()
+    loss, metrics = model.loss(frames)
+    recon, _, vq = model.reconstruct(frames)
+    expected = vq
+    for part in (slice(2), slice(2, None)):
+        x, y = recon[:, part], frames[:, part]
+        expected = expected + (x - y).abs().mean() + 2 * F.mse_loss(x, y)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert {"recon_context", "recon", "vq", "psnr", "ppl", "used"} <= set(metrics)
+
+
 def test_patchify_orders_row_column_channel_and_is_undone():
     z = torch.arange(2 * 8 * 8 * 8).view(2, 8, 8, 8)
     patches = patchify(z, 2)
