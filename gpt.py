@@ -195,6 +195,9 @@ class Cache(nn.Module):
         """Back to the end of the context, whose last token is `pending` (B n_b, 1)."""
         self.pending = pending
         self.length = 0  # future tokens read
+        for layer in self.layers:  # a NaN left in there would stay one, whatever its weight
+            layer.keys[:, :, layer.first :].zero_()
+            layer.values[:, :, layer.first :].zero_()
 
 
 def sample_code(logits, noise=None, temperature=1.0):
