@@ -66,7 +66,7 @@ mbpo: .venv/ready-test
 	    name=NAME; resume=false; test -e out/mbpo/NAME.pt && resume=true; \
 	    case NAME in drq*) other="--imagine false --steps 7200";; esac; \
 	    $(RUN) mbpo.py --preset push --seed $${name#*-} --resume $$resume --out out/mbpo/NAME.pt $$other'
-	$(RUN) mbpo.py --report out/mbpo --out results/mbpo-push
+	$(RUN) -m experiments.mbpo_report --runs out/mbpo --out results/mbpo-push
 
 plan: .venv/ready
 	$(RUN) plan.py

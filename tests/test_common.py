@@ -12,6 +12,7 @@ from conftest import ROOT
 
 import common
 import data
+import drq
 import evaluate
 import gpt
 import importers
@@ -116,7 +117,7 @@ def attributes_read(module):
 
 @pytest.mark.parametrize("script", [train_tokenizer, train_gpt, sample, evaluate, mbpo])
 def test_every_setting_of_a_script_is_read(script):
-    passed_on = {train_tokenizer: tokenizer.SMALL, train_gpt: train_gpt.MODEL}.get(script, {})
+    passed_on = {train_tokenizer: tokenizer.SMALL, train_gpt: train_gpt.MODEL, mbpo: drq.AGENT}.get(script, {})
     unread = set(script.CONFIG) - attributes_read(script) - set(passed_on) - {"preset"}  # read by configure
     assert not unread
 

@@ -1,12 +1,10 @@
 """Every checkpoint that a script writes, in every script that takes one; several users of one world model."""
 
-import re
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from conftest import GPT_RUN, GPT_TUNE, ROOT, TOKENIZER_TUNE, flags, train
+from conftest import GPT_RUN, GPT_TUNE, TOKENIZER_TUNE, flags, train
 
 import evaluate
 import mbpo
@@ -15,14 +13,13 @@ import sample
 import train_gpt
 import train_tokenizer
 from common import configure, load_checkpoint
-from data import push_segments
-from plan import imagine_candidates
+from envs.push import push_segments
 from sample import TRAINED, WorldModel
 
 MBPO = dict(
     preset="push", size=32, agent_size=16, hidden=16, agent_batch=4, agent_updates=1, shift=1, seed_steps=60,
     demos=1, init_updates=1, gpt_every=60, tokenizer_every=60, model_batch=2, segment=6, horizon=3, starts=2,
-    init_rollouts=1, rollout_every=60, eval_every=600, eval_episodes=2, val_segments=2, save_every=600,
+    init_rollouts=1, rollout_every=60, eval_every=600, eval_episodes=2, save_every=600,
     steps=60, device="cpu",
 )  # fmt: skip
 
@@ -151,45 +148,3 @@ def test_sessions_share_weights_and_nothing_else(trained):
     world.gpt.train()
     world.session()
     assert world.gpt.training  # a learner's model stays as it is
-
-
-def test_two_environments_of_one_model_do_not_disturb_each_other(trained):
-    pytest.importorskip("gymnasium", reason="pip install gymnasium")
-    world = WorldModel.load(trained.gpt, "cpu")
-    starts = mbpo.starts_from(world, "push")
-    training = mbpo.SingleWorldModelEnv(world, starts)
-    evaluation = mbpo.SingleWorldModelEnv(world, starts)
-    many = mbpo.WorldModelEnv(world, starts, n=3)
-    alone = mbpo.SingleWorldModelEnv(WorldModel.load(trained.gpt, "cpu"), starts)
-    alone.reset(seed=1)
-    expected = alone.step(np.zeros(2, np.float32))
-    training.reset(seed=1)
-    evaluation.reset(seed=77)
-    many.reset(seed=5)
-    found = training.step(np.zeros(2, np.float32))
-    assert np.array_equal(found[0], expected[0]) and found[1] == expected[1]
-    assert many.step(np.zeros((3, 2), np.float32))[0].shape == (3, 32, 32, 3)
-
-
-def test_a_planner_and_an_environment_share_a_model(trained):
-    pytest.importorskip("gymnasium", reason="pip install gymnasium")
-    world = WorldModel.load(trained.gpt, "cpu")
-    env = mbpo.SingleWorldModelEnv(world, mbpo.starts_from(world, "push"))
-    before, _ = env.reset(seed=1)
-    scene = push_segments(1, 2, seed=9, size=32)["frames"][0]
-    list(imagine_candidates(world.session(), scene, np.zeros((4, 3, 2))))
-    assert world.recent is None and np.array_equal(env.worlds.see()[0], before)
-
-
-def test_the_readmes_examples_of_environments_run(monkeypatch):
-    pytest.importorskip("gymnasium", reason="pip install gymnasium")
-    monkeypatch.chdir(ROOT)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    [block] = [block for block in blocks if "WorldModelEnv" in block]
-    names = {}
-    exec(block, names)  # the text that readers copy
-    envs, one = names["envs"], names["one"]
-    envs.reset(seed=1)
-    one.reset(seed=2)
-    assert envs.step(np.zeros((16, 2), np.float32))[0].shape == (16, 64, 64, 3)
-    assert one.step(np.zeros(2, np.float32))[0].shape == (64, 64, 3)

@@ -1,5 +1,6 @@
-"""mbpo.py and the environments: the agent, replay, imagination, the loop and its doors."""
+"""mbpo.py, drq.py and the environments: agent, replay, imagined rollouts, the loop and its checkpoints."""
 
+import inspect
 import json
 import os
 import random
@@ -7,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,17 +15,22 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, flags, train
 
+import drq
 import mbpo
+import sample
 from common import configure, load_checkpoint
-from data import PushWorld, demonstrations, make_environment, play, to_float
-from mbpo import DrQ, Replay, imagine, owed, random_shift
-from sample import WorldModel
+from data import to_float
+from drq import DrQ, Replay, random_shift, to_batch
+from envs import demonstrations, make_environment, play
+from envs.push import PushWorld
+from experiments import mbpo_report
+from mbpo import imagined_rollouts, schedule
+from sample import TRAINED, WorldModel
 
 SMALL = dict(
     preset="push", size=32, agent_size=16, hidden=16, agent_batch=4, agent_updates=1, shift=1, seed_steps=60,
     demos=1, init_updates=1, gpt_every=30, tokenizer_every=60, model_batch=2, segment=6, horizon=3, starts=2,
-    init_rollouts=1, rollout_every=60, eval_every=120, eval_episodes=2, val_segments=2, save_every=60,
-    device="cpu",
+    init_rollouts=1, rollout_every=60, eval_every=120, eval_episodes=2, save_every=60, device="cpu",
 )  # fmt: skip
 
 
@@ -54,7 +59,7 @@ def test_random_shifts_are_whole_pixels_and_repeat_the_edge():
 
 def test_noise_keeps_actions_in_range_and_their_gradient():
     mean = torch.full((100, 2), 0.9, requires_grad=True)
-    action = mbpo.noisy(mean, 1.0, 0.3)
+    action = drq.noisy_action(mean, 1.0, 0.3)
     assert action.max() < 1 and (action - mean).abs().max() <= 0.3 + 1e-6
     action.sum().backward()
     assert (mean.grad == 1).all()
@@ -69,12 +74,12 @@ def batch_of(n):
 def test_the_critic_approaches_return_and_discounted_value_and_its_target_follows():
     cfg = settings(shift=0, discount=0.5, n_step=2)
     agent, batch = DrQ(2, 16, cfg), batch_of(4)
-    z = agent.encoder(agent.see(batch["next_stacks"]))
+    z = agent.encoder(agent.preprocess(batch["next_stacks"]))
     value = agent.target(z, agent.actor(z)).amin(0)  # no noise: std is 0
-    q = agent.critic(agent.encoder(agent.see(batch["stacks"])), batch["actions"])
+    q = agent.critic(agent.encoder(agent.preprocess(batch["stacks"])), batch["actions"])
     expected = (q - (batch["returns"] + 0.25 * value)).square().mean(1).sum().item()
     before = [p.clone() for p in agent.target.parameters()]
-    metrics = agent.update(agent.optimizers(), batch, std=0.0)
+    metrics = agent.update(batch, std=0.0)
     assert metrics["critic_loss"].item() == pytest.approx(expected, rel=1e-4)
     for old, slow, fast in zip(before, agent.target.parameters(), agent.critic.parameters(), strict=True):
         assert torch.allclose(slow, old + cfg.tau * (fast - old), atol=1e-7)
@@ -82,9 +87,10 @@ def test_the_critic_approaches_return_and_discounted_value_and_its_target_follow
 
 def test_every_part_learns_and_the_encoder_from_the_critic_alone():
     agent = DrQ(2, 16, settings())
-    optimizers, before = agent.optimizers(), {k: p.clone() for k, p in agent.named_parameters()}
-    agent.update(optimizers, batch_of(4), 0.2)
+    before = {k: p.clone() for k, p in agent.named_parameters()}
+    agent.update(batch_of(4), 0.2)
     assert all(not torch.equal(p, before[k]) for k, p in agent.named_parameters())
+    optimizers = agent.critic_optimizer, agent.actor_optimizer
     held = [{id(p) for group in o.param_groups for p in group["params"]} for o in optimizers]
     assert {id(p) for p in agent.encoder.parameters()} <= held[0] and not held[0] & held[1]
 
@@ -92,14 +98,13 @@ def test_every_part_learns_and_the_encoder_from_the_critic_alone():
 def test_the_agent_learns_which_action_a_picture_asks_for():
     torch.manual_seed(0)
     agent = DrQ(1, 16, settings(agent_lr=1e-3, discount=0.0))
-    optimizers = agent.optimizers()
     for _ in range(250):  # what is right is on the light side
         side = torch.randint(2, (32,)) * 2.0 - 1
         stacks = (0.5 + 0.4 * side).view(-1, 1, 1, 1, 1).expand(-1, 3, 3, 16, 16)
         actions = torch.rand(32, 1) * 2 - 1
         returns = -(actions[:, 0] - 0.8 * side).abs()
         batch = dict(stacks=stacks, next_stacks=stacks, actions=actions, returns=returns)
-        agent.update(optimizers, batch, 0.1)
+        agent.update(batch, 0.1)
     dark, light = (agent.act(torch.full((1, 3, 3, 16, 16), x)).item() for x in (0.1, 0.9))
     assert dark < -0.5 and light > 0.5
 
@@ -115,6 +120,12 @@ def test_frames_of_other_sizes_or_types_are_refused():
 # ---- replay ----
 
 
+def opened(folder, size, A):
+    replay = Replay(folder, size, A)
+    replay.open()
+    return replay
+
+
 def numbered(T, first=0):
     """An episode whose frame i is all i, action i - 1 and reward i led there."""
     frames_u8 = np.arange(T, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2).repeat(3, 3)
@@ -123,28 +134,29 @@ def numbered(T, first=0):
 
 
 def test_transitions_are_the_hand_computed_ones(tmp_path):
-    replay, cfg = Replay(tmp_path, (4, 4, 3), 1), settings(discount=0.5, n_step=2)
+    replay = Replay(tmp_path, 4, 1)
     replay.add(*numbered(9))
-    drawn = replay.transitions(200, cfg, np.random.default_rng(0))
-    now, later = (drawn[f"{k}_u8"][:, :, 0, 0, 0].astype(int) for k in ("stacks", "next_stacks"))
+    rows = replay.windows(200, 2, 2, np.random.default_rng(0))
+    batch = to_batch(rows, settings(discount=0.5, n_step=2), "cpu")
+    now, later = ((255 * batch[k][:, :, 0, 0, 0]).round().int().numpy() for k in ("stacks", "next_stacks"))
     i = now[:, -1]
     assert set(i) == set(range(7)) and (later[:, -1] == i + 2).all()
     assert (now == np.maximum(i[:, None] + [-2, -1, 0], 0)).all()  # before the first frame is the first
-    assert (drawn["actions"][:, 0] == i).all() and np.allclose(drawn["returns"], (i + 1) + 0.5 * (i + 2))
+    assert (batch["actions"][:, 0].numpy() == i).all()
+    assert np.allclose(batch["returns"], (i + 1) + 0.5 * (i + 2))
 
 
-def test_rollouts_begin_after_their_context_and_only_the_newest_are_drawn(tmp_path):
-    replay, cfg = Replay(tmp_path, (4, 4, 3), 1), settings(n_step=2)
+def test_rollouts_begin_after_their_context(tmp_path):
+    replay = Replay(tmp_path, 4, 1, context=2)
     for _ in range(3):
         replay.add(*numbered(8, first=2))
-    drawn = replay.transitions(100, cfg, np.random.default_rng(0))
-    assert set(drawn["actions"][:, 0]) == {2, 3, 4, 5} and replay.lengths.tolist() == [8] * 3
-    episodes, _ = replay.draw(50, 2, np.random.default_rng(0), newest=1)
-    assert set(episodes) == {2}
+    rows = replay.windows(100, 2, 2, np.random.default_rng(0))
+    batch = to_batch(rows, settings(n_step=2), "cpu")
+    assert set(batch["actions"][:, 0].tolist()) == {2, 3, 4, 5} and replay.lengths.tolist() == [8] * 3
 
 
 def test_segments_are_aligned_as_everywhere(tmp_path):
-    replay = Replay(tmp_path, (4, 4, 3), 1)
+    replay = Replay(tmp_path, 4, 1)
     replay.add(*numbered(6))
     batch = replay.segments(20, 4, np.random.default_rng(0))
     number = (batch["frames"][:, :, 0, 0, 0] * 255).round()
@@ -154,22 +166,20 @@ def test_segments_are_aligned_as_everywhere(tmp_path):
         replay.segments(1, 9, np.random.default_rng(0))
 
 
-def test_what_a_kill_left_half_written_is_cut_off(tmp_path):
-    replay = Replay(tmp_path, (4, 4, 3), 1)
+def test_what_a_kill_left_half_written_is_replaced(tmp_path):
+    replay = Replay(tmp_path, 4, 1)
     replay.add(*numbered(5))
     replay.add(*numbered(7))
-    with open(tmp_path / "rows.bin", "ab") as file:
-        file.write(b"half an episode")
-    with open(tmp_path / "index.bin", "ab") as file:
-        file.write(b"123456")
-    again = Replay(tmp_path, (4, 4, 3), 1)
+    (tmp_path / "000002.episode.partial").write_bytes(b"half an episode")
+    again = opened(tmp_path, 4, 1)
     assert again.lengths.tolist() == [5, 7] and len(again) == 2
     again.add(*numbered(6))
     assert [again.read(e, 0, 3)["frame"][2, 0, 0, 0] for e in range(3)] == [2, 2, 2]
     assert again.read(2, 4, 9)["reward"].tolist() == [4, 5, 5, 5, 5]
+    assert not list(tmp_path.glob("*.partial"))
 
 
-# ---- imagination ----
+# ---- imagined rollouts ----
 
 
 def test_the_policy_sees_imagined_frames_as_it_sees_real_ones(trained):
@@ -181,7 +191,7 @@ def test_the_policy_sees_imagined_frames_as_it_sees_real_ones(trained):
         seen.append(frames)
         return torch.zeros(2, 2)
 
-    frames, actions, rewards = imagine(world, act, stacks, 4)
+    frames, actions, rewards = imagined_rollouts(world, act, stacks, 4)
     assert frames.shape == (2, 7, 3, 32, 32) and actions.shape == (2, 4, 2) and rewards.shape == (2, 4)
     assert torch.equal(seen[0], stacks)  # the first stack is real,
     assert all(torch.equal(seen[i], frames[:, i : i + 3]) for i in range(4))  # then it moves on
@@ -189,13 +199,13 @@ def test_the_policy_sees_imagined_frames_as_it_sees_real_ones(trained):
     assert seen[3].max() > 0.3  # and nobody has divided by 255 once more
 
 
-def test_as_much_is_owed_as_the_paper_does_in_100_000_steps():
+def test_the_schedule_is_the_papers_in_100_000_steps():
     cfg = configure(mbpo.CONFIG, "", [], mbpo.PRESETS)
-    assert owed(cfg, 3998, 2) == dict(tokenizer=0, gpt=0, rollouts=0, agent=0)
-    assert owed(cfg, 4000, 2) == dict(tokenizer=1000, gpt=1000, rollouts=21, agent=2)
-    assert owed(cfg, 100_000, 2) == dict(tokenizer=3400, gpt=10_600, rollouts=501, agent=96_002)
+    assert schedule(cfg, 3998, 2) == dict(tokenizer=0, gpt=0, rollouts=0, agent=0)
+    assert schedule(cfg, 4000, 2) == dict(tokenizer=1000, gpt=1000, rollouts=21, agent=2)
+    assert schedule(cfg, 100_000, 2) == dict(tokenizer=3400, gpt=10_600, rollouts=501, agent=96_002)
     cfg.imagine = False
-    assert owed(cfg, 100_000, 2) == dict(tokenizer=0, gpt=0, rollouts=0, agent=96_002)
+    assert schedule(cfg, 100_000, 2) == dict(tokenizer=0, gpt=0, rollouts=0, agent=96_002)
 
 
 # ---- the loop ----
@@ -210,79 +220,96 @@ def learn(out, **changes):
 def test_the_loop_learns_and_writes_everything_down(trained, tmp_path, imagines):
     out = tmp_path / "a.pt"
     state = learn(out, init_from=trained.gpt, imagine=imagines)
-    due = owed(settings(imagine=imagines), 180 - 1, 1)
-    assert all(state["done"][k] == due[k] for k in ("tokenizer", "gpt", "agent"))
-    real, imagined = (Replay(tmp_path / "a" / k, (32, 32, 3), 2) for k in ("real", "imagined"))
+    due = schedule(settings(imagine=imagines), 180 - 1, 1)
+    assert all(state["counts"][k] == due[k] for k in ("tokenizer", "gpt", "rollouts", "agent"))
+    real, imagined = (opened(tmp_path / "a" / k, 32, 2) for k in ("real", "imagined"))
     assert len(real) == 1 + 3 and len(imagined) == 2 * due["rollouts"]
-    episodes, judged = (lines(out.with_suffix(".jsonl"), key) for key in ("return", "eval_success"))
+    episodes, evaluations = (lines(out.with_suffix(".jsonl"), key) for key in ("return", "eval_success"))
     assert [line["step"] for line in episodes] == [60, 120, 180]
-    assert [line["step"] for line in judged] == [120, 180]
-    assert sum(v for k, v in episodes[-1].items() if k.startswith("time_")) <= 1
+    assert [line["step"] for line in evaluations] == [120, 180]
     assert ("gpt" in state) == imagines and out.with_suffix(".gif").exists() == imagines
+    assert out.with_suffix(".png").exists()
     if imagines:
-        assert len(judged[-1]["eval_frame_mse"]) == len(judged[-1]["eval_reward_error"]) == 3
+        assert len(evaluations[-1]["eval_frame_mse"]) == len(evaluations[-1]["eval_reward_error"]) == 3
+        assert episodes[-1]["imagined"] == len(imagined)
 
 
 def test_a_world_model_may_start_from_scratch_and_keep_or_forget_what_it_knows_of_actions(trained, tmp_path):
     known = load_checkpoint(trained.gpt)["gpt"]["weights"]["reward.weight"]
     cfg = settings(init_from=trained.gpt, keep_heads=True)
-    assert torch.equal(mbpo.load_models(cfg, 2, 32)[1].reward.weight, known)
+    assert torch.equal(mbpo.load_models(cfg, 2)[1].reward.weight, known)
     cfg.keep_heads = False
-    assert not torch.equal(mbpo.load_models(cfg, 2, 32)[1].reward.weight, known)
-    _, scratch = mbpo.load_models(settings(init_from="", world="tiny", segment=7), 2, 64)
+    assert not torch.equal(mbpo.load_models(cfg, 2)[1].reward.weight, known)
+    _, scratch = mbpo.load_models(settings(init_from="", world="tiny", segment=7), 2)
     assert (scratch.config["segment_length"], scratch.config["action_dim"]) == (7, 2)
     with pytest.raises(ValueError, match="world is 'huge'; expected one of tiny, small, medium"):
-        mbpo.load_models(settings(init_from="", world="huge"), 2, 64)
+        mbpo.load_models(settings(init_from="", world="huge"), 2)
     with pytest.raises(ValueError, match="is for 32 pixels; pass --size"):
-        mbpo.load_models(cfg, 2, 64)
+        cfg.size = 64
+        mbpo.load_models(cfg, 2)
 
 
-def test_a_run_goes_on_where_it_was_and_is_not_overwritten(trained, tmp_path):
+def test_a_run_is_not_overwritten_and_its_settings_stay(trained, tmp_path):
     out = tmp_path / "a.pt"
     learn(out, init_from=trained.gpt, steps=120)
     with pytest.raises(ValueError, match="a.pt exists: --resume true goes on with it, --overwrite"):
         learn(out, init_from=trained.gpt)
     with pytest.raises(ValueError, match="a.pt was begun with another size, imagine; leave it out"):
         train(mbpo, out=out, resume=True, size=64, imagine=False, agent_size=16)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(trained, tmp_path):
+    out = tmp_path / "a.pt"
+    learn(out, init_from=trained.gpt, steps=120)
     train(mbpo, out=out, resume=True, steps=240)
     assert [line["step"] for line in lines(out.with_suffix(".jsonl"), "return")] == [60, 120, 180, 240]
-    assert load_checkpoint(out)["done"]["agent"] == 240 - 60
+    resumed = load_checkpoint(out)
+    assert resumed["counts"]["agent"] == 240 - 60
+    whole = learn(tmp_path / "b.pt", init_from=trained.gpt, steps=240)
+    assert resumed["counts"] == whole["counts"] and torch.equal(resumed["rng"][0], whole["rng"][0])
+    weights = [{**s["agent"], **s["gpt"]["weights"], **s["tokenizer"]["weights"]} for s in (resumed, whole)]
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
 
 
-def test_demonstrations_may_come_from_a_folder_that_fits(push, push64, tmp_path):
-    learn(tmp_path / "a.pt", imagine=False, demo_data=push, steps=60)
-    assert load_checkpoint(tmp_path / "a.pt")["done"]["demos"] == 12
-    with pytest.raises(ValueError, match=r"has frames and actions .*64, 64, 3.*; expected .*32, 32, 3"):
-        learn(tmp_path / "b.pt", imagine=False, demo_data=push64)
-    learn(tmp_path / "b.pt", imagine=False, steps=60)  # nothing is in the way
+def test_a_batch_may_be_all_imagined_and_all_agent_settings_are_read(trained, tmp_path):
+    learn(tmp_path / "a.pt", init_from=trained.gpt, real_share=0.0, steps=120)
+    source = inspect.getsource(drq) + inspect.getsource(mbpo)
+    assert all(f"cfg.{name}" in source for name in drq.AGENT)
 
 
 def test_a_damaged_replay_is_refused_and_left_alone(tmp_path):
     out = tmp_path / "a.pt"
     learn(out, imagine=False)
-    rows, index = (tmp_path / "a" / "real" / name for name in ("rows.bin", "index.bin"))
-    whole = index.read_bytes()
-    for damaged in (b"", whole[:20], bytes(len(whole)), np.full(len(whole) // 4, -1, np.int32).tobytes()):
-        index.write_bytes(damaged)
-        before = rows.read_bytes()
-        with pytest.raises(ValueError, match="real has lost episodes; copy its rows.bin and index.bin again"):
-            train(mbpo, out=out, resume=True)
-        assert rows.read_bytes() == before
+    folder = tmp_path / "a" / "real"
+    first = folder / "000000.episode"
+    last = sorted(folder.iterdir())[-1]
+    for path in (first, last):
+        whole = path.read_bytes()
+        for damaged in (None, b"", whole[:-20]):
+            path.unlink() if damaged is None else path.write_bytes(damaged)
+            before = [p.read_bytes() for p in sorted(folder.iterdir())]
+            with pytest.raises(ValueError, match="real has lost episodes: . of 4 are whole; copy the folder"):
+                train(mbpo, out=out, resume=True)
+            assert [p.read_bytes() for p in sorted(folder.iterdir())] == before
+        path.write_bytes(whole)
+    train(mbpo, out=out, resume=True)
 
 
-@pytest.mark.parametrize("wrong, told", {
+@pytest.mark.parametrize("wrong, message", {
     "horizon=2": "horizon and segment are 2, 6; expected 3", "segment=80": "and at most 58",
     "tau=2": "0 to 1", "agent_lr=-1": "agent_lr is -1.0; expected 0 or", "hidden=0": "expected at least 1",
     "device=gpuu": "device is 'gpuu'; expected cpu, cuda", "task=pull": "task is 'pull'; only PushWorld's",
     "out=a.jsonl": "expected NAME.pt",
 }.items())  # fmt: skip
-def test_settings_out_of_range_are_refused_at_once(wrong, told, tmp_path):
+def test_settings_out_of_range_are_refused_at_once(wrong, message, tmp_path):
     key, value = wrong.split("=")
     changes = {"out": tmp_path / "a.pt", key: value}
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         mbpo.main(settings(**changes))
 
 
+@pytest.mark.slow
 def test_a_killed_run_keeps_all_episodes_that_it_finished(trained, tmp_path):
     out = tmp_path / "a.pt"
     run = flags(**SMALL, init_from=trained.gpt, out=out, steps=3000)
@@ -296,28 +323,41 @@ def test_a_killed_run_keeps_all_episodes_that_it_finished(trained, tmp_path):
     child.send_signal(signal.SIGKILL)
     child.wait()
     logged = len(lines(out.with_suffix(".jsonl"), "return"))
-    real = Replay(tmp_path / "a" / "real", (32, 32, 3), 2)
+    real = opened(tmp_path / "a" / "real", 32, 2)
     finished, rows = len(real) - 1, [real.read(e, 0, 61).tobytes() for e in range(len(real))]
     assert logged <= finished <= logged + 1  # it may have been killed between the two
     train(mbpo, out=out, resume=True, steps=60 * (finished + 2))
-    real = Replay(tmp_path / "a" / "real", (32, 32, 3), 2)
+    real = opened(tmp_path / "a" / "real", 32, 2)
     assert len(real) == 1 + finished + 2
     assert [real.read(e, 0, 61).tobytes() for e in range(1 + finished)] == rows
-    counts = load_checkpoint(out)["done"]
-    assert counts["agent"] == 60 * (finished + 2) - 60  # what it owed has been made up for
+    counts = load_checkpoint(out)["counts"]
+    assert counts["agent"] == 60 * (finished + 2) - 60  # it has caught up with the schedule
 
 
-def test_runs_are_told_in_a_table_and_drawn(tmp_path, capsys):
+def test_a_checkpoint_opens_as_a_world_model_or_says_that_it_holds_none(trained, tmp_path):
+    learn(tmp_path / "agent.pt", init_from=trained.gpt, steps=60)
+    assert TRAINED.keys() <= load_checkpoint(tmp_path / "agent.pt")["train_config"].keys()
+    assert WorldModel.load(tmp_path / "agent.pt", "cpu").trained["data"] == "push"
+    show = dict(n=1, horizon=2, device="cpu", out=tmp_path / "pictures")
+    sample.main(configure(sample.CONFIG, "", flags(ckpt=tmp_path / "agent.pt", **show)))
+    assert (tmp_path / "pictures/sheet.png").is_file()
+    learn(tmp_path / "alone.pt", imagine=False, steps=60)
+    with pytest.raises(ValueError, match="alone.pt holds no gpt, tokenizer; expected a checkpoint with"):
+        sample.main(configure(sample.CONFIG, "", flags(ckpt=tmp_path / "alone.pt", **show)))
+
+
+def test_runs_are_reported_and_drawn(tmp_path, capsys):
     for name, successes in {"imagined-0": (0.2, 0.6, 0.9), "imagined-1": (0.5, 0.4, 0.7)}.items():
         text = [json.dumps(dict(step=100 * (i + 1), eval_success=s)) for i, s in enumerate(successes)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(text) + "\n")
-    mbpo.main(settings(report=tmp_path, out=tmp_path / "table"))
+    report = lambda **how: mbpo_report.main(configure(mbpo_report.CONFIG, "", flags(**how)))  # noqa: E731
+    report(runs=tmp_path, out=tmp_path / "table")
     numbers = json.loads((tmp_path / "table.json").read_text())["imagined"]
     assert numbers["success"]["0"] == [[100, 0.2], [200, 0.6], [300, 0.9]]
     assert numbers["steps_to_50"] == {"0": 200, "1": 100} and numbers["steps_to_80"] == {"0": 300, "1": None}
     assert numbers["final"]["mean"] == pytest.approx(0.8) and "never" in capsys.readouterr().out
     with pytest.raises(ValueError, match="nowhere has no evaluated run"):
-        mbpo.main(settings(report=tmp_path / "nowhere"))
+        report(runs=tmp_path / "nowhere", out=tmp_path / "other")
 
 
 # ---- environments ----
@@ -340,6 +380,7 @@ def test_episodes_are_played_and_demonstrations_are_successes():
     assert len(shown) == 2 and all(e["success"] for e in shown)
 
 
+@pytest.mark.slow
 def test_meta_world_is_played_as_in_the_paper():
     try:
         env = make_environment("plate-slide", seed=3)
@@ -359,42 +400,3 @@ def test_meta_world_is_played_as_in_the_paper():
         env.close()
     with pytest.raises(ValueError, match="'fly'; expected push .PushWorld., push_red.* or, of Meta-World, "):
         make_environment("fly")
-
-
-# ---- Gymnasium ----
-
-
-@pytest.fixture
-def door(trained):
-    world = WorldModel.load(trained.gpt, "cpu")
-    return SimpleNamespace(world=world, starts=mbpo.starts_from(world, "push"))
-
-
-def test_the_worlds_are_a_gymnasium_vector(door):
-    gymnasium = pytest.importorskip("gymnasium", reason="pip install gymnasium")
-    envs = mbpo.WorldModelEnv(door.world, door.starts, n=3, horizon=4, stack=2)
-    assert isinstance(envs, gymnasium.vector.VectorEnv)
-    frames, _ = envs.reset(seed=1)
-    assert frames.shape == (3, 32, 32, 6) and frames in envs.observation_space
-    actions = np.zeros((3, 2), np.float32)
-    steps = [envs.step(actions) for _ in range(6)]
-    assert [step[3].all() for step in steps] == [False, False, False, True, False, False]
-    assert not any(step[2].any() for step in steps) and not steps[4][1].any()  # the fifth begins anew
-    assert np.array_equal(envs.reset(seed=1)[0], frames)
-    assert np.array_equal(envs.step(actions)[0], steps[0][0])
-    assert np.array_equal(steps[1][0][..., :3], steps[0][0][..., 3:])  # the oldest first
-    with pytest.raises(ValueError, match="stack is 3; expected 1 to the 2 context frames"):
-        mbpo.WorldModelEnv(door.world, door.starts, stack=3)
-
-
-def test_gymnasiums_checker_is_content(door):
-    checker = pytest.importorskip("gymnasium.utils.env_checker", reason="pip install gymnasium")
-    checker.check_env(mbpo.SingleWorldModelEnv(door.world, door.starts, horizon=4), skip_render_check=True)
-
-
-def test_an_agent_of_a_public_library_learns_in_the_world_model(door):
-    library = pytest.importorskip("stable_baselines3", reason="pip install stable-baselines3")
-    env = mbpo.SingleWorldModelEnv(door.world, door.starts, horizon=8)
-    agent = library.PPO("MlpPolicy", env, n_steps=64, batch_size=32, n_epochs=1, device="cpu")
-    agent.learn(200)
-    assert agent.num_timesteps >= 200 and env.action_space.contains(agent.predict(env.reset()[0])[0])

@@ -20,6 +20,7 @@ import train_gpt
 import train_tokenizer
 from common import beside, claim, configure, load_checkpoint, save_checkpoint, start_log, write_whole
 from data import Episodes, collect_push
+from experiments import mbpo_report
 from support.writer import EpisodeWriter
 
 PUSH = dict(val_every=2, length=5, size=32, seed=0, expert_share=0.6, action_noise=0.3)
@@ -224,7 +225,8 @@ def test_plan_keeps_the_episodes_and_the_numbers_of_others(tmp_path):
         start(plan, ckpt="/nowhere", out=tmp_path / "m.json")
     with pytest.raises(ValueError, match="nums.json exists: --overwrite true replaces it"):
         (tmp_path / "nums.json").write_text("{}")
-        start(mbpo, preset="push", report=tmp_path, out=tmp_path / "nums")
+        report = flags(runs=tmp_path, out=tmp_path / "nums")
+        mbpo_report.main(configure(mbpo_report.CONFIG, "", report))
     with pytest.raises(ValueError, match="mb.png exists: .* pass another --picture"):
         (tmp_path / "mb.png").write_bytes(b"a picture")
         how = dict(out=tmp_path / "d.json", picture=tmp_path / "mb.png")
