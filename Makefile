@@ -53,6 +53,8 @@ train: .venv/ready-test data/push/meta.json
 	    --segment_length 16 --batch_size 4 $(TRAIN_GPT)
 	$(RUN) sample.py --ckpt out/push/gpt.pt --data push --export assets/push-tiny.pt --overwrite true
 	$(RUN) evaluate.py --episodes 256 --out results/push-tiny.json --overwrite true
+	$(RUN) -m experiments.curves --logs out/push/tokenizer.jsonl,out/push/short.jsonl,out/push/gpt.jsonl \
+	    --out results/push-tiny.png --overwrite true
 
 data/push-cyan/meta.json: | .venv/ready
 	$(RUN) prepare.py push --robot cyan --seed 1 --out data/push-cyan --episodes 1100
