@@ -1,6 +1,6 @@
 """experiments/curves.py: validation curves of training runs, side by side, as one picture.
 
-Run: python -m experiments.curves --logs out/push/tokenizer.jsonl,out/push/gpt.jsonl --out results/push-tiny.png"""
+Run: python -m experiments.curves --logs out/push/tokenizer.jsonl,out/push/gpt.jsonl --out out/curves.png"""
 
 from pathlib import Path
 
