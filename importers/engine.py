@@ -32,10 +32,17 @@ from support.writer import KIND, EpisodeWriter, kind_of, put_in_place, write_jso
 
 def find_files(src, types):
     """Names, from the folder src, of its files of these types."""
-    paths = sorted(Path(src).rglob("*")) if src else []
-    names = [path.relative_to(src).as_posix() for path in paths if path.suffix.lower() in types]
+    names = []
+    others = Counter()
+    for path in sorted(Path(src).rglob("*")) if src else ():
+        if path.suffix.lower() in types:
+            names.append(path.relative_to(src).as_posix())
+        elif path.is_file() and not path.name.startswith("."):
+            others[path.suffix.lower() or path.name] += 1
     if not names:
         raise FileNotFoundError(f"--src {str(src)!r} has no {', '.join(types)} files; pass a folder that has")
+    if others:
+        print("files that are not read: " + ", ".join(f"{n} {kind}" for kind, n in others.most_common(10)))
     return names
 
 
@@ -218,7 +225,7 @@ def begin(folder, settings):
         raise ValueError(f"{folder} was begun with other {', '.join(changed)}; delete it to begin anew")
 
 
-def run_import(jobs, episodes, out, key, size, min_frames, val_every, workers, jpeg, exclude="", scale=False):
+def run_import(jobs, episodes, out, key, size, min_frames, val_every, workers, jpeg, exclude="", scale=""):
     """Write the episodes of all jobs to `out` and print what was skipped; continues an interrupted import.
 
     jobs      tuples of a name and further arguments; a job's episodes are written together

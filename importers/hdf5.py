@@ -51,10 +51,14 @@ def vp2_frames(demo):
 def read_vp2(demo):
     """An episode of a file of VP2's as a Recording."""
     frames = vp2_frames(demo)
+    actions = demo["actions"][()]
+    n_samples = demo.attrs.get("num_samples", len(actions))
+    if n_samples != len(actions):
+        raise ValueError(f"it has {len(actions)} actions, its num_samples is {n_samples}")
     rewards = demo["rewards"][()] if "rewards" in demo else None
     unused = [f"obs/{key}" for key in demo["obs"] if not frames.name.endswith(f"/{key}")]
     unused += [key for key in demo if key not in ("obs", "actions", "rewards")]
-    return Recording(frames[()], demo["actions"][()], action_rewards=rewards, unused=tuple(unused))
+    return Recording(frames[()], actions, action_rewards=rewards, unused=tuple(unused))
 
 
 def vp2_episodes(name, first, start, stop, src, mask):

@@ -140,15 +140,18 @@ def read_info(src):
     return info
 
 
-def import_lerobot(src="", out="data/lerobot", camera="", action="action", scale=True, size=64, min_frames=2,
-                   val_every=100, exclude="", workers=0, jpeg=0):
+def import_lerobot(src="", out="data/lerobot", camera="", action="action", scale=True, percentiles=False,
+                   size=64, min_frames=2, val_every=100, exclude="", workers=0, jpeg=0):
     """Import a LeRobot dataset of version 2.x or 3.x; numbers are its episode indices.
 
     A row's picture is the one at its timestamp; next.reward becomes the reward of the next frame.
     camera  a video's name, such as observation.images.top; "": the first
     action  the column of the actions; "": none
     scale   true: scale actions that leave [-1, 1] (joint angles, pixels) by their extremes over all imported
-            episodes, which meta.json keeps; false: clip them"""
+            episodes, which meta.json keeps; false: clip them
+    percentiles  scale by the 1st and 99th percentile, which ignores outliers, and clip what lies beyond"""
+    if percentiles and not scale:
+        raise ValueError("--percentiles true says how to scale, --scale false not to; pass one of them")
     info = read_info(src)
     features = info["features"]
     cameras = [name for name in features if features[name]["dtype"] == "video"]
@@ -167,5 +170,7 @@ def import_lerobot(src="", out="data/lerobot", camera="", action="action", scale
     unused = [name for name in features if name not in used]
     episodes = functools.partial(lerobot_episodes, src=str(src), action=action, fps=info["fps"],
                                  unused=unused, size=size)
-    run_import(batch_jobs(found), episodes, out, camera, size, min_frames, val_every, workers, jpeg, exclude,
-               scale)
+    by = "extremes" if scale else ""
+    by = "percentiles" if percentiles else by
+    jobs = batch_jobs(found)
+    run_import(jobs, episodes, out, camera, size, min_frames, val_every, workers, jpeg, exclude, by)

@@ -94,16 +94,20 @@ def _require_finite(name, rows):
 def scale_actions(actions, lengths, scale):
     """Bring actions (S, A) of episodes of these lengths to [-1, 1], in place.   returns  how, for meta.json
 
-    scale  true: the extremes become -1 and 1 if any action leaves [-1, 1]; false: actions are clipped"""
+    scale  "extremes" or "percentiles" (1st, 99th): these become -1 and 1 if any action leaves [-1, 1];
+           what lies beyond, or with "" whatever leaves [-1, 1], is clipped"""
     rows = actions.astype(np.float64)
     scaling = None
     if scale and rows.size and np.abs(rows).max() > 1:
         low = rows.min(0)
         high = rows.max(0)
+        if scale == "percentiles":  # numbers that occur, so no mean with an outlier
+            low = np.percentile(rows, 1, axis=0, method="higher")
+            high = np.percentile(rows, 99, axis=0, method="lower")
         rows = 2 * (rows - low) / np.maximum(high - low, 1e-8) - 1
-        scaling = dict(low=low.tolist(), high=high.tolist(), by="extremes", episodes=len(lengths))
+        scaling = dict(low=low.tolist(), high=high.tolist(), by=scale, episodes=len(lengths))
         ends = [", ".join(f"{x:.4g}" for x in end) for end in (low, high)]
-        print(f"actions from ({ends[0]}) to ({ends[1]}), extremes of {len(lengths)} episodes, become -1 to 1")
+        print(f"actions from ({ends[0]}) to ({ends[1]}), {scale} of {len(lengths)} episodes, become -1 to 1")
     actions[:] = np.clip(rows, -1, 1)
     last = np.cumsum(lengths) - 1  # actions that lead to no frame are not counted, and become 0
     actions[last] = 0

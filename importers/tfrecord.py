@@ -232,6 +232,8 @@ def import_rlds(src="", out="data/rlds", split="train", camera="", actions=True,
     leaves = feature_leaves(read_json(Path(src) / "features.json"))
     about = read_json(Path(src) / "dataset_info.json")
     name = about.get("name", "")
+    if name == "robo_net" and not exclude:
+        print("without --exclude, RoboNet's test videos are among these episodes")
     _, _, paper_camera = OXE.get(name.removesuffix(RLDS_SUFFIX), (0, 0, "image"))
     cameras = (camera or paper_camera).split(",")
     pictures = [path for path in leaves if path.startswith(OBSERVATION) and "image" in leaves[path]]

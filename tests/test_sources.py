@@ -115,14 +115,15 @@ def test_counts_that_differ_in_other_formats_are_told(tmp_path, capsys):
     h5py = pytest.importorskip("h5py", reason="pip install h5py")
     (tmp_path / "vp2").mkdir()
     with h5py.File(tmp_path / "vp2/a.hdf5", "w") as file:
-        for name in ("demo_0", "demo_extra"):
+        for name, n in (("demo_0", T), ("demo_1", T + 3), ("demo_extra", T)):
             file[f"data/{name}/obs/camera_image"] = moving(T)
             file[f"data/{name}/actions"] = np.zeros((T, 2))
             file[f"data/{name}/rewards"] = np.arange(T) / 10
+            file[f"data/{name}"].attrs["num_samples"] = n
         file["mask/train"] = np.array([b"demo_0", b"demo_9"])
     import_vp2(tmp_path / "vp2", tmp_path / "from_vp2", workers=1)
     told = capsys.readouterr().out
-    assert "imported 2, skipped 0" in told
+    assert "imported 2, skipped 1" in told and "it has 20 actions, its num_samples is 23" in told
     data = Episodes(tmp_path / "from_vp2", "all")  # the reward of an action is that of the next frame
     assert data.rewards[data.rows[0] : data.rows[0] + T] == pytest.approx([0, *(np.arange(T - 1) / 10)])
     import_vp2(tmp_path / "vp2", tmp_path / "train", mask="train", workers=1)
@@ -174,6 +175,26 @@ def test_a_nan_in_one_episode_leaves_the_scaling_of_the_others_alone(tmp_path, c
     scaling = data.meta["action_scaling"]
     assert scaling["high"] == pytest.approx([57, 0.1, 1]) and scaling["by"] == "extremes"
     assert (scaling["episodes"], data.meta["clipped_action_values"]) == (3, 0)
+
+
+def test_percentiles_keep_a_glitch_from_squeezing_all_others(tmp_path, capsys):
+    def spoil(i, columns):
+        if i == 2:
+            columns["action"][5, 2] = 1e6
+
+    write_moving_lerobot(tmp_path / "src", scale=300, spoil=spoil)
+    spread = {}
+    for percentiles in (False, True):
+        out = tmp_path / str(percentiles)
+        import_lerobot(tmp_path / "src", out, percentiles=percentiles, workers=1)
+        data = Episodes(out, "all")
+        spread[percentiles] = np.ptp(data.actions[: T - 1, 2])
+        assert data.meta["action_scaling"]["by"] == ("percentiles" if percentiles else "extremes")
+    assert spread[False] < 1e-5 and spread[True] > 1.8
+    told = capsys.readouterr().out
+    assert "percentiles of 4 episodes" in told and "clipped" in told
+    with pytest.raises(ValueError, match="--percentiles true says how to scale, --scale false not to"):
+        import_lerobot(tmp_path / "src", tmp_path / "x", percentiles=True, scale=False)
 
 
 def test_an_episode_with_more_joints_leaves_the_scaling_of_the_others_alone(tmp_path, capsys):
@@ -388,6 +409,7 @@ def test_arrays_in_the_plural_are_taken_and_all_others_named(tmp_path, capsys):
     import_npz(tmp_path / "src", tmp_path / "out", workers=1)
     told = capsys.readouterr().out
     assert "in the episodes but not imported: states (4)" in told
+    assert "files that are not read: 1 .txt" in told
     data = Episodes(tmp_path / "out", "all")
     assert data.actions[: T - 1] == pytest.approx(actions[:-1]) and data.rewards[:T] == pytest.approx(rewards)
     load_episode(tmp_path / "src/0.npz")
@@ -443,13 +465,13 @@ def test_rlds_rewards_are_those_of_the_next_frame(tmp_path):
     assert Episodes(tmp_path / "out", "all").rewards.tolist() == [0, *range(19)]
 
 
-def test_videos_of_other_types_are_read_beside_mp4(tmp_path, capsys):
+def test_videos_of_other_types_are_read_beside_mp4_and_other_files_named(tmp_path, capsys):
     for name, codec in (("a.mp4", "libx264"), ("b.MOV", "libx264"), ("c.mkv", "libx264"), ("d.avi", "mpeg4")):
         write_video(tmp_path / "src" / name, moving(T), codec=codec)
     (tmp_path / "src/e.flv").write_bytes(b"")
     import_video(tmp_path / "src", tmp_path / "out", workers=1)
     told = capsys.readouterr().out
-    assert "imported 4, skipped 0" in told
+    assert "imported 4, skipped 0" in told and "files that are not read: 1 .flv" in told
 
 
 # ---- M: one line that says what happened ----
