@@ -137,7 +137,9 @@ def test_overwrite_begins_anew(push, tmp_path):
 
 
 def test_exports_and_numbers_of_another_command_are_kept(trained, tmp_path, monkeypatch):
-    call = lambda **how: sample.main(configure(sample.CONFIG, "", flags(ckpt=trained.gpt, **how)))  # noqa: E731
+    def call(**how):
+        sample.main(configure(sample.CONFIG, "", flags(ckpt=trained.gpt, **how)))
+
     call(export=tmp_path / "x.pt")
     with pytest.raises(ValueError, match="x.pt exists: --overwrite true replaces it, or pass another --exp"):
         call(export=tmp_path / "x.pt")
