@@ -182,6 +182,7 @@ def test_a_checkpoint_that_does_not_fit_is_told_in_one_line_and_the_old_one_kept
         save_checkpoint(path, step=2)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs a small disk: mount as root")
 def test_on_a_full_disk_a_run_ends_in_one_line_that_says_so(push, tmp_path):
     disk = tmp_path / "disk"
