@@ -59,7 +59,7 @@ def plan(draws, H, W, kind="paper"):
 
 def augment(frames, changes, size):
     """Frames (B,T,3,H,W) in [0, 1], a Change each -> (B,T,3,size,size)."""
-    from torchvision.transforms.v2 import functional as tv  # here, as its import takes two seconds
+    from torchvision.transforms.v2 import functional as tv  # slow to import
 
     adjust = tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue
     augmented = []
