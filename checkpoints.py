@@ -110,21 +110,21 @@ def gpt_from(state, layout=None, **changes):
 
 
 def load_tokenizer(path, **changes):
-    """The tokenizer of a checkpoint of ours, or of the authors: a folder or a hub name.
+    """The tokenizer, in eval mode, of a checkpoint of ours, or of the authors: a folder or a hub name.
 
     raises  FileNotFoundError, ValueError saying what is wrong with it"""
     if folder := official.find(path):
         model = official.load_tokenizer(folder)
-        return tokenizer_from(model.checkpoint(), **changes) if changes else model
-    return tokenizer_from(load_checkpoint(path, needs=("tokenizer",))["tokenizer"], **changes)
+        return tokenizer_from(model.checkpoint(), **changes).eval() if changes else model
+    return tokenizer_from(load_checkpoint(path, needs=("tokenizer",))["tokenizer"], **changes).eval()
 
 
 def load_gpt(path, layout=None, **changes):
-    """The transformer of a checkpoint of ours, or of the authors: a folder or a hub name.
+    """The transformer, in eval mode, of a checkpoint of ours, or of the authors: a folder or a hub name.
 
     layout  of the tokenizer that it is used with, by default its own
     raises  as load_tokenizer"""
     if folder := official.find(path):
         model = official.load_gpt(folder, layout)
-        return gpt_from(model.checkpoint(), **changes) if changes else model
-    return gpt_from(load_checkpoint(path, needs=("gpt",))["gpt"], layout, **changes)
+        return gpt_from(model.checkpoint(), **changes).eval() if changes else model
+    return gpt_from(load_checkpoint(path, needs=("gpt",))["gpt"], layout, **changes).eval()

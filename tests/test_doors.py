@@ -95,7 +95,7 @@ def test_every_script_opens_every_checkpoint_or_says_what_it_lacks(name, taker, 
     if name in fits:
         TAKERS[taker](path, push, tmp_path)
         return
-    lacks = rf"{path.name} holds no (gpt|tokenizer).*; expected a checkpoint with"
+    lacks = rf"{path.name} holds no (gpt|tokenizer).*; expected one with"
     with pytest.raises(ValueError, match=f"{lacks}|{otherwise or lacks}"):
         TAKERS[taker](path, push, tmp_path)
 

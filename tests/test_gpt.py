@@ -1,4 +1,4 @@
-"""gpt.py and its variant: the transformer against hand-computed numbers, its cache, loss, actions, rewards and sampling."""
+"""gpt.py and its variant: hand-computed numbers, the cache, loss, actions, rewards and sampling."""
 
 import math
 

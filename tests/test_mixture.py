@@ -162,9 +162,10 @@ def test_plans_are_spread_over_torchvisions_ranges():
     how = KINDS["strong"]
     changes = plan(uniform(0, 0, 2000, DRAWS), 64, 64, "strong")
     factors = np.array([change.factors for change in changes])
-    for k, (low, high) in enumerate(3 * [(1 - how["jitter"], 1 + how["jitter"])] + [(-how["hue"], how["hue"])]):
+    for k, (middle, most) in enumerate([(1, how["jitter"])] * 3 + [(0, how["hue"])]):
+        low, high = middle - most, middle + most
         assert low <= factors[:, k].min() < low + 0.01 and high - 0.01 < factors[:, k].max() <= high
-        assert abs(factors[:, k].mean() - (low + high) / 2) < 0.03
+        assert abs(factors[:, k].mean() - middle) < 0.03
     orders = [change.order for change in changes]
     assert len(set(orders)) == 24 and all(sorted(order) == [0, 1, 2, 3] for order in orders)
     torch.manual_seed(0)

@@ -20,8 +20,10 @@ import sample
 import tokenizer
 import train_gpt
 import train_tokenizer
+from checkpoints import load_gpt, load_tokenizer, new_gpt, new_tokenizer
 from gpt import GPT
 from sample import WorldModel
+from support.segments import segments_for
 from tokenizer import CrossAttention, Tokenizer, TokenLayout
 
 safetensors = pytest.importorskip("safetensors.torch", reason="pip install safetensors")
@@ -134,12 +136,23 @@ def listed(section):
     return found
 
 
+def shapes(own, pairs):
+    """Names and shapes of the authors' tensors that pairs of names make of a state dict of ours."""
+    found = {}
+    for ours, theirs in pairs:
+        rows = sum(len(own[k]) for k in ours) // len(theirs)
+        found.update({k: (rows, *own[ours[0]].shape[1:]) for k in theirs})
+    return found
+
+
 @needs_keys
-@pytest.mark.parametrize(("preset", "section"), [("small", "TOKENIZER 64"), ("large", "TOKENIZER 256")])
-def test_the_tokenizers_tensors_are_the_authors(preset, section):
+@pytest.mark.parametrize(
+    ("settings", "section"), [(tokenizer.SMALL, "TOKENIZER 64"), (tokenizer.LARGE, "TOKENIZER 256")]
+)
+def test_the_tokenizers_tensors_are_the_authors(settings, section):
     with torch.device("meta"):
-        model = Tokenizer(**tokenizer.PRESETS[preset])
-    assert official.shapes(model.state_dict(), official.tokenizer_pairs(model)) == listed(section)
+        model = Tokenizer(**settings)
+    assert shapes(model.state_dict(), official.tokenizer_pairs(model)) == listed(section)
 
 
 @needs_keys
@@ -150,7 +163,7 @@ def test_the_tokenizers_tensors_are_the_authors(preset, section):
 def test_the_transformers_tensors_are_the_authors(heads, section):
     with torch.device("meta"):
         model = GPT(TokenLayout(2, 256, 16, 8192, 8192), **{**gpt.SMALL, **heads})
-    assert official.shapes(model.state_dict(), official.gpt_pairs(model, bool(heads))) == listed(section)
+    assert shapes(model.state_dict(), official.gpt_pairs(model, bool(heads))) == listed(section)
 
 
 # ---- other implementations ----
@@ -203,7 +216,10 @@ def test_encoders_and_decoders_equal_diffusers(groups):
 def test_cross_attention_equals_torchs_multi_head_attention(t):
     torch.manual_seed(0)
     C, size = 32, 4
-    ours = CrossAttention(C, size, t, groups=32, n_head=4, dropout=0.0, pos_init=0.5).eval()
+    cfg = dict(norm_groups=32, n_head=4, dropout=0.0, context_frames=t)
+    ours = CrossAttention(cfg, C, size).eval()
+    for embedding in (ours.q_pos_emb, ours.kv_pos_emb):
+        torch.nn.init.normal_(embedding, 0, 0.5)
     theirs = nn.MultiheadAttention(C, 4, batch_first=True).eval()
     own = ours.state_dict()
     theirs.load_state_dict({
@@ -239,7 +255,7 @@ def test_export_then_import_is_the_identity(tmp_path, heads, sizes):
         assert all(torch.equal(own[k], copied[k]) for k in own if not k.endswith("idle"))
     settled = {**net.config, "segment_length": 16}  # their files do not hold it
     assert again.gpt.config == settled and again.tokenizer.config == {**tok.config, "revive_after": 0}
-    alone = GPT.from_official(tmp_path / "transformer", segment_length=4)
+    alone = load_gpt(tmp_path / "transformer", segment_length=4)
     assert alone.config == net.config and alone.layout == tok.layout
 
 
@@ -258,22 +274,26 @@ def test_the_command_line_exports_what_it_loads_again(tmp_path):
         sample.main(common.configure(sample.CONFIG, "", [f"--{k}={v}" for k, v in run.items()]))
 
 
-@pytest.mark.parametrize(("sizes", "places", "reward", "message"), [
-    (dict(patch=4, channels=(8, 8), norm_groups=8), 0.0, False, "patch = 4 .*8.2 and 4.2 tokens"),
-    (dict(norm_groups=16), 0.0, False, "norm_groups = 16 .theirs: 32"),
+@pytest.mark.parametrize(("sizes", "pos_init", "reward", "message"), [
+    (dict(patch=4, channels=(32, 32)), 0.0, False, "cannot run this tokenizer: patch"),
+    (dict(channels=(32, 32)), 0.0, False, r"norm_groups are \(32, 4, 4, 32\), theirs \(16, 4, 4, 32\)"),
+    (dict(norm_groups=16), 0.0, False, r"norm_groups are \(16, 4, 4, 16\), theirs \(16, 4, 4, 32\)"),
     ({}, 0.1, False, "no learned position embeddings"),
     ({}, 0.0, True, "only beside an action projection"),
 ])  # fmt: skip
-def test_what_the_authors_code_cannot_run_is_not_exported(tmp_path, sizes, places, reward, message):
-    tok = Tokenizer(**{**SMALL_TOKENIZER, **sizes})
-    model = GPT(tok.layout, **{**SMALL_GPT, "places": places, "reward": reward})
+def test_what_the_authors_code_cannot_run_is_not_exported(tmp_path, sizes, pos_init, reward, message):
+    tok = new_tokenizer({**SMALL_TOKENIZER, **sizes})
+    model = new_gpt(tok.layout, {**SMALL_GPT, "pos_init": pos_init, "reward": reward})
     with pytest.raises(ValueError, match=message):
         official.export(tmp_path / "none", tok, model)
+    per_frame = new_tokenizer(SMALL_TOKENIZER, "4x4")
+    with pytest.raises(ValueError, match="cannot run this tokenizer: .* tokens per frame"):
+        official.export(tmp_path / "none", per_frame, new_gpt(per_frame.layout, SMALL_GPT))
     assert not (tmp_path / "none").exists()
 
 
 def test_what_is_loaded_is_ready_for_use_and_keeps_its_codes_in_training(folder):
-    tok, model = Tokenizer.from_official(folder), GPT.from_official(folder, segment_length=4)
+    tok, model = load_tokenizer(folder), load_gpt(folder, segment_length=4)
     assert not tok.training and not model.training
     codes = tok.quantize.embedding.weight.clone()
     tok.train().loss(torch.rand(1, 3, 3, 64, 64))
@@ -291,12 +311,12 @@ def test_fine_tuning_changes_no_setting_that_was_not_given(folder, push64, tmp_p
     for given, frames, dropout in ({}, 1, 0.1), (dict(context_frames=2, dropout=0.2), 2, 0.2):
         settings = {**TOKENIZER_TUNE, **given, "overwrite": True}
         train(train_tokenizer, data=push64, out=out, init_from=folder, **settings)
-        kept = Tokenizer.load(out).config
+        kept = load_tokenizer(out).config
         assert (kept["context_frames"], kept["dropout"]) == (frames, dropout)
 
 
 def test_one_context_frame_of_two_keeps_the_last_frames_position_embeddings(folder):
-    two, one = Tokenizer.from_official(folder), Tokenizer.from_official(folder, context_frames=1)
+    two, one = load_tokenizer(folder), load_tokenizer(folder, context_frames=1)
     a, b = (m.cond_encoder.cross["1"].kv_pos_emb for m in (two, one))
     assert len(a) == 2 * len(b) and torch.equal(a[len(b) :], b)
     model = WorldModel.load(str(folder), "cpu", context_frames=1)
@@ -309,7 +329,7 @@ def test_one_context_frame_of_two_keeps_the_last_frames_position_embeddings(fold
 def test_an_authors_goal_conditioned_model_is_shown_the_goal_first(folder):
     given = dict(segment_length=5, goal_conditioned=True)
     model = WorldModel.load(str(folder), "cpu", **given)
-    batch = sample.segments_for(model, "push", 1, 4, 0)
+    batch = segments_for(model, "push", 1, 4, 0)
     goal = batch["frames"][:, -1]
     assert torch.equal(batch["frames"][:, 0], goal) and model.gpt.config["segment_length"] == 5
     model.reset(batch["frames"][:, :2])
@@ -320,14 +340,14 @@ def test_an_authors_goal_conditioned_model_is_shown_the_goal_first(folder):
 def test_training_starts_from_the_authors_models(folder, push64, tmp_path):
     out = tmp_path / "tokenizer.pt"
     train(train_tokenizer, data=push64, out=out, init_from=folder, **TOKENIZER_TUNE)
-    assert Tokenizer.load(out).config["channels"] == (32, 32, 64)
+    assert load_tokenizer(out).config["channels"] == (32, 32, 64)
     run = {**GPT_TUNE, "lr": 0.0, "segment_length": 5}
     shutil.rmtree(folder / "transformer")
-    official.export(folder, Tokenizer.load(out), GPT(Tokenizer.load(out).layout, **SMALL_GPT))
+    official.export(folder, load_tokenizer(out), GPT(load_tokenizer(out).layout, **SMALL_GPT))
     train(train_gpt, data=push64, out=tmp_path / "gpt.pt", init_from=folder, **run)
-    model = GPT.load(tmp_path / "gpt.pt")
+    model = load_gpt(tmp_path / "gpt.pt")
     assert model.config["action_dim"] == 2 and not model.action.weight.any()
-    theirs = GPT.from_official(folder, segment_length=5).state_dict()
+    theirs = load_gpt(folder, segment_length=5).state_dict()
     assert all(torch.equal(model.state_dict()[k], w) for k, w in theirs.items())
 
 
@@ -345,7 +365,7 @@ def test_a_tensor_that_is_missing_left_over_or_of_another_shape_is_named(folder,
     expected = re.escape(str(tuple(good[name].shape)))
     changed = [
         ({k: w for k, w in good.items() if k != name}, rf"{name} \(expected {expected}, found none"),
-        ({**good, "extra.weight": torch.zeros(1)}, r"extra.weight \(expected none, found \(1,\)"),
+        ({**good, "extra.weight": torch.zeros(1)}, r"extra.weight \(left over\)"),
         ({**good, name: torch.zeros(3, 16)}, rf"{name} \(expected {expected}, found \(3, 16\)"),
     ]
     for weights, message in changed:
@@ -358,24 +378,24 @@ def test_an_optional_tensor_that_no_script_of_the_authors_uses_is_passed_over(fo
     file = file_of(folder, "transformer")
     unused = {"action_recon_linear.weight": torch.zeros(3, 16)}
     safetensors.save_file({**safetensors.load_file(file), **unused}, file)
-    GPT.from_official(folder)
+    load_gpt(folder)
 
 
 def test_either_parts_folder_leads_to_the_other(folder, monkeypatch):
     for path in (folder / "tokenizer", folder / "transformer"):
-        assert Tokenizer.load(path).layout == GPT.load(path).layout
+        assert load_tokenizer(path).layout == load_gpt(path).layout
     monkeypatch.chdir(folder / "transformer")
-    assert GPT.from_official(".").layout == Tokenizer.from_official(folder).layout
+    assert load_gpt(".").layout == load_tokenizer(folder).layout
 
 
 @pytest.mark.parametrize(("part", "change", "message"), [
     ("tokenizer", dict(act_fn="relu"), "act_fn is relu; only silu is supported"),
     ("tokenizer", dict(latent_channels=None), "lacks latent_channels"),
     ("tokenizer", dict(vq_embed_dim=5), "vq_embed_dim other than latent_channels"),
-    ("tokenizer", dict(patch_size=0), "expected whole numbers above 0, got .*'patch_size': 0"),
+    ("tokenizer", dict(patch_size=0), "patch_size is 0; expected numbers above 0"),
     ("transformer", dict(num_key_value_heads=1), "num_key_value_heads is 1; only 2 is supported"),
     ("transformer", dict(rope_theta=5e5), "rope_theta is 500000.0; only 10000.0"),
-    ("transformer", dict(hidden_size="16"), "expected whole numbers above 0, got .*'n_embd': '16'"),
+    ("transformer", dict(hidden_size="16"), "hidden_size is 16; expected numbers above 0"),
 ])  # fmt: skip
 def test_settings_that_are_missing_or_not_supported_are_named(folder, part, change, message):
     path = folder / part / "config.json"
@@ -392,10 +412,10 @@ def test_newer_files_keep_the_rotary_base_elsewhere_and_may_leave_heads_unsaid(f
     for theta, kind in ((10000.0, "default"), (5e5, "default"), (10000.0, "llama3")):
         path.write_text(json.dumps({**config, "rope_parameters": dict(rope_theta=theta, rope_type=kind)}))
         if (theta, kind) == (10000.0, "default"):
-            GPT.from_official(folder)
+            load_gpt(folder)
         else:
             with pytest.raises(ValueError, match="rope_theta is 5|rope_type is llama3"):
-                GPT.from_official(folder)
+                load_gpt(folder)
 
 
 def test_missing_and_damaged_files_are_named(folder, tmp_path):
@@ -404,15 +424,15 @@ def test_missing_and_damaged_files_are_named(folder, tmp_path):
     file = file_of(folder, "tokenizer")
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ValueError, match=f"{file.name} is damaged"):
-        Tokenizer.from_official(folder)
+        load_tokenizer(folder)
 
 
 def test_torchs_own_format_loads_too(folder):
     file = file_of(folder, "transformer")
     torch.save(safetensors.load_file(file), folder / "transformer" / "pytorch_model.bin")
-    before = GPT.from_official(folder).state_dict()
+    before = load_gpt(folder).state_dict()
     file.unlink()
-    assert all(torch.equal(before[k], w) for k, w in GPT.from_official(folder).state_dict().items())
+    assert all(torch.equal(before[k], w) for k, w in load_gpt(folder).state_dict().items())
 
 
 def test_a_hub_name_is_downloaded_or_the_remedy_is_said(folder, monkeypatch):

@@ -18,9 +18,12 @@ import plan
 import sample
 import train_gpt
 import train_tokenizer
-from common import beside, claim, configure, load_checkpoint, save_checkpoint, start_log, write_whole
-from data import Episodes, collect_push
-from experiments import mbpo_report
+from common import configure, load_checkpoint, save_checkpoint, start_log
+from data import Episodes
+from experiments import decouple, mbpo_report, speed
+from prepare import collect_push
+from support.files import beside, claim, write_whole
+from support.results import read_result
 from support.writer import EpisodeWriter
 
 PUSH = dict(val_every=2, length=5, size=32, seed=0, expert_share=0.6, action_noise=0.3)
@@ -134,7 +137,9 @@ def test_overwrite_begins_anew(push, tmp_path):
 
 
 def test_exports_and_numbers_of_another_command_are_kept(trained, tmp_path, monkeypatch):
-    call = lambda **how: sample.main(configure(sample.CONFIG, "", flags(ckpt=trained.gpt, **how)))  # noqa: E731
+    def call(**how):
+        sample.main(configure(sample.CONFIG, "", flags(ckpt=trained.gpt, **how)))
+
     call(export=tmp_path / "x.pt")
     with pytest.raises(ValueError, match="x.pt exists: --overwrite true replaces it, or pass another --exp"):
         call(export=tmp_path / "x.pt")
@@ -177,6 +182,7 @@ def test_a_checkpoint_that_does_not_fit_is_told_in_one_line_and_the_old_one_kept
         save_checkpoint(path, step=2)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs a small disk: mount as root")
 def test_on_a_full_disk_a_run_ends_in_one_line_that_says_so(push, tmp_path):
     disk = tmp_path / "disk"
@@ -188,7 +194,7 @@ def test_on_a_full_disk_a_run_ends_in_one_line_that_says_so(push, tmp_path):
         training = {**TOKENIZER_RUN, "data": push, "out": disk / "x.pt"}
         for script, settings, message in (
             ("train_tokenizer.py", training, "cannot write .*x.pt"),
-            ("data.py push", dict(out=disk / "push", episodes=8), "free some disk space"),
+            ("prepare.py push", dict(out=disk / "push", episodes=8), "free some disk space"),
             ("sample.py", dict(out=disk / "s", device="cpu"), "writing .*disk/s.*free some disk space"),
         ):
             done = python(*script.split(), *flags(**settings))
@@ -227,10 +233,9 @@ def test_plan_keeps_the_episodes_and_the_numbers_of_others(tmp_path):
         (tmp_path / "nums.json").write_text("{}")
         report = flags(runs=tmp_path, out=tmp_path / "nums")
         mbpo_report.main(configure(mbpo_report.CONFIG, "", report))
-    with pytest.raises(ValueError, match="mb.png exists: .* pass another --picture"):
-        (tmp_path / "mb.png").write_bytes(b"a picture")
-        how = dict(out=tmp_path / "d.json", picture=tmp_path / "mb.png")
-        evaluate.analyse(evaluate.decouple, configure(evaluate.DECOUPLE, "", flags(**how)))
+    with pytest.raises(ValueError, match="d.png is there, of something else; pass another --out"):
+        (tmp_path / "d.png").write_bytes(b"a picture")
+        decouple.main(configure(decouple.CONFIG, "", flags(out=tmp_path / "d.json")))
 
 
 @pytest.mark.parametrize("there, new", [("a.pt", "a"), ("a", "a.pt"), ("a.pt", "a.json"), ("a.json", "a.pt")])
@@ -253,7 +258,7 @@ def test_pictures_and_folders_of_others_are_kept(tmp_path):
         start(mbpo, preset="push", out=tmp_path / "b.pt")
     (tmp_path / "m.json").write_text('{"psnr": {}, "command": "python evaluate.py"}')
     with pytest.raises(ValueError, match="m.json exists: --overwrite true replaces it"):
-        evaluate.speed(configure(evaluate.SPEED, "", flags(preset="tiny", out=tmp_path / "m.json")))
+        speed.main(configure(speed.CONFIG, "", flags(preset="tiny", out=tmp_path / "m.json")))
 
 
 def test_an_overwritten_run_that_is_killed_is_not_resumed_from_the_old_one(push, tmp_path, monkeypatch):
@@ -276,7 +281,7 @@ def test_whatever_is_in_the_way_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="x.pt.partial is a folder; expected the name of a file"):
         claim(tmp_path / "x.pt")
     (tmp_path / "list.json").write_text("[]")
-    assert evaluate.read_result(tmp_path / "list.json") == {}
+    assert read_result(tmp_path / "list.json") == {}
 
 
 def test_numbers_are_written_whole_or_not_at_all(tmp_path, monkeypatch):

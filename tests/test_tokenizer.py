@@ -379,7 +379,8 @@ def test_the_adversarial_loss_gives_finite_gradients_of_balanced_size():
 
 
 def test_the_discriminators_hinge_loss_is_zero_beyond_the_margins_and_leaves_the_decoder_alone(monkeypatch):
-    discriminator, real, fake = Discriminator((8, 8)), pictures(1, 2)[0], pictures(1, 2, seed=2)[0].requires_grad_()
+    discriminator, real = Discriminator((8, 8)), pictures(1, 2)[0]
+    fake = pictures(1, 2, seed=2)[0].requires_grad_()
     assert discriminator(real).shape == (2, 1, 8, 8)
     discriminator.loss(real, fake).backward()
     assert fake.grad is None and all(p.grad.isfinite().all() for p in discriminator.parameters())

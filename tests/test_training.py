@@ -210,6 +210,7 @@ def first_moments(path):
     return torch.cat([state[i]["exp_avg"].flatten() for i in sorted(state)]) / 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [train_tokenizer, train_gpt], ids=lambda script: script.__name__)
 def test_two_processes_give_the_gradient_of_one_with_twice_the_batch(script, push, trained, tmp_path):
     settings = {**(TOKENIZER_RUN if script is train_tokenizer else GPT_RUN), **ONE_STEP, "data": push}
@@ -247,6 +248,7 @@ def test_two_micro_steps_give_the_gradient_of_one_with_twice_the_batch(push, tra
     assert torch.allclose(first_moments(two), first_moments(one), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_nodes_train_as_one_with_as_many_processes(push, trained, tmp_path):
     settings = {**GPT_RUN, "data": push, "tokenizer": trained.tokenizer, "max_steps": 3, "log_every": 1}
     with socket.socket() as free:
@@ -267,6 +269,7 @@ def test_two_nodes_train_as_one_with_as_many_processes(push, trained, tmp_path):
 # ---- interruption ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [train_tokenizer, train_gpt], ids=lambda script: script.__name__)
 def test_a_killed_and_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
     script, push, trained, tmp_path
