@@ -1,15 +1,16 @@
-# make demo    the model of make train imagines and is measured, then both models are trained before your eyes
-# make test    the test suite
-# make train   train assets/push-tiny.pt (three and a half hours on two cores)
-# make analyses  the protocol and the paper's analyses on PushWorld, with their pictures (four hours)
-# make mbpo      three runs with and three without imagination on PushWorld, and their curves (an hour)
-# make plan      random actions, world model and simulator plan 50 tasks of PushWorld, three seeds (an hour)
+# make demo       imagine with the released checkpoint, evaluate it, and train both models for a minute each
+# make test       ruff and the fast tests
+# make test-slow  interrupted runs, several processes, whole analyses, the paper's size
+# make train      train assets/push-tiny.pt (three and a half hours on two cores)
+# make analyses   the protocol and the paper's analyses on PushWorld, with their pictures (four hours)
+# make mbpo       three runs with and three without imagination on PushWorld, and their curves (an hour)
+# make plan       random actions, world model and simulator plan 50 tasks of PushWorld, three seeds (an hour)
 PYTHON ?= python3
 RUN = .venv/bin/python
 TWICE = .venv/bin/torchrun --nproc_per_node=2
 TRAIN_GPT ?=  # bf16 is faster on CPUs that have it: make train TRAIN_GPT="--dtype bf16"
 
-.PHONY: demo test train analyses mbpo plan clean
+.PHONY: demo test test-slow train analyses mbpo plan clean
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -24,7 +25,7 @@ demo: .venv/ready
 	@rm -rf out/demo && start=$$(date +%s) && set -ex && \
 	$(RUN) sample.py --out out/demo && \
 	$(RUN) evaluate.py --episodes 256 --out out/demo/metrics.json && \
-	$(RUN) data.py push --out out/demo/push --episodes 200 && \
+	$(RUN) prepare.py push --out out/demo/push --episodes 200 && \
 	$(RUN) train_tokenizer.py --preset tiny --data out/demo/push --out out/demo/tokenizer.pt --max_minutes 1 && \
 	$(RUN) train_gpt.py --preset tiny --data out/demo/push --tokenizer out/demo/tokenizer.pt --out out/demo/gpt.pt \
 	    --max_minutes 1 && \
@@ -34,13 +35,16 @@ demo: .venv/ready
 
 test: .venv/ready-test
 	.venv/bin/ruff check .
-	$(RUN) -m pytest -q tests
+	$(RUN) -m pytest -q -m "not slow and not gpu" tests
+
+test-slow: .venv/ready-test
+	$(RUN) -m pytest -q -m slow tests
 
 data/push/meta.json: | .venv/ready
-	$(RUN) data.py push --out data/push --episodes 18000
+	$(RUN) prepare.py push --out data/push --episodes 18000
 
 # Two processes of one thread are faster than one of two threads (1.3 times for the tokenizer). The transformer
-# learns to read the context from short segments first, of which it sees more, then to go on from long ones.
+# first learns to read the context from short segments, of which it sees more, then to continue on long ones.
 train: .venv/ready-test data/push/meta.json
 	$(TWICE) train_tokenizer.py --preset tiny --batch_size 4 --data data/push --out out/push/tokenizer.pt
 	$(TWICE) train_gpt.py --preset tiny --data data/push --tokenizer out/push/tokenizer.pt --out out/push/short.pt \
@@ -48,25 +52,27 @@ train: .venv/ready-test data/push/meta.json
 	$(TWICE) train_gpt.py --preset tiny --data data/push --init_from out/push/short.pt --out out/push/gpt.pt \
 	    --segment_length 16 --batch_size 4 $(TRAIN_GPT)
 	$(RUN) sample.py --ckpt out/push/gpt.pt --data push --export assets/push-tiny.pt --overwrite true
-	$(RUN) evaluate.py --episodes 256 --curves out/push/tokenizer.jsonl,out/push/short.jsonl,out/push/gpt.jsonl \
-	    --out results/push-tiny.json --overwrite true
+	$(RUN) evaluate.py --episodes 256 --out results/push-tiny.json --overwrite true
+	$(RUN) -m experiments.curves --logs out/push/tokenizer.jsonl,out/push/short.jsonl,out/push/gpt.jsonl \
+	    --out results/push-tiny.png --overwrite true
 
 data/push-cyan/meta.json: | .venv/ready
-	$(RUN) data.py push --robot cyan --seed 1 --out data/push-cyan --episodes 1100
+	$(RUN) prepare.py push --robot cyan --seed 1 --out data/push-cyan --episodes 1100
 
 analyses: .venv/ready-test data/push/meta.json data/push-cyan/meta.json
 	$(RUN) evaluate.py --samples 20 --repeats 3 --batch_size 80 --out results/push-prediction.json --overwrite true
 	set -e; for name in decouple tokenizers transfer adapt scaling goal; do \
-	    $(RUN) evaluate.py $$name --out results/$$name.json --picture assets/$$name.png --overwrite true; done
+	    $(RUN) -m experiments.$$name --out results/$$name.json --overwrite true; \
+	    mv results/$$name.png assets/$$name.png; done
 
-# Two runs at a time, of one thread each; one that is there goes on, or is left alone if it is over. The model-free
-# ones get twice the real steps, so that there is something to see.
+# Two runs at a time, of one thread each; an interrupted run continues and a finished one is left alone. The
+# model-free runs take twice as many real steps, because they need more to succeed.
 mbpo: .venv/ready-test
 	printf '%s\n' mbpo-0 drq-0 drq-1 mbpo-1 mbpo-2 drq-2 | OMP_NUM_THREADS=1 xargs -P 2 -I NAME sh -c ' \
 	    name=NAME; resume=false; test -e out/mbpo/NAME.pt && resume=true; \
 	    case NAME in drq*) other="--imagine false --steps 7200";; esac; \
 	    $(RUN) mbpo.py --preset push --seed $${name#*-} --resume $$resume --out out/mbpo/NAME.pt $$other'
-	$(RUN) -m experiments.mbpo_report --runs out/mbpo --out results/mbpo-push
+	$(RUN) -m experiments.mbpo_report --runs out/mbpo --out results/mbpo-push --overwrite true
 
 plan: .venv/ready
 	$(RUN) plan.py

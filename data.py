@@ -198,12 +198,12 @@ class Episodes:
         """Random segments: episode uniform, start uniform, T frames `stride` apart.
 
         first, seed      the segments number `first`, first + 1, ... of this seed's endless stream, which are
-                         the same whoever takes them, on however many processes
+                         the same on any number of processes
         context, future  for the tokenizer (official: rand_select): the first `context` of the T frames, then
                          `future` distinct ones, in order, out of all later frames that the segment spans
         shuffle          or (rand_shuffle, for goals) any context + future of the T frames, in any order
-        action_agg       "sample" the action at each kept frame, or "sum" the actions up to the next kept one
-        returns          frames (B,T,3,H,W) in [0, 1], actions (B,T,A), rewards (B,T) at the kept frames
+        action_agg       "sample" the action at each chosen frame, or "sum" those up to the next one
+        returns          frames (B,T,3,H,W) in [0, 1], actions (B,T,A), rewards (B,T) at these frames
         A shorter episode than T * stride gets a smaller stride; one shorter than T repeats its last frame."""
         return floats(self.batch_u8(first, batch_size, T, seed, **how))
 
@@ -311,7 +311,7 @@ def draw_segments(data, cfg, T, seen, rank, world, kind="", **how):
     """What a trainer reads: a function of the number of its micro-step, for `prefetch`.
 
     Processes take turns at the stream of cfg.seed, batch_size segments each, from number `seen` on: a resumed
-    run goes on with segments that nobody has had, on however many processes."""
+    run continues with new segments, on any number of processes."""
 
     def fetch(i):
         first = seen + (i * world + rank) * cfg.batch_size

@@ -11,7 +11,7 @@ the head on the reward of the next transition, but stores it in imagination as t
 
 Action-free: action_dim=0. With actions: action_dim=A, a zero-initialised projection. Goal-conditioned: the
 trainer puts the last frame first (train_gpt.py), and nothing changes here. The laptop's preset `tiny` has
-learned position embeddings beside RoPE: tiny.py.
+learned position embeddings beside RoPE: variants/tiny.py.
 
 B batch, n_b branches (futures of one context), L tokens, P context tokens, s newest tokens, D width, H heads,
 d = D/H, V vocabulary, A action size, h frames; the others are tokenizer.py's.
@@ -195,6 +195,9 @@ class Cache(nn.Module):
         """Back to the end of the context, whose last token is `pending` (B n_b, 1)."""
         self.pending = pending
         self.length = 0  # future tokens read
+        for layer in self.layers:  # a NaN left in there would stay one, whatever its weight
+            layer.keys[:, :, layer.first :].zero_()
+            layer.values[:, :, layer.first :].zero_()
 
 
 def sample_code(logits, noise=None, temperature=1.0):
@@ -268,10 +271,11 @@ class GPT(nn.Module):
             added = self.embed_actions(actions, (B, t + f))
             if added is not None:
                 x[:, self.layout.slots(f)] += added[:, t - 1 : t - 1 + f]
-        for i, block in enumerate(self.blocks):
-            is_last = i == len(self.blocks) - 1
-            x = block(x, self.rope[:, :L], attends and attends[i], first if is_last else 0)
-        return self.norm(x)
+        *others, last = zip(self.blocks, attends or [None] * len(self.blocks), strict=True)
+        for block, attend in others:
+            x = block(x, self.rope[:, :L], attend)
+        block, attend = last
+        return self.norm(block(x, self.rope[:, :L], attend, first))
 
     def forward(self, tokens, actions=None):
         """Token ids (B, L), actions (B, T, A) -> logits (B, L, V) of the next token at every position."""

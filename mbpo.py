@@ -222,25 +222,31 @@ def imagined_rollouts(world, policy, stacks, horizon):
     return frames, torch.stack(actions, 1), torch.stack(rewards, 1)
 
 
-def validate(world, episodes, horizon, picture):
-    """Errors of the world model in the middle of real episodes (`play`), at each of `horizon` frames.
+def validate(world, episodes, horizon, picture, n=16):
+    """Errors of the world model on n segments of real episodes (`play`), at each of `horizon` frames.
 
     picture  GIF to draw of four of them: real | imagined | difference
     returns  lists frame_mse, repeat_mse (of the last context frame repeated) and reward_error (absolute)"""
     t = world.context_frames
-    frames = to_float(np.stack([episode["frames_u8"] for episode in episodes])).to(world.device)
-    actions = np.stack([episode["actions"] for episode in episodes])
-    rewards = torch.from_numpy(np.stack([episode["rewards"] for episode in episodes])).to(world.device)
-    first = (frames.shape[1] - horizon - t) // 2 + t  # frame to predict
-    context = frames[:, first - t : first]
-    future = frames[:, first : first + horizon]
-    world.reset(context)
-    imagined, predicted, _ = world.rollout(actions[:, first - 1 : first - 1 + horizon], horizon)
+    rng = np.random.default_rng(0)
+    frames, actions, rewards = [], [], []
+    for i in range(n):
+        episode = episodes[i % len(episodes)]
+        start = rng.integers(len(episode["frames_u8"]) - t - horizon + 1)
+        first = start + t  # of the frames to predict
+        frames.append(episode["frames_u8"][start : first + horizon])
+        actions.append(episode["actions"][first - 1 : first - 1 + horizon])
+        rewards.append(episode["rewards"][first : first + horizon])
+    frames = to_float(np.stack(frames)).to(world.device)
+    rewards = torch.from_numpy(np.stack(rewards)).to(world.device)
+    future = frames[:, t:]
+    world.reset(frames[:, :t])
+    imagined, predicted, _ = world.rollout(np.stack(actions), horizon)
     save_side_by_side(picture, future[:4].cpu(), imagined[:4].cpu(), fps=4)
     return dict(
         frame_mse=(imagined - future).square().mean((0, 2, 3, 4)).tolist(),
-        repeat_mse=(context[:, -1:] - future).square().mean((0, 2, 3, 4)).tolist(),
-        reward_error=(predicted - rewards[:, first : first + horizon]).abs().mean(0).tolist(),
+        repeat_mse=(frames[:, t - 1 : t] - future).square().mean((0, 2, 3, 4)).tolist(),
+        reward_error=(predicted - rewards).abs().mean(0).tolist(),
     )
 
 

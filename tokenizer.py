@@ -12,11 +12,10 @@ whole video:
     |------ context ------| |---- a future frame ---|
 
 B batch, T frames, t context frames, f = T-t future frames, N/n tokens per context/future frame, L tokens in
-a sequence, M pictures, C channels, D code size, K codes, h w latent grid. Frames are in [0, 1]; `decode` does
-not clamp.
+a sequence, M pictures, C channels, D code size, K codes, h w latent grid. Frames are in [0, 1].
 
 Where we differ from the paper: codes that are not used are drawn anew from encoder outputs (`revive_after`),
-and the initial weights keep the variance of activations. The laptop's preset `tiny` differs in more: tiny.py.
+and the initial weights keep the variance of activations. The preset `tiny` differs in more: variants/tiny.py.
 
 Run: python train_tokenizer.py --preset tiny --max_steps 100"""
 
@@ -110,8 +109,7 @@ class TokenLayout:
         n = self.tokens_future
         if L < self.prompt - 1 or (L - self.prompt + 1) % (n + 1):
             raise ValueError(f"{L} tokens; expected {self.prompt - 1} + {n + 1} per future frame")
-        context = F.pad(tokens[:, : self.prompt - 1], (1, 0))
-        context = context.unflatten(1, (self.context_frames, -1))[..., 1:]
+        context = F.pad(tokens[:, : self.prompt - 1], (1, 0)).unflatten(1, (self.context_frames, -1))[..., 1:]
         dynamics = tokens[:, self.prompt - 1 :].unflatten(1, (-1, n + 1))[..., 1:] - self.context_codes
         for codes, K in ((context, self.context_codes), (dynamics, self.dynamics_codes)):
             if codes.numel() and not 0 <= codes.min() <= codes.max() < K:
@@ -207,10 +205,8 @@ class Stack(nn.Module):
         blocks = [ResBlock(c_in if i == 0 else c_out, c_out, groups) for i in range(layers)]
         self.resnets = nn.ModuleList(blocks)
         self.resample = resample  # "down", "up" or ""
-        if resample == "down":
-            self.conv = nn.Conv2d(c_out, c_out, 3, stride=2)
-        elif resample == "up":
-            self.conv = conv3(c_out, c_out)
+        if resample:
+            self.conv = nn.Conv2d(c_out, c_out, 3, stride=2) if resample == "down" else conv3(c_out, c_out)
 
     def forward(self, x):
         for resnet in self.resnets:
@@ -448,8 +444,7 @@ def check_config(cfg):
             raise ValueError(f"{key} is {cfg[key]}; expected at least 1")
     factor = 2 ** (len(cfg["channels"]) - 1) * cfg["dynamics_grid"]
     if cfg["resolution"] % factor:
-        raise ValueError(f"resolution is {cfg['resolution']}; expected a multiple of {factor}: "
-                         "halved after every level but the last, then dynamics_grid")
+        raise ValueError(f"resolution is {cfg['resolution']}; expected a multiple of downsampling, {factor}")
     for C in cfg["channels"]:
         if C % cfg["norm_groups"] or C % cfg["n_head"]:
             raise ValueError(f"channels has {C}; expected multiples of norm_groups and n_head")
@@ -483,6 +478,7 @@ class Tokenizer(nn.Module):
         self.apply(init_weights)
 
     def networks(self, cfg, conditional):
+        """An encoder and a decoder, for `variants` to override."""
         return Encoder(cfg, conditional), Decoder(cfg, conditional)
 
     def check(self, frames, least):
@@ -590,12 +586,10 @@ class Discriminator(nn.Module):
     def __init__(self, widths=(64, 128, 256, 512)):
         super().__init__()
         layers = []
-        c_in = 3
-        for c_out in widths:
+        for c_in, c_out in zip((3, *widths), widths, strict=False):
             norm = [nn.InstanceNorm2d(c_out)] if layers else []
             layers += [spectral_norm(nn.Conv2d(c_in, c_out, 3, 2, 1)), *norm, nn.LeakyReLU(0.2)]
-            c_in = c_out
-        self.layers = nn.Sequential(*layers, nn.Conv2d(c_in, 1, 1))
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 1))
 
     def forward(self, frames):
         """Frames (M, 3, H, W) in [0, 1] -> logits (M, 1, H/16, W/16)."""

@@ -219,7 +219,7 @@ def main(cfg):
         for group in optimizer.param_groups:
             group["lr"] = lr
         adversary = discriminator if 0 <= cfg.discriminator_start <= step else None
-        options = tiny.loss_options(cfg, step)  # none but for the preset `tiny`
+        options = tiny.loss_options(model, cfg, step)  # none but for the preset `tiny`
         optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for micro in range(cfg.accumulate):

@@ -22,23 +22,14 @@ SHARED_SETTINGS = """
     val_every   episodes whose number is a multiple of it are for validation
     exclude     file with an episode's number or name in each line, which are left out
     workers     processes; 0: one for each core that torch may use
-    jpeg        quality at which frames are stored as JPEG, say 95 for 256x256; 0: as bytes"""
+    jpeg        quality at which frames are stored as JPEG, say 95 for 256x256; 0: as bytes
+    raises      FileNotFoundError without files, ImportError without the format's package, ValueError if no
+                episode is usable: then nothing is written"""
 
-
-def _describe(function):
-    """A function and its settings {name: default}, from its signature; the shared ones join its docstring."""
-    function.__doc__ += SHARED_SETTINGS
-    parameters = inspect.signature(function).parameters.values()
-    return function, {parameter.name: parameter.default for parameter in parameters}
-
-
-IMPORTERS = {
-    "npz": _describe(import_npz),
-    "video": _describe(import_video),
-    "vp2": _describe(import_vp2),
-    "bair": _describe(import_bair),
-    "robonet": _describe(import_robonet),
-    "rlds": _describe(import_rlds),
-    "lerobot": _describe(import_lerobot),
-    "sthsth": _describe(import_sthsth),
-}
+IMPORTERS = {}  # name: the function, its settings {name: default}
+for importer in (import_npz, import_video, import_vp2, import_bair, import_robonet, import_rlds,
+                 import_lerobot, import_sthsth):
+    importer.__doc__ += SHARED_SETTINGS
+    settings = inspect.signature(importer).parameters.values()
+    defaults = {setting.name: setting.default for setting in settings}
+    IMPORTERS[importer.__name__.removeprefix("import_")] = (importer, defaults)

@@ -3,9 +3,9 @@
     files --an importer--> jobs (a large file each, or a batch of small ones) --write_part, in workers-->
     OUT.partial/part-00000/ and its report, part-00000.json --choose_groups, merge, scale_actions--> OUT
 
-A part is complete once its report is there: the same command continues an interrupted import. What cannot be
-read is skipped and listed. Episodes keep their numbers in the source, which decide the split into training
-and validation: a skipped one shifts no other.   S frames of all episodes, A action dim."""
+A part is complete once its report exists: the same command continues an interrupted import. Episodes keep
+their numbers in the source, which decide the split: a skipped episode shifts no other.
+S frames of all episodes, A action dim."""
 
 import contextlib
 import functools
@@ -26,16 +26,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from importers.recording import check, read_json, reason_of
+from importers.recording import check, read_json, reason_of, scale_actions
 from support.writer import KIND, EpisodeWriter, kind_of, put_in_place, write_json, write_tables
-
-# ---- what importers hand over ----
 
 
 def find_files(src, types):
-    """Names, from the folder src, of its files of these types; prints what other files are there.
-
-    raises  FileNotFoundError where there is none"""
+    """Names, from the folder src, of its files of these types."""
     names = []
     others = Counter()
     for path in sorted(Path(src).rglob("*")) if src else ():
@@ -62,18 +58,12 @@ def file_episodes(_, batch, src, read, **settings):
         yield number, name, functools.partial(read, Path(src) / name, **settings)
 
 
-# ---- a part: what a worker does ----
-
-
 def _stem(name):
     return name.rsplit("/", 1)[-1].removesuffix(".npz").removesuffix(".hdf5")
 
 
 def usable_episodes(job, episodes, size, min_frames, exclude, report):
-    """Yield (number, name, what `check` returns) of a job's episodes.
-
-    An error skips its episode or, where the next one cannot be found, the rest of the job, and is reported.
-    Lack of memory and missing packages end the import instead."""
+    """Yield (number, name, what `check` returns) of a job's episodes; reports errors."""
     stream = episodes(*job)
     while True:
         name = job[0]
@@ -87,7 +77,7 @@ def usable_episodes(job, episodes, size, min_frames, exclude, report):
                 raise ValueError(f"{len(checked[0])} frames, fewer than --min_frames {min_frames}")
         except StopIteration:  # also after an error of the stream itself
             return
-        except (MemoryError, ImportError):
+        except (MemoryError, ImportError):  # these end the import
             raise
         except Exception as error:
             report["skipped"].append((name, reason_of(error)))
@@ -96,9 +86,7 @@ def usable_episodes(job, episodes, size, min_frames, exclude, report):
 
 
 def write_part(i, job, folder, episodes, size, min_frames, jpeg, exclude):
-    """Import a job into folder/part-i, a folder for each kind (data.KIND) of episode; its report comes last.
-
-    Actions stay as they are: their range is known when all parts are there."""
+    """Import a job into folder/part-i, a folder for each kind (KIND) of episode; its report comes last."""
     part = f"part-{i:05d}"
     groups = {}  # by kind, as JSON
     writers = {}
@@ -134,27 +122,21 @@ def write_parts(jobs, folder, write, workers):
     """Write the parts that are not complete, on so many processes.   returns  the reports of all"""
     reports = [folder / f"part-{i:05d}.json" for i in range(len(jobs))]
     todo = [i for i, report in enumerate(reports) if not report.is_file()]
-    with tqdm(total=len(jobs), desc="import", unit="part", initial=len(jobs) - len(todo)) as bar:
-        if workers == 1 or len(todo) < 2:
-            for i in todo:
-                write(i, jobs[i])
-                bar.update()
-            return [read_json(report) for report in reports]
-        spawn = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-        pool = ProcessPoolExecutor(min(workers, len(todo)), spawn, _begin_worker)
-        try:
-            for future in as_completed([pool.submit(write, i, jobs[i]) for i in todo]):
-                future.result()
-                bar.update()
-        except BrokenProcessPool:
-            raise ValueError("a worker was killed, for lack of memory or by a decoder that crashed; the same "
-                             "command continues the import, perhaps with fewer --workers") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+    if workers == 1 or len(todo) < 2:
+        for i in tqdm(todo, "import", unit="part"):
+            write(i, jobs[i])
+        return [read_json(report) for report in reports]
+    spawn = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    pool = ProcessPoolExecutor(min(workers, len(todo)), spawn, _begin_worker)
+    try:
+        futures = [pool.submit(write, i, jobs[i]) for i in todo]
+        for future in tqdm(as_completed(futures), "import", len(todo), unit="part"):
+            future.result()
+    except BrokenProcessPool:
+        raise ValueError("a worker was killed (lack of memory?); repeat with fewer --workers") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
     return [read_json(report) for report in reports]
-
-
-# ---- from parts to one folder ----
 
 
 def choose_groups(reports):
@@ -169,16 +151,14 @@ def choose_groups(reports):
         for kind, group in report["groups"].items():
             if kind == usual:
                 chosen.append(group)
-                continue
-            reason = f"it has {json.loads(kind)}, the imported ones {json.loads(usual)}; they must agree"
-            report["skipped"] += [(name, reason) for name in group["names"]]
+            else:
+                reason = f"it has {json.loads(kind)}, the imported ones {json.loads(usual)}; they must agree"
+                report["skipped"] += [(name, reason) for name in group["names"]]
     return chosen
 
 
 def print_summary(reports, groups, folder, src, n_listed):
-    """Print what was imported and what not, and why, which skipped.txt lists in full; returns not_imported.
-
-    raises  ValueError, after deleting the folder, if no episode was imported"""
+    """Print what was imported and what not, with reasons (all in skipped.txt); returns not_imported."""
     lines = []
     for report in reports:
         for name, reason in report["skipped"]:
@@ -196,41 +176,11 @@ def print_summary(reports, groups, folder, src, n_listed):
         print("in the episodes but not imported: " + ", ".join(f"{name} ({n})" for name, n in unused.items()))
     if not groups:
         shutil.rmtree(folder)
-        why = lines[0] if lines else "all are excluded"
-        raise ValueError(f"no episode was added, so nothing is written; {why}")
+        raise ValueError(f"no episode was added, so nothing is written; {(lines or [first])[0]}")
     if lines:
         text = "\n".join(lines) + "\n"  # file names need not be UTF-8
         (folder / "skipped.txt").write_bytes(text.encode(errors="backslashreplace"))
     return dict(unused)
-
-
-def scale_actions(actions, lengths, scale):
-    """Bring actions (S, A) of episodes of these lengths to [-1, 1], in place.   returns  how, for meta.json
-
-    scale  "extremes" or "percentiles" (1st, 99th): these become -1 and 1 if any action leaves [-1, 1];
-           what lies beyond, or with "" whatever leaves [-1, 1], is clipped"""
-    rows = actions.astype(np.float64)
-    scaling = None
-    if scale and rows.size and np.abs(rows).max() > 1:
-        low = rows.min(0)
-        high = rows.max(0)
-        if scale == "percentiles":  # numbers that occur, so no mean with an outlier
-            low = np.percentile(rows, 1, axis=0, method="higher")
-            high = np.percentile(rows, 99, axis=0, method="lower")
-        rows = 2 * (rows - low) / np.maximum(high - low, 1e-8) - 1
-        scaling = dict(low=low.tolist(), high=high.tolist(), by=scale, episodes=len(lengths))
-        ends = [", ".join(f"{x:.4g}" for x in end) for end in (low, high)]
-        print(f"actions from ({ends[0]}) to ({ends[1]}), {scale} of {len(lengths)} episodes, become -1 to 1")
-    elif scale and rows.size:
-        print("actions are in [-1, 1] and stay as they are")
-    actions[:] = np.clip(rows, -1, 1)
-    last = np.cumsum(lengths) - 1  # actions that lead to no frame are not counted, and become 0
-    changed = np.delete(np.abs(rows) > 1, last, axis=0)
-    n_clipped = int(changed.sum())
-    if n_clipped:
-        print(f"clipped {n_clipped} of {changed.size} action values to [-1, 1]")
-    actions[last] = 0
-    return dict(action_scaling=scaling, clipped_action_values=n_clipped)
 
 
 def merge(folder, parts, meta, scale):
@@ -281,10 +231,7 @@ def run_import(jobs, episodes, out, key, size, min_frames, val_every, workers, j
     jobs      tuples of a name and further arguments; a job's episodes are written together
     episodes  functools.partial with keywords, src among them. Called with a job's items it yields (number,
               name, function that returns a Recording), and raises an Exception where it finds no more
-    key       for meta.json: the array or camera of the frames;  scale  as in `scale_actions`
-    raises    ValueError, if OUT.partial is of another import or no episode is usable"""
-    if workers < 0:
-        raise ValueError(f"--workers is {workers}; expected 0, which is one for each core, or more")
+    key       for meta.json: the array or camera of the frames;  scale  as in `scale_actions`"""
     src = episodes.keywords["src"]
     writer = EpisodeWriter(out, src, key, val_every, jpeg=jpeg)
     folder = writer.partial

@@ -3,9 +3,7 @@
     VP2's data/demo_0/{obs/CAMERA, actions, rewards} --read_vp2--> Recording
     RoboNet's {env/CAMERA_video, env/state, policy/actions} --read_robonet--> Recording with 5 actions
 
-T frames, A action dim.
-
-Run: python prepare.py vp2 --src FOLDER --out data/vp2
+T frames.   Run: python prepare.py vp2 --src FOLDER --out data/vp2
      python prepare.py robonet --src hdf5 --out data/robonet --size 64"""
 
 import functools
@@ -24,9 +22,7 @@ VP2_CAMERAS = "camera_image", "agentview_shift_2_image"  # RoboDesk, robosuite
 
 
 def open_vp2(path, mask=""):
-    """VP2's HDF5 file, as h5py.File, and the names of its episodes in order; mask: of that list alone.
-
-    raises  ImportError without h5py, FileNotFoundError, ValueError where it is no such file"""
+    """VP2's HDF5 file, as h5py.File, and the names of its episodes in order; mask: of that list alone."""
     h5py = optional("h5py", "h5py")
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}; expected one of VP2's .hdf5 files")
@@ -45,7 +41,7 @@ def open_vp2(path, mask=""):
 
 
 def vp2_frames(demo):
-    """The camera's pictures of an episode in such a file, not read yet.   raises  ValueError"""
+    """The camera's pictures of an episode in such a file, not read yet."""
     for name in VP2_CAMERAS:
         if name in demo.get("obs", ()):
             return demo["obs"][name]
@@ -53,7 +49,7 @@ def vp2_frames(demo):
 
 
 def read_vp2(demo):
-    """An episode of a file of VP2's; its actions are compared with the number that the file says."""
+    """An episode of a file of VP2's as a Recording."""
     frames = vp2_frames(demo)
     actions = demo["actions"][()]
     n_samples = demo.attrs.get("num_samples", len(actions))
@@ -70,15 +66,11 @@ def vp2_episodes(name, first, start, stop, src, mask):
     file, demos = open_vp2(Path(src) / name, mask)
     with file:
         for k in range(start, min(stop, len(demos))):
-            read = functools.partial(read_vp2, file["data"][demos[k]])
-            yield first + k, f"{name}/{demos[k]}", read
+            yield first + k, f"{name}/{demos[k]}", functools.partial(read_vp2, file["data"][demos[k]])
 
 
 def import_vp2(src="", out="data/vp2", mask="", size=0, min_frames=12, val_every=20, workers=0, jpeg=0):
-    """Import the episodes of VP2's HDF5 files under a folder.
-
-    mask    train or valid: the episodes of that list alone
-    raises  as import_npz, ImportError without h5py"""
+    """Import the episodes of VP2's HDF5 files; mask: train or valid, the episodes of that list alone."""
     jobs = []
     first = 0
     for name in find_files(src, (".hdf5", ".h5")):
@@ -94,18 +86,14 @@ def import_vp2(src="", out="data/vp2", mask="", size=0, min_frames=12, val_every
     run_import(jobs, episodes, out, "vp2", size, min_frames, val_every, workers, jpeg)
 
 
-# ---- RoboNet ----
-
-
 def _robonet_frames(video, encoding):
     """All frames of a camera, which are an mp4 or a JPEG each: (T, H, W, 3)."""
     is_mp4 = encoding == "mp4"
     attributes = video["frames" if is_mp4 else "frame0"].attrs
     if is_mp4:
-        T = int(attributes["T"])
         frames = list(video_frames(io.BytesIO(video["frames"][()].tobytes())))
-        if len(frames) != T:
-            raise ValueError(f"its video has {len(frames)} of {T} frames")
+        if len(frames) != attributes["T"]:
+            raise ValueError(f"its video has {len(frames)} of {attributes['T']} frames")
     else:
         frames = [from_picture(video[f"frame{t}"][()].tobytes()) for t in range(len(video))]
     # the official loader reads JPEG with cv2, which swaps the colours that image_format then speaks of
@@ -141,8 +129,7 @@ def import_robonet(src="", out="data/robonet", camera="cam0", size=64, min_frame
                    exclude="", workers=0, jpeg=0):
     """Import RoboNet's HDF5 files, with actions of 5 numbers; their order by name numbers the episodes.
 
-    camera  cam0 and so on, as many as the robot has
-    raises  as import_npz, ImportError without h5py or PyAV"""
+    camera  cam0 and so on, as many as the robot has"""
     jobs = batch_jobs(list(enumerate(find_files(src, (".hdf5",)))))
     episodes = functools.partial(file_episodes, src=str(src), read=read_robonet, camera=camera)
     run_import(jobs, episodes, out, camera, size, min_frames, val_every, workers, jpeg, exclude)

@@ -7,8 +7,7 @@
 
     meta --find_episodes--> Episode --read_lerobot--> rows, by pictures_at a picture of each --> Recording
 
-T rows of an episode, H/W height and width, A action dim.
-
+T rows of an episode, H/W height and width.
 Run: python prepare.py lerobot --src FOLDER --out data/pusht --size 64"""
 
 import functools
@@ -20,7 +19,7 @@ import numpy as np
 
 from importers.engine import batch_jobs, run_import
 from importers.recording import Recording, area_resize, optional, read_json, reason_of
-from importers.video import as_shown, decode
+from importers.video import decode
 from support.files import require_content
 
 BOOKKEEPING = "timestamp", "frame_index", "episode_index", "index", "task_index"  # columns of every dataset
@@ -38,9 +37,7 @@ class Episode(NamedTuple):
 
 
 def read_table(path, columns, filters=None):
-    """Those of these columns that a parquet file has, of the rows that pass pyarrow's filters.
-
-    raises  ValueError naming a damaged file"""
+    """Those of these columns that a parquet file has, of the rows that pass pyarrow's filters."""
     parquet = optional("pyarrow.parquet", "pyarrow")
     try:
         require_content(path)
@@ -79,14 +76,13 @@ def find_episodes(root, info, camera):
 def pictures_at(path, start, stop, times, fps, size):
     """For each row of an episode the picture nearest in time, from a video between start and stop.
 
-    times    (T,) seconds from start, rising, about fps a second;  size  > 0 resizes
-    returns  frames (T, H, W, 3), bytes
-    raises   ValueError if a row has no picture: the nearest is further away than a fifth of 1 / fps or, where
-             the video has more frames than rows, than half of the time between its frames"""
+    times (T,) are seconds from start, rising, about fps a second; returns frames (T, H, W, 3), bytes.
+    raises  ValueError if the nearest picture is further away than a fifth of 1 / fps or, where the video has
+            more frames than rows, than half of the time between its frames"""
     frames = []
     shown = []  # when, in seconds
-    for seconds, picture, pixel_aspect in decode(path, max(0.0, start - 0.5 / fps), stop - 0.5 / fps):
-        frames.append(area_resize(as_shown(picture, pixel_aspect)[None], size)[0])
+    for seconds, frame in decode(path, max(0.0, start - 0.5 / fps), stop - 0.5 / fps):
+        frames.append(area_resize(frame[None], size)[0])
         shown.append(seconds)
     shown = np.array(shown or [np.nan])  # NaN is near to nothing
     wanted = start + times
@@ -153,8 +149,7 @@ def import_lerobot(src="", out="data/lerobot", camera="", action="action", scale
     action  the column of the actions; "": none
     scale   true: scale actions that leave [-1, 1] (joint angles, pixels) by their extremes over all imported
             episodes, which meta.json keeps; false: clip them
-    percentiles  scale by the 1st and 99th percentile, which ignores outliers, and clip what lies beyond
-    raises  as import_npz, ValueError without such a camera or column, ImportError without pyarrow or PyAV"""
+    percentiles  scale by the 1st and 99th percentile, which ignores outliers, and clip what lies beyond"""
     if percentiles and not scale:
         raise ValueError("--percentiles true says how to scale, --scale false not to; pass one of them")
     info = read_info(src)
@@ -171,14 +166,11 @@ def import_lerobot(src="", out="data/lerobot", camera="", action="action", scale
         found = find_episodes(Path(src), info, camera)
     except KeyError as error:
         raise ValueError(f"{src}/meta lacks {error}; pass a whole LeRobot dataset") from None
-    if len(found) != info.get("total_episodes", len(found)):
-        print(f"meta/info.json says {info['total_episodes']} episodes, but {len(found)} are listed beside it")
     used = camera, action, "next.reward", *BOOKKEEPING
     unused = [name for name in features if name not in used]
     episodes = functools.partial(lerobot_episodes, src=str(src), action=action, fps=info["fps"],
                                  unused=unused, size=size)
     by = "extremes" if scale else ""
-    if percentiles:
-        by = "percentiles"
+    by = "percentiles" if percentiles else by
     jobs = batch_jobs(found)
     run_import(jobs, episodes, out, camera, size, min_frames, val_every, workers, jpeg, exclude, by)

@@ -57,11 +57,11 @@ def check(recording, size=0):
     returns  these three, and the names of what is unused;  size  > 0 resizes
     raises   ValueError saying what does not fit"""
     frames, actions, rewards, action_rewards, unused = recording
+    T = len(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype.kind not in "iu" or not frames.size:
         raise ValueError(f"frames are {frames.dtype} {frames.shape}; expected integers (T, H, W, 3)")
     if frames.min() < 0 or frames.max() > 255:
         raise ValueError(f"frames reach from {frames.min()} to {frames.max()}; expected 0 to 255")
-    T = len(frames)
     if actions is not None:
         actions = actions[:, None] if actions.ndim == 1 else actions
         if actions.ndim != 2 or len(actions) not in (T, T - 1):
@@ -86,11 +86,36 @@ def check(recording, size=0):
 
 
 def _require_finite(name, rows):
-    if rows.dtype.kind not in "biuf":
-        raise ValueError(f"{name}s are {rows.dtype}; expected numbers")
     for k, row in enumerate(rows):
         if not np.isfinite(row).all():
             raise ValueError(f"{name} {k} is not finite: {row}")
+
+
+def scale_actions(actions, lengths, scale):
+    """Bring actions (S, A) of episodes of these lengths to [-1, 1], in place.   returns  how, for meta.json
+
+    scale  "extremes" or "percentiles" (1st, 99th): these become -1 and 1 if any action leaves [-1, 1];
+           what lies beyond, or with "" whatever leaves [-1, 1], is clipped"""
+    rows = actions.astype(np.float64)
+    scaling = None
+    if scale and rows.size and np.abs(rows).max() > 1:
+        low = rows.min(0)
+        high = rows.max(0)
+        if scale == "percentiles":  # numbers that occur, so no mean with an outlier
+            low = np.percentile(rows, 1, axis=0, method="higher")
+            high = np.percentile(rows, 99, axis=0, method="lower")
+        rows = 2 * (rows - low) / np.maximum(high - low, 1e-8) - 1
+        scaling = dict(low=low.tolist(), high=high.tolist(), by=scale, episodes=len(lengths))
+        ends = [", ".join(f"{x:.4g}" for x in end) for end in (low, high)]
+        print(f"actions from ({ends[0]}) to ({ends[1]}), {scale} of {len(lengths)} episodes, become -1 to 1")
+    actions[:] = np.clip(rows, -1, 1)
+    last = np.cumsum(lengths) - 1  # actions that lead to no frame are not counted, and become 0
+    actions[last] = 0
+    changed = np.delete(np.abs(rows) > 1, last, axis=0)
+    n_clipped = int(changed.sum())
+    if n_clipped:
+        print(f"clipped {n_clipped} of {changed.size} action values to [-1, 1]")
+    return dict(action_scaling=scaling, clipped_action_values=n_clipped)
 
 
 def optional(module, package):
@@ -104,8 +129,6 @@ def optional(module, package):
 def reason_of(error):
     """An error as one line. (zlib, Pillow, PyAV, HDF5 and Arrow raise errors of their own on damage.)"""
     text = (str(error) or "no reason given").splitlines()[0]
-    if getattr(error, "strerror", None) and error.filename:
-        text = f"{error.strerror}: {error.filename}"
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 

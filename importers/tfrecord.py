@@ -5,9 +5,7 @@
     RLDS' steps/observation/CAMERA, steps/action/* --read_rlds--> Recording
     RLDS' features.json, dataset_info.json         --> the features to read, and each record's episode number
 
-T frames, A action dim.
-
-Run: python prepare.py bair --src softmotion30_44k/train --out data/bair
+T frames, A action dim.   Run: python prepare.py bair --src softmotion30_44k/train --out data/bair
      python prepare.py rlds --src bridge/0.1.0 --out data/oxe/bridge"""
 
 import functools
@@ -20,11 +18,23 @@ import numpy as np
 
 from data import from_picture
 from importers.engine import find_files, run_import
-from importers.recording import Recording, optional, read_json, stack_frames
+from importers.recording import Recording, read_json, stack_frames
 from mixture import OXE, RLDS_SUFFIX
 from support.files import require_content
 
+try:
+    import google_crc32c
+except ImportError:  # then damaged records are not noticed
+    google_crc32c = None
+
 OBSERVATION = "steps/observation/"  # where RLDS has pictures
+
+
+def _is_intact(data, checksum):
+    """Compare data with its checksum (4 bytes), if google-crc32c is installed."""
+    crc = google_crc32c.value(data) if google_crc32c else 0
+    masked = (crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF
+    return google_crc32c is None or masked == int.from_bytes(checksum, "little")
 
 
 def read_records(path, expected):
@@ -32,25 +42,19 @@ def read_records(path, expected):
 
     A record is its length (8 bytes), a checksum of that (4), the data, and their checksum (4).
     raises  ValueError where the next one cannot be found, or if there are not as many as expected"""
-    crc32c = optional("google_crc32c", "google-crc32c")
-
-    def checksum(data):
-        crc = crc32c.value(data)
-        return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
-
     require_content(path)
     with open(path, "rb") as file:
         for k in range(expected):
             head = file.read(12)
             if not head:
                 raise ValueError(f"it has {k} records, expected {expected}: truncated")
-            if len(head) == 12 and checksum(head[:8]) != head[8:]:
+            if len(head) == 12 and not _is_intact(head[:8], head[8:]):
                 raise ValueError(f"record {k} of {expected}: its length is damaged, the rest cannot be found")
             data = file.read(int.from_bytes(head[:8], "little"))
             crc = file.read(4)
             if len(crc) < 4:
                 raise ValueError(f"record {k} of {expected} is cut off: truncated")
-            yield data if checksum(data) == crc else None
+            yield data if _is_intact(data, crc) else None
         if file.read(1):
             raise ValueError(f"it has more records than the {expected} expected")
 
@@ -92,17 +96,13 @@ def feature_values(feature):
     return np.frombuffer(b"".join(values), "<f4") if kind == 2 else values
 
 
-# ---- BAIR ----
-
-
 def read_bair(record, camera):
     """An episode of BAIR's: frames (T, 64, 64, 3), actions (T, 4)."""
     features = parse_example(record)
     counts = Counter(name.partition("/")[2] for name in features)  # "7/action" is the action at frame 7
     picture = f"image_{camera}/encoded"
     if picture not in counts:
-        cameras = [name[6:-8] for name in sorted(counts) if name.startswith("image_")]
-        raise ValueError(f"no camera {camera!r}; --camera takes one of {', '.join(cameras)}")
+        raise ValueError(f"no camera {camera!r}; --camera takes one of aux1, main")
     pixels = []
     actions = []
     while f"{len(pixels)}/{picture}" in features:
@@ -128,8 +128,7 @@ def import_bair(src="", out="data/bair", camera="aux1", size=0, min_frames=2, va
                 jpeg=0):
     """Import BAIR robot pushing from files traj_FIRST_to_LAST.tfrecords, whose names number the episodes.
 
-    camera  aux1, the paper's, or main
-    raises  as import_npz, ValueError where such files are in several folders, such as train and test"""
+    camera  aux1, the paper's, or main"""
     jobs = []
     for name in find_files(src, (".tfrecords",)):
         match = re.fullmatch(r"(?:.*/)?traj_(\d+)_to_(\d+)\.tfrecords", name)
@@ -138,21 +137,16 @@ def import_bair(src="", out="data/bair", camera="aux1", size=0, min_frames=2, va
             jobs.append((name, first, int(match[2]) - first + 1))
     folders = sorted({str(Path(name).parent) for name, _, _ in jobs})
     if len(folders) != 1:
-        raise ValueError(f"--src {str(src)!r} has traj_*_to_*.tfrecords in {len(folders)} folders; pass one "
-                         f"of them ({', '.join(folders)})")
-    jobs = sorted(jobs, key=lambda job: job[1])
+        raise ValueError(f"--src {src}: traj_*.tfrecords are in {len(folders)} folders; pass one: {folders}")
+    jobs.sort(key=lambda job: job[1])
     episodes = functools.partial(bair_episodes, src=str(src), camera=camera)
     run_import(jobs, episodes, out, camera, size, min_frames, val_every, workers, jpeg)
 
 
-# ---- RLDS ----
-
-
 def interleave(lengths, cycle=16, block=16):
-    """The order in which TFDS reads shards of so many records: yields the shard of each record.
+    """Yield the shard of each record, in the order in which TFDS reads shards of so many records.
 
-    Of `cycle` open shards each in turn gives `block` records; the next shard takes the place of an ended one.
-    Source: tf.data's Dataset.interleave, as tensorflow_datasets calls it"""
+    Of `cycle` open shards each in turn gives `block` records (tf.data's Dataset.interleave)."""
     waiting = iter(enumerate(lengths))
     slots = [None] * cycle  # (shard, records left)
     for i in itertools.cycle(range(cycle)):
@@ -213,8 +207,8 @@ def rlds_episodes(name, numbers, src, split, cameras, columns, has_reward, unuse
 def shard_jobs(src, splits, split):
     """(file name, episode numbers of its records) for each shard of a split.
 
-    Numbers are those of the official converter, on which its splits and its list of RoboNet's test episodes
-    depend; they come from dataset_info.json, so that a missing shard shifts none."""
+    The numbers, of which the official splits and lists speak, come from dataset_info.json: a missing shard
+    shifts none."""
     lengths = {part["name"]: list(map(int, part["shardLengths"])) for part in splits}
     if split not in lengths:
         raise ValueError(f"no split {split!r}; --split takes one of {', '.join(lengths)}")
@@ -234,11 +228,12 @@ def import_rlds(src="", out="data/rlds", split="train", camera="", actions=True,
     """Import a dataset of Open X-Embodiment as RLDS: the folder of its version, such as bridge/0.1.0.
 
     split    TFDS' name;  actions  all float features under steps/action side by side; false: none
-    camera   among the observations, or several, each an episode; "": the paper's (OXE), or image
-    raises   as import_npz, ValueError where features.json has no such camera"""
+    camera   among the observations, or several, each an episode; "": the paper's (OXE), or image"""
     leaves = feature_leaves(read_json(Path(src) / "features.json"))
     about = read_json(Path(src) / "dataset_info.json")
     name = about.get("name", "")
+    if name == "robo_net" and not exclude:
+        print("without --exclude, RoboNet's test videos are among these episodes")
     _, _, paper_camera = OXE.get(name.removesuffix(RLDS_SUFFIX), (0, 0, "image"))
     cameras = (camera or paper_camera).split(",")
     pictures = [path for path in leaves if path.startswith(OBSERVATION) and "image" in leaves[path]]
@@ -246,8 +241,6 @@ def import_rlds(src="", out="data/rlds", split="train", camera="", actions=True,
         if OBSERVATION + wanted not in pictures:
             known = ", ".join(path.removeprefix(OBSERVATION) for path in pictures)
             raise ValueError(f"no camera {wanted!r}; --camera takes one of {known}")
-    if name == "robo_net" and not exclude:
-        print("without --exclude, RoboNet's test videos are among these episodes")
     columns = action_columns(leaves) if actions else {}
     has_reward = leaves.get("steps/reward", {}).get("tensor", {}).get("dtype") == "float32"
     used = {*columns, *(OBSERVATION + wanted for wanted in cameras)}

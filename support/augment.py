@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torchvision.transforms.v2 import functional as tv  # lpips brings it
 
 # The crop's share of the shorter side's square, and aspect; jitter of brightness, contrast, saturation.
 KINDS = dict(
@@ -18,14 +17,13 @@ KINDS = dict(
     strong=dict(scale=(0.6, 1.0), ratio=(0.75, 4 / 3), jitter=0.4, hue=0.5),
 )
 DRAWS = 30
-ADJUST = tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue
 
 
 class Change(NamedTuple):
     """What happens to one segment."""
 
     box: tuple  # top, left, height, width of the crop
-    factors: tuple  # one for each of ADJUST
+    factors: tuple  # of brightness, contrast, saturation, hue
     order: tuple  # in which they are applied
 
 
@@ -61,11 +59,14 @@ def plan(draws, H, W, kind="paper"):
 
 def augment(frames, changes, size):
     """Frames (B,T,3,H,W) in [0, 1], a Change each -> (B,T,3,size,size)."""
+    from torchvision.transforms.v2 import functional as tv  # slow to import
+
+    adjust = tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue
     augmented = []
     for clip, change in zip(frames, changes, strict=True):
         clip = tv.resized_crop(clip, *change.box, [size, size], antialias=True)
         clip = (255 * clip).round() / 255  # as of pictures that were stored
         for i in change.order:
-            clip = ADJUST[i](clip, float(change.factors[i]))
+            clip = adjust[i](clip, float(change.factors[i]))
         augmented.append(clip)
     return torch.stack(augmented)

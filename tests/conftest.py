@@ -12,28 +12,35 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same numbers on every machine
 os.environ.setdefault("MUJOCO_GL", "egl")  # before anybody imports mujoco
 
-import gpt  # noqa: E402
-import tokenizer  # noqa: E402
 import train_gpt  # noqa: E402
 import train_tokenizer  # noqa: E402
 from common import configure  # noqa: E402
 from prepare import collect_push  # noqa: E402
+from variants import tiny  # noqa: E402
 
 torch.set_num_threads(1)  # the models are too small for more, and subprocesses must compute the same bits
 
 TOKENIZER = {
-    **tokenizer.TINY, "resolution": 32, "channels": (16,), "code_dim": 8, "context_codes": 32,
+    **tiny.TOKENIZER, "resolution": 32, "channels": (16,), "code_dim": 8, "context_codes": 32,
     "dynamics_codes": 32, "norm_groups": 4, "revive_after": 4,
 }  # fmt: skip
-GPT = {**gpt.TINY, "n_layer": 2, "n_head": 2, "n_embd": 32, "n_mlp": 64, "segment_length": 6}
+GPT = {**tiny.TRANSFORMER, "n_layer": 2, "n_head": 2, "n_embd": 32, "n_mlp": 64, "segment_length": 6}
 STEPS = dict(preset="tiny", batch_size=4, eval_segments=4, max_steps=2, eval_every=2, log_every=1, warmup=1)
 TOKENIZER_RUN = {**STEPS, **TOKENIZER, "horizon": 6, "future_frames": 2, "decouple_start": 1}
 GPT_RUN = {**STEPS, **{k: v for k, v in GPT.items() if k in train_gpt.MODEL}}
 TOKENIZER_TUNE = {k: v for k, v in TOKENIZER_RUN.items() if k not in TOKENIZER}  # a checkpoint sets the rest
 GPT_TUNE = {k: v for k, v in GPT_RUN.items() if k not in GPT}
+
+
+def pytest_configure(config):
+    """Register the markers; hide GPUs unless the tests that need one are asked for (pytest -m gpu)."""
+    config.addinivalue_line("markers", "slow: above about 8 s on one thread (make test-slow)")
+    config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU (pytest -m gpu)")
+    wants_gpu = "gpu" in config.getoption("markexpr").replace("not gpu", "")
+    if not wants_gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same numbers on every machine
 
 
 def flags(**settings):

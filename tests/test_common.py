@@ -15,13 +15,16 @@ import data
 import drq
 import evaluate
 import gpt
-import importers
 import mbpo
+import prepare
 import sample
 import tokenizer
 import train_gpt
 import train_tokenizer
 from common import configure, load_checkpoint, log, lr_at, run, save_checkpoint, start_log, stop_signal
+from support import export, segments
+from support.devices import autocast_for
+from variants import tiny
 
 CONFIG = dict(preset="a", steps=10, lr=1e-3, flag=True, channels=(1, 2), out="x")
 PRESETS = dict(a={}, b=dict(steps=20, lr=2.0))
@@ -115,11 +118,18 @@ def attributes_read(module):
     return {n.attr for n in nodes if ast.unparse(n.value) in ("cfg", "self.cfg")}
 
 
+READERS = {  # modules that read a script's settings for it
+    train_tokenizer: (common, data, tiny),
+    train_gpt: (common, data),
+    sample: (export, segments),
+}
+MODELS = {train_tokenizer: train_tokenizer.MODEL, train_gpt: train_gpt.MODEL, mbpo: drq.AGENT}
+
+
 @pytest.mark.parametrize("script", [train_tokenizer, train_gpt, sample, evaluate, mbpo])
 def test_every_setting_of_a_script_is_read(script):
-    passed_on = {train_tokenizer: tokenizer.SMALL, train_gpt: train_gpt.MODEL, mbpo: drq.AGENT}.get(script, {})
-    unread = set(script.CONFIG) - attributes_read(script) - set(passed_on) - {"preset"}  # read by configure
-    assert not unread
+    read = {"preset"}.union(*map(attributes_read, (script, *READERS.get(script, ()))))  # it: by configure
+    assert not set(script.CONFIG) - read - set(MODELS.get(script, ()))
 
 
 @pytest.mark.parametrize("model", [tokenizer, gpt])
@@ -127,15 +137,19 @@ def test_every_setting_of_a_model_is_read(model):
     assert not set(model.SMALL) - {node.value for node in nodes_of(model, ast.Constant)}
 
 
-COMMANDS = {**data.COMMANDS, **importers.IMPORTERS}
+def test_every_setting_of_a_variant_is_taken():
+    for model, settings in ((tiny.TinyTokenizer, tiny.TOKENIZER_OFF), (tiny.TinyGPT, tiny.GPT_OFF)):
+        assert set(settings) <= set(inspect.signature(model).parameters)
+    assert set(tiny.TOKENIZER) == {*tokenizer.SMALL, *tiny.TOKENIZER_OFF}
+    assert set(tiny.TRANSFORMER) == {*gpt.SMALL, *tiny.GPT_OFF}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", prepare.COMMANDS)
 def test_every_setting_of_an_importer_is_a_parameter_of_its_function(command):
-    function, config = COMMANDS[command]
+    function, config = prepare.COMMANDS[command]
     taken = set(inspect.signature(function).parameters) - {"how"}
     if command == "push":  # it hands the others on
-        taken |= set(inspect.signature(data.play_push).parameters)
+        taken |= set(inspect.signature(prepare.play_push).parameters)
     assert set(config) == taken
 
 
@@ -153,9 +167,14 @@ def test_presets_change_only_settings_that_exist_and_keep_their_types(script):
         assert all(isinstance(v, type(script.CONFIG[k])) for k, v in preset.items())
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("*.py")), ids=lambda path: path.stem)
-def test_every_file_begins_with_its_name(path):
-    assert ast.get_docstring(ast.parse(path.read_text())).startswith(path.name)
+ROOMS = "support", "variants", "envs", "importers", "experiments"
+FILES = sorted([*ROOT.glob("*.py"), *(path for room in ROOMS for path in ROOT.glob(f"{room}/*.py"))])
+NAMES = [path.relative_to(ROOT).as_posix() for path in FILES if path.name != "__init__.py"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_file_begins_with_its_name(name):
+    assert ast.get_docstring(ast.parse((ROOT / name).read_text())).startswith(name)
 
 
 # ---- learning rate ----
@@ -175,10 +194,10 @@ def test_an_unknown_schedule_is_an_error():
 
 def test_mixed_precision_is_on_where_it_is_asked_for():
     cpu = torch.device("cpu")
-    enabled = [common.autocast_for(cpu, dtype)._enabled for dtype in ("auto", "bf16", "float32")]
+    enabled = [autocast_for(cpu, dtype)._enabled for dtype in ("auto", "bf16", "float32")]
     assert enabled == [False, True, False]
     with pytest.raises(ValueError, match="dtype is 'fp16'; expected auto, bf16 or float32"):
-        common.autocast_for(cpu, "fp16")
+        autocast_for(cpu, "fp16")
 
 
 # ---- checkpoints ----
@@ -282,8 +301,8 @@ def test_sigterm_sets_the_stop_event_and_a_second_ctrl_c_leaves_at_once(handlers
 def test_run_turns_our_own_errors_into_one_line_and_leaves_others_alone(tmp_path):
     with pytest.raises(SystemExit, match="^FileNotFoundError: no checkpoint at"):
         run(lambda cfg: load_checkpoint(cfg), tmp_path / "none.pt")
-    with pytest.raises(ValueError, match="invalid literal"):
-        run(lambda cfg: int(cfg), "a bug, not bad input")
+    with pytest.raises(ValueError, match="Expecting value"):
+        run(lambda cfg: json.loads(cfg), "a bug, not bad input")
 
 
 def test_agreed_is_the_flag_itself_in_a_single_process():

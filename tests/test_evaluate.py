@@ -10,12 +10,12 @@ from conftest import ROOT, flags, python
 
 import common
 import evaluate
-from support import files
 from common import configure
 from data import Episodes
 from envs.push import push_segments
 from evaluate import frechet_distance, mse, psnr, ssim
 from sample import WorldModel
+from support import files
 
 
 def run_evaluation(path, out, **settings):

@@ -1,4 +1,4 @@
-"""gpt.py: the transformer against hand-computed numbers, its cache, loss, actions, rewards and sampling."""
+"""gpt.py and its variant: the transformer against hand-computed numbers, its cache, loss, actions, rewards and sampling."""
 
 import math
 
@@ -8,8 +8,11 @@ import torch.nn.functional as F
 from conftest import GPT as SETTINGS
 
 import gpt
-from gpt import GPT, PRESETS, Block, RMSNorm, linear, rope_table, rotate, sample_code, symexp, symlog
+from checkpoints import gpt_from, new_gpt
+from gpt import GPT, Block, RMSNorm, linear, rope_table, rotate, sample_code, symexp, symlog
 from tokenizer import TokenLayout
+from variants import tiny
+from variants.tiny import TinyGPT
 
 LAYOUT = TokenLayout(context_frames=2, tokens_context=9, tokens_future=4, context_codes=20, dynamics_codes=12)
 PAPER = TokenLayout(2, 256, 16, 8192, 8192)
@@ -19,7 +22,7 @@ T = SETTINGS["segment_length"]  # 2 context and 4 future frames
 def build(seed=0, **changes):
     """A small transformer, by default with actions and rewards; its weights give logits of order 1."""
     torch.manual_seed(seed)
-    model = GPT(LAYOUT, **{**SETTINGS, "action_dim": 3, "reward": True, **changes})
+    model = new_gpt(LAYOUT, {**SETTINGS, "action_dim": 3, "reward": True, **changes})
     for p in model.parameters():
         if p.ndim == 2:
             torch.nn.init.normal_(p, 0, 0.15)
@@ -35,18 +38,28 @@ def clip(B=2, frames=T, seed=0):
     return LAYOUT.pack(context, dynamics), actions, rewards
 
 
+def imagine(model, tokens, actions=None, n_branches=1, frames=T - 2, **how):
+    """Codes and rewards of `frames` futures of the context of tokens (B, L); actions (B n_b, T, A)."""
+    cache = model.prefill(LAYOUT.pack(LAYOUT.unpack(tokens)[0]), n_branches=n_branches)
+    return model.imagine(cache, frames, None if actions is None else actions[:, 1:], **how)
+
+
 # ---- sizes and small blocks ----
 
 
 def test_presets_have_exactly_the_authors_number_of_parameters():
-    def count(preset, **changes):
+    def count(settings, **changes):
         with torch.device("meta"):
-            return sum(p.numel() for p in GPT(PAPER, **{**PRESETS[preset], **changes}).parameters())
+            return sum(p.numel() for p in GPT(PAPER, **{**settings, **changes}).parameters())
 
-    assert count("small") == 138_434_304
-    assert count("small", action_dim=4) == 138_434_304 + 768 * (4 + 1)
-    assert count("small", action_dim=4, reward=True) == 138_438_913
-    assert count("medium") == 436_261_888
+    assert count(gpt.SMALL) == 138_434_304
+    assert count(gpt.SMALL, action_dim=4) == 138_434_304 + 768 * (4 + 1)
+    assert count(gpt.SMALL, action_dim=4, reward=True) == 138_438_913
+    assert count(gpt.MEDIUM) == 436_261_888
+
+
+def test_the_class_follows_from_the_settings():
+    assert type(build()) is TinyGPT and type(build(pos_init=0.0)) is GPT
 
 
 def test_rmsnorm_is_the_hand_computed_number():
@@ -89,25 +102,35 @@ def test_symlog_is_undone_by_symexp():
 # ---- the cache ----
 
 
-def cached_logits(model, tokens, actions, n_branches, chunk):
-    """Logits over dynamics codes at all future positions, from at most `chunk` new tokens per call."""
+def cached_logits(model, tokens, actions, n_branches, chunk, step=None):
+    """Logits over dynamics codes at all future positions, from at most `chunk` new tokens per call.
+
+    step  in place of the cache's own, called for one shape of memory as on a GPU"""
     layout, start = model.layout, model.layout.prompt - 2  # the context's last token is still to be read
     context, _ = layout.unpack(tokens[::n_branches])
-    cache, logits = model.prefill(context, n_branches), []
+    cache, logits = model.prefill(layout.pack(context), n_branches=n_branches), []
     f, D = actions.shape[1] - layout.context_frames, model.embed.weight.shape[1]
-    acted = model.embed.weight.new_zeros(*tokens.shape, D)
-    acted[:, layout.slots(f)] = model.act(actions, actions.shape[:2])[:, layout.context_frames - 1 : -1]
+    added = model.embed.weight.new_zeros(*tokens.shape, D)
+    embedded = model.embed_actions(actions, actions.shape[:2])
+    added[:, layout.slots(f)] = embedded[:, layout.context_frames - 1 : -1]
     for i in range(start, tokens.shape[1], chunk):
-        h = model.extend(tokens[:, i : i + chunk], cache, acted[:, i : i + chunk])
+        new, acts = tokens[:, i : i + chunk], added[:, i : i + chunk]
+        if step:
+            positions = cache.length + torch.arange(new.shape[1])
+            h = step(cache, new, acts, positions, cache.sizes[3])
+        else:
+            h = model.extend(cache, new, acts)
+        cache.length += new.shape[1]
         logits.append(model.code_logits(h))
     return torch.cat(logits, 1)[:, 1:]
 
 
+@pytest.mark.parametrize("pos_init", [0.03, 0.0])
 @pytest.mark.parametrize("chunk", [1, 2, 5])
 @pytest.mark.parametrize("n_branches", [1, 3])
-def test_cached_logits_equal_uncached_ones(n_branches, chunk):
+def test_cached_logits_equal_uncached_ones(n_branches, chunk, pos_init):
     """For a batch, for branches of one context with actions of their own, for several tokens in one call."""
-    model = build().eval()
+    model = build(pos_init=pos_init).eval()
     tokens, actions, _ = clip(2 * n_branches)
     tokens[:, : LAYOUT.prompt] = tokens[::n_branches, : LAYOUT.prompt].repeat_interleave(n_branches, 0)
     first = LAYOUT.context_codes
@@ -117,11 +140,11 @@ def test_cached_logits_equal_uncached_ones(n_branches, chunk):
     assert full.abs().max() > 1 and torch.allclose(cached, full, atol=1e-5)
 
 
-def test_places_let_the_first_head_start_by_looking_at_where_the_next_token_will_lie():
+def test_positions_let_the_first_head_start_by_looking_at_where_the_next_token_will_lie():
     torch.manual_seed(0)
     layout = TokenLayout(1, 16, 16, 8, 8)
-    model = GPT(layout, **{**gpt.TINY, "n_layer": 1, "segment_length": 2})
-    x, d = model.places.detach(), 192 // 3
+    model = new_gpt(layout, {**tiny.TRANSFORMER, "n_layer": 1, "segment_length": 2})
+    x, d = model.pos_emb.detach(), 192 // 3
     weight = model.blocks[0].qkv.weight
     q, k = x @ weight[:d].T, x @ weight[192 : 192 + d].T
     first = layout.prompt - 1  # the slot: its successor is the first dynamics token
@@ -129,10 +152,10 @@ def test_places_let_the_first_head_start_by_looking_at_where_the_next_token_will
     assert seen.tolist() == list(range(16))
 
 
-def test_all_future_frames_have_the_same_places():
+def test_all_future_frames_have_the_same_position_embeddings():
     model, first, n = build(), LAYOUT.prompt - 1, LAYOUT.tokens_future
-    assert torch.equal(model.place_of[: first + n + 1], torch.arange(len(model.places)))
-    assert torch.equal(model.place_of[first:], model.place_of[first : first + n + 1].repeat(T - 2))
+    assert torch.equal(model.place[: first + n + 1], torch.arange(len(model.pos_emb)))
+    assert torch.equal(model.place[first:], model.place[first : first + n + 1].repeat(T - 2))
 
 
 def test_no_position_sees_a_later_one():
@@ -145,34 +168,42 @@ def test_no_position_sees_a_later_one():
         assert not differs[:position].any() and differs[position:].all()
 
 
-def test_sequences_may_end_in_the_middle_of_a_frame_and_be_longer_than_a_segment():
+def test_sequences_may_end_in_the_middle_of_a_frame_but_not_be_longer_than_a_segment():
     tokens, actions, _ = clip(frames=T + 1)
     model, longer = build(), build(segment_length=T + 1)
     whole = longer(tokens, actions)
-    torch.testing.assert_close(model(tokens, actions), whole)
-    torch.testing.assert_close(model(tokens[:, :-3], actions), whole[:, :-3])
+    with pytest.raises(ValueError, match="44 tokens; the segment has 39: take a new context"):
+        model(tokens, actions)
+    torch.testing.assert_close(model(tokens[:, :-5], actions[:, :T]), whole[:, :-5])
+    torch.testing.assert_close(model(tokens[:, :-8], actions[:, :T]), whole[:, :-8])
     torch.testing.assert_close(model(tokens[:, :7], actions[:, :2]), whole[:, :7])
 
 
-def test_nothing_of_a_spoiled_frame_stays_in_memory_that_is_used_again():
-    model, (tokens, actions, _) = build().eval(), clip()
-    context, _ = LAYOUT.unpack(tokens)
-    cache = model.prefill(context)
-    model.imagine(cache, actions[:, 1] * float("nan"))
-    model.imagine(model.prefill(context, reuse=cache), actions[:, 1], temperature=0)
-    assert cache.own.isfinite().all()
+@pytest.mark.parametrize("n_branches", [1, 3])
+def test_nothing_of_a_spoiled_frame_stays_in_memory_that_is_used_again(n_branches):
+    model, (tokens, actions, _) = build().eval(), clip(2)
+    prompt, actions = LAYOUT.pack(LAYOUT.unpack(tokens)[0]), actions[:, 1:2].repeat_interleave(n_branches, 0)
+    cache = model.prefill(prompt, n_branches=n_branches)
+    spoiled = model.imagine(cache, 1, actions * float("nan"))
+    assert spoiled[1].isnan().all()
+    assert model.prefill(prompt, n_branches=n_branches, reuse=cache) is cache
+    for layer in cache.layers:
+        assert layer.shared.isfinite().all()
+        assert layer.keys.isfinite().all() and layer.values.isfinite().all()
 
 
 def test_a_full_cache_is_refused_with_the_remedy():
     model = build(action_dim=0).eval()
-    context, _ = LAYOUT.unpack(clip()[0])
-    cache = model.prefill(context)
+    prompt = LAYOUT.pack(LAYOUT.unpack(clip()[0])[0])
+    cache = model.prefill(prompt)
     for _ in range(T - 2):
         model.imagine(cache)
     with pytest.raises(ValueError, match="take a new context"):
         model.imagine(cache)
     with pytest.raises(ValueError, match="take a new context"):
-        model.rollout(context, f=T - 1)
+        model.imagine(model.prefill(prompt), T - 1)
+    with pytest.raises(ValueError, match="take a new context"):
+        model.prefill(prompt, room=T - 1)
 
 
 # ---- loss ----
@@ -197,7 +228,7 @@ def test_the_loss_is_cross_entropy_of_future_tokens_plus_the_error_of_symlog_rew
 
 
 def test_a_reward_head_needs_rewards():
-    with pytest.raises(ValueError, match="has a reward head but the data has no rewards; set --reward"):
+    with pytest.raises(ValueError, match="has a reward head but the data has no rewards: --rewards false"):
         build().loss(*clip()[:2])
 
 
@@ -253,8 +284,8 @@ def test_an_action_enters_at_the_slot_of_the_frame_that_it_leads_to():
 
 def test_a_new_action_projection_changes_nothing():
     torch.manual_seed(0)
-    plain, (tokens, actions, _) = GPT(LAYOUT, **SETTINGS), clip()
-    acting = GPT.from_checkpoint(plain.checkpoint(), action_dim=3)
+    plain, (tokens, actions, _) = new_gpt(LAYOUT, SETTINGS), clip()
+    acting = gpt_from(plain.checkpoint(), action_dim=3)
     assert torch.equal(plain.eval()(tokens), acting.eval()(tokens, actions))
     acting.train().loss(tokens, actions, torch.zeros(2, T))[0].backward()
     assert acting.action.weight.grad.abs().sum() > 0  # and yet it learns
@@ -268,7 +299,7 @@ def test_actions_must_fit_the_model():
         model(tokens, actions[:, :5])
     with pytest.raises(ValueError, match=r"actions are none; expected \(2, 6, 3\)"):
         model(tokens)
-    with pytest.raises(ValueError, match="expected none: the model is action-free"):
+    with pytest.raises(ValueError, match="expected none: no action_dim"):
         build(action_dim=0)(tokens, actions)
 
 
@@ -290,26 +321,26 @@ def test_greedy_sampling_takes_the_likeliest_and_top_k_no_other_than_the_k_likel
         assert share == pytest.approx(1 / (1 + math.exp(-1 / temperature)), abs=0.07)
 
 
-def test_a_rollout_is_a_function_of_its_generator_and_holds_dynamics_codes_alone():
+def test_what_is_imagined_is_a_function_of_the_generator_and_holds_dynamics_codes_alone():
     model, (tokens, actions, _) = build().eval(), clip()
     model.lm_head.weight.data[: LAYOUT.context_codes] = 100.0  # context codes would win, were they drawn
-    context, _ = LAYOUT.unpack(tokens)
 
     def roll(seed, **how):
-        return model.rollout(context, actions, generator=torch.Generator().manual_seed(seed), **how)
+        return imagine(model, tokens, actions, generator=torch.Generator().manual_seed(seed), **how)
 
     codes, rewards = roll(0)
     assert codes.shape == (2, T - 2, 4) and rewards.shape == (2, T - 2)
     assert 0 <= codes.min() and codes.max() < LAYOUT.dynamics_codes
     assert torch.equal(roll(0)[0], codes) and not torch.equal(roll(1)[0], codes)
     assert torch.equal(roll(0, temperature=0)[0], roll(1, temperature=0)[0])
-    assert roll(0, f=1)[0].shape == (2, 1, 4)
+    assert roll(0, frames=1)[0].shape == (2, 1, 4)
 
 
-def test_a_greedy_rollout_equals_repeated_full_passes_without_a_cache():
-    model, (tokens, actions, _) = build().eval(), clip()
+@pytest.mark.parametrize("pos_init", [0.03, 0.0])
+def test_greedy_frames_equal_repeated_full_passes_without_a_cache(pos_init):
+    model, (tokens, actions, _) = build(pos_init=pos_init).eval(), clip()
     context, dynamics = LAYOUT.unpack(tokens)
-    codes, rewards = model.rollout(context, actions, temperature=0)
+    codes, rewards = imagine(model, tokens, actions, temperature=0)
     dynamics, first = torch.zeros_like(dynamics), LAYOUT.context_codes
     with torch.no_grad():
         for i, slot in enumerate(range(*LAYOUT.slots(T - 2).indices(LAYOUT.length(T)))):
@@ -321,17 +352,37 @@ def test_a_greedy_rollout_equals_repeated_full_passes_without_a_cache():
     assert torch.allclose(rewards, model.rewards(h[:, LAYOUT.ends(T - 2)]), atol=1e-5)
 
 
-def test_branches_of_one_context_equal_separate_rollouts():
+def test_the_plain_way_imagines_the_same_frames():
+    model, (tokens, actions, _) = build().eval(), clip()
+    codes, _ = imagine(model, tokens, actions, temperature=0)
+    context, _ = LAYOUT.unpack(tokens)
+    for i in range(T - 2):
+        before = LAYOUT.pack(context, codes[:, :i])[:, : LAYOUT.length(2 + i)]
+        assert torch.equal(model.imagine_plainly(before, actions[:, : 3 + i]), codes[:, i])
+
+
+@pytest.mark.parametrize("n_branches", [1, 3])
+def test_future_frames_that_are_read_go_on_as_imagined_ones_do(n_branches):
+    model, (tokens, actions, _) = build().eval(), clip()
+    codes, rewards = imagine(model, tokens, actions, temperature=0)
+    prompt = LAYOUT.pack(LAYOUT.unpack(tokens)[0], codes[:, :2])
+    cache = model.prefill(prompt, actions[:, :4], n_branches)
+    others = actions[:, 3:].repeat_interleave(n_branches, 0)
+    found = model.imagine(cache, 2, others, temperature=0)
+    assert torch.equal(found[0], codes[:, 2:].repeat_interleave(n_branches, 0))
+    assert torch.allclose(found[1], rewards[:, 2:].repeat_interleave(n_branches, 0), atol=1e-5)
+
+
+def test_branches_of_one_context_equal_separate_contexts():
     model, (tokens, _, _) = build().eval(), clip()
     _, actions, _ = clip(6, seed=5)
-    context, _ = LAYOUT.unpack(tokens)
-    codes, rewards = model.rollout(context, actions, n_branches=3, temperature=0)
-    apart = model.rollout(context.repeat_interleave(3, 0), actions, temperature=0)
+    codes, rewards = imagine(model, tokens, actions, n_branches=3, temperature=0)
+    apart = imagine(model, tokens.repeat_interleave(3, 0), actions, temperature=0)
     assert torch.equal(codes, apart[0]) and torch.allclose(rewards, apart[1], atol=1e-5)
 
 
 @pytest.mark.parametrize("n_branches", [1, 3])
-def test_rollouts_in_bfloat16_stay_near_those_in_float32(n_branches):
+def test_imagination_in_bfloat16_stays_near_that_in_float32(n_branches):
     model, (tokens, actions, _) = build().eval(), clip(3)
     tokens[:, : LAYOUT.prompt] = tokens[0, : LAYOUT.prompt]  # one context
 
@@ -341,53 +392,44 @@ def test_rollouts_in_bfloat16_stay_near_those_in_float32(n_branches):
 
     exact = logits(model)
     assert (logits(model.bfloat16()) - exact).abs().max() < 0.05 * exact.abs().max()
-    context, dynamics = LAYOUT.unpack(tokens)
-    codes, rewards = model.rollout(context[::n_branches], actions, n_branches=n_branches)
-    assert codes.shape == dynamics.shape and rewards.dtype == torch.float32
+    codes, rewards = imagine(model, tokens[::n_branches], actions, n_branches)
+    assert codes.shape == LAYOUT.unpack(tokens)[1].shape and rewards.dtype == torch.float32
 
 
 def test_a_frame_costs_as_many_passes_as_it_has_tokens(monkeypatch):
     model, (tokens, actions, _) = build().eval(), clip()
     extend, passes = GPT.extend, []
     monkeypatch.setattr(GPT, "extend", lambda *args: passes.append(1) or extend(*args))
-    model.rollout(LAYOUT.unpack(tokens)[0], actions)
+    imagine(model, tokens, actions)
     assert len(passes) == (T - 2) * LAYOUT.tokens_future + 1  # and one more for the last reward
 
 
 @pytest.mark.parametrize("n_branches", [1, 3])
-def test_compiled_blocks_extend_the_cache_as_plain_ones_do(n_branches, monkeypatch):
+def test_a_compiled_step_extends_the_cache_as_a_plain_one_does(n_branches):
     model, (tokens, actions, _) = build().eval(), clip(3)
     tokens[:, : LAYOUT.prompt] = tokens[0, : LAYOUT.prompt]  # one context
-    compiled = torch.compile(gpt.Block.forward, dynamic=False, fullgraph=True, backend="aot_eager")
-    prefill = model.prefill
-
-    def of_one_shape(*args):  # as on a GPU
-        cache = prefill(*args)
-        cache.grows = False
-        return cache
-
+    step = torch.compile(model.step, dynamic=False, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         expected = cached_logits(model, tokens, actions, n_branches, 2)
-        monkeypatch.setattr(model, "prefill", of_one_shape)
-        monkeypatch.setattr(gpt.Block, "forward", lambda *args: compiled(*args))
-        assert torch.allclose(cached_logits(model, tokens, actions, n_branches, 2), expected, atol=1e-5)
+        found = cached_logits(model, tokens, actions, n_branches, 2, step)
+    assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_a_caches_memory_serves_the_next_context_of_the_same_shape():
     model, (tokens, actions, _) = build().eval(), clip()
-    first, second = LAYOUT.unpack(tokens)[0].split(1)
+    first, second = LAYOUT.pack(LAYOUT.unpack(tokens)[0]).split(1)
     old = model.prefill(first)
-    expected = model.imagine(model.prefill(second), actions[1:, 1], temperature=0)[0]
-    for _ in range(T - 2):
-        model.imagine(old, actions[:1, 1])
+    expected = model.imagine(model.prefill(second), 1, actions[1:, 1:2], temperature=0)[0]
+    model.imagine(old, T - 2, actions[:1, 1:])
     new = model.prefill(second, reuse=old)
-    assert new is old and torch.equal(model.imagine(new, actions[1:, 1], temperature=0)[0], expected)
-    assert model.prefill(second, 2, reuse=old) is not old
+    assert new is old
+    assert torch.equal(model.imagine(new, 1, actions[1:, 1:2], temperature=0)[0], expected)
+    assert model.prefill(second, n_branches=2, reuse=old) is not old
 
 
 def test_a_model_without_rewards_imagines_none():
     model = build(action_dim=0, reward=False).eval()
-    assert model.rollout(LAYOUT.unpack(clip()[0])[0])[1] is None
+    assert imagine(model, clip()[0])[1] is None
 
 
 # ---- settings and checkpoints ----
@@ -397,8 +439,9 @@ def test_a_model_without_rewards_imagines_none():
     ("changes", "message"),
     [
         (dict(depth=3), "settings missing or unknown: depth"),
-        (dict(n_head=3), "n_embd is 32; expected a multiple of 2 n_head = 6"),
-        (dict(segment_length=2), "segment_length is 2; expected more than the 2 context frames"),
+        (dict(n_head=3), "n_embd is 32, n_head 3; expected a multiple of 2 n_head, sizes above 0"),
+        (dict(n_mlp=0), "expected a multiple of 2 n_head, sizes above 0"),
+        (dict(segment_length=2), "segment_length is 2; the context alone is 2"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, message):
@@ -408,37 +451,46 @@ def test_settings_that_do_not_fit_are_refused(changes, message):
 
 def test_a_checkpoint_rebuilds_the_same_model_and_takes_another_segment_length():
     model, (tokens, actions, _) = build().eval(), clip()
-    again = GPT.from_checkpoint(model.checkpoint()).eval()
+    again = gpt_from(model.checkpoint()).eval()
     assert again.config == model.config and again.layout == LAYOUT
     assert torch.equal(again(tokens, actions), model(tokens, actions))
-    longer = GPT.from_checkpoint(model.checkpoint(), segment_length=T + 2).eval()
+    longer = gpt_from(model.checkpoint(), segment_length=T + 2).eval()
     assert torch.equal(longer(tokens, actions), model(tokens, actions))
 
 
-def test_fewer_context_frames_keep_the_places_of_the_last():
+def test_a_checkpoint_from_before_pos_init_had_its_name_is_read():
     model = build()
-    one = GPT.from_checkpoint(model.checkpoint(), TokenLayout(1, 9, 4, 20, 12))
-    assert torch.equal(one.places, model.places[10:]) and one.places.shape == (9 + 1 + 4, 32)
+    state = model.checkpoint()
+    state["config"] = {"places" if k == "pos_init" else k: v for k, v in state["config"].items()}
+    state["weights"] = {"places" if k == "pos_emb" else k: w for k, w in state["weights"].items()}
+    again = gpt_from(state)
+    assert again.config == model.config and torch.equal(again.pos_emb, model.pos_emb)
+
+
+def test_fewer_context_frames_keep_the_position_embeddings_of_the_last():
+    model = build()
+    one = gpt_from(model.checkpoint(), TokenLayout(1, 9, 4, 20, 12))
+    assert torch.equal(one.pos_emb, model.pos_emb[10:]) and one.pos_emb.shape == (9 + 1 + 4, 32)
 
 
 def test_a_checkpoint_may_get_new_heads_but_its_other_weights_must_fit(capsys):
     state = build(action_dim=0, reward=False).checkpoint()
-    model = GPT.from_checkpoint(state, action_dim=2, reward=True)
+    model = gpt_from(state, action_dim=2, reward=True)
     assert not model.action.weight.any() and model.reward is not None
     with pytest.raises(ValueError, match="another shape: embed.weight, lm_head.weight"):
-        GPT.from_checkpoint(state, TokenLayout(2, 9, 4, 20, 13))
-    other = GPT.from_checkpoint(build().checkpoint(), action_dim=2, reward=False)  # other data than before
+        gpt_from(state, TokenLayout(2, 9, 4, 20, 13))
+    other = gpt_from(build().checkpoint(), action_dim=2, reward=False)  # other data than before
     assert not other.action.weight.any() and other.action.in_features == 2 and other.reward is None
     assert "action head: starts anew\nreward head: left out" in capsys.readouterr().out
     headless = {k: v for k, v in build().state_dict().items() if k != "reward.weight"}
     with pytest.raises(ValueError, match="another shape: reward.weight"):  # not new: it must be there
-        GPT.from_checkpoint({**build().checkpoint(), "weights": headless})
+        gpt_from({**build().checkpoint(), "weights": headless})
     weights = {k: v for k, v in state["weights"].items() if k != "norm.weight"}
     with pytest.raises(ValueError, match="another shape: norm.weight"):
-        GPT.from_checkpoint({**state, "weights": weights})
+        gpt_from({**state, "weights": weights})
 
 
 def test_blocks_without_a_cache_accept_any_length():
     block, rope = Block(8, 2, 16, 0.0), rope_table(7, 4)
     assert block(torch.randn(3, 7, 8), rope).shape == (3, 7, 8)
-    assert set(gpt.TINY) == set(gpt.SMALL) == set(gpt.MEDIUM)
+    assert set(gpt.SMALL) == set(gpt.MEDIUM) == set(tiny.TRANSFORMER) - {"pos_init"}

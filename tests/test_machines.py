@@ -96,10 +96,10 @@ def test_old_gpus_and_windows_do_without_torch_compile(monkeypatch):
 def test_the_core_imports_and_works_without_posix(tmp_path):
     code = WITHOUT_POSIX + f"""
 import runpy
-import common, data, evaluate, gpt, importers, mbpo, muon, official, plan, sample, tokenizer, train_gpt
-import train_tokenizer
-data.collect_push({str(tmp_path / "push")!r}, 4, val_every=2, length=20, size=64, seed=0, expert_share=0.6,
-                  action_noise=0.3)
+import checkpoints, common, data, evaluate, gpt, importers, mbpo, official, plan, prepare, sample, tokenizer
+import train_gpt, train_tokenizer
+prepare.collect_push({str(tmp_path / "push")!r}, 4, val_every=2, length=20, size=64, seed=0, expert_share=0.6,
+                     action_noise=0.3)
 how = [f"--data={tmp_path / "push"}", "--preset=tiny", "--max_steps=1", "--batch_size=2", "--eval_segments=2"]
 def start(script, *settings):
     presets = getattr(script, "PRESETS", None)

@@ -1,4 +1,4 @@
-"""data.py: mixtures of data sets, the stream of segments, augmentation."""
+"""mixture.py and support/augment.py: mixtures of data sets, the stream of segments, augmentation."""
 
 from types import SimpleNamespace
 
@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 from test_data import noise, numbers, write_numbered
+from torchvision.transforms import v2
 
-from data import MIXTURES, OXE, RLDS_SUFFIX, Mixture, augment, crop_boxes, draw_segments, open_data, plan_augmentation, prefetch, resize_weights, shift_hue, uniform
+from data import draw_segments, prefetch, uniform
+from mixture import MIXTURES, OXE, RLDS_SUFFIX, Mixture, open_data
+from support.augment import DRAWS, KINDS, Change, augment, crop_box, plan
 from support.writer import EpisodeWriter
 
 
@@ -121,57 +124,80 @@ def test_what_an_import_has_not_finished_is_no_set(tmp_path):
 # ---- augmentation ----
 
 
-def augmented(frames, boxes, factors, order, size):
-    """Frames (B,T,3,H,W) after these crops (B, 4), factors (B, 4), all in this order."""
-    top, left, height, width = np.array(boxes).T
-    rows = resize_weights(top, height, frames.shape[3], size)
-    columns = resize_weights(left, width, frames.shape[4], size)
-    plan = dict(augment_rows=torch.from_numpy(rows), augment_columns=torch.from_numpy(columns))
-    plan.update(augment_factors=torch.tensor(factors), augment_order=torch.tensor([order] * len(frames)))
-    return augment(dict(frames=frames, **plan))["frames"]
+def jittered(frames, factors, order):
+    """Frames (..., 3, H, W) after torchvision's ColorJitter with these factors, a transform for each."""
+    brightness, contrast, saturation, hue = factors
+    transforms = (
+        v2.ColorJitter(brightness=(brightness, brightness)),
+        v2.ColorJitter(contrast=(contrast, contrast)),
+        v2.ColorJitter(saturation=(saturation, saturation)),
+        v2.ColorJitter(hue=(hue, hue)),
+    )
+    for k in order:
+        frames = transforms[k](frames)
+    return frames
 
 
 @pytest.mark.parametrize("size", [12, 40])  # smaller and larger
 def test_crops_are_those_of_torchvision(size):
-    tv = pytest.importorskip("torchvision.transforms.v2.functional")
     boxes, frames = [(0, 0, 20, 30), (3, 5, 10, 17), (7, 1, 13, 9)], torch.rand(3, 2, 3, 20, 30)
-    ours = augmented(frames, boxes, [(1.0, 1.0, 1.0, 0.0)] * 3, (0, 1, 2, 3), size)
-    for b, box in enumerate(boxes):
-        theirs = tv.resized_crop(frames[b], *box, [size, size], antialias=True)
+    ours = augment(frames, [Change(box, (1.0, 1.0, 1.0, 0.0), (0, 1, 2, 3)) for box in boxes], size)
+    resize = v2.Resize([size, size], antialias=True)
+    for b, (top, left, height, width) in enumerate(boxes):
+        theirs = resize(frames[b, ..., top : top + height, left : left + width])
         assert (ours[b] - theirs).abs().max() < 0.5 / 255 + 1e-4
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2), (2, 3, 1, 0)])
 def test_colours_are_those_of_torchvision(order):
-    tv = pytest.importorskip("torchvision.transforms.v2.functional")
-    ops = tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue
     frames = (255 * torch.rand(2, 3, 3, 20, 20)).round() / 255
     frames[0, 0, :, :4] = frames[0, 0, :1, :4]  # greys
     factors = (1.3, 0.7, 1.2, 0.2), (0.8, 1.4, 0.6, -0.45)
-    ours = augmented(frames, [(0, 0, 20, 20)] * 2, factors, order, 20)
+    ours = augment(frames, [Change((0, 0, 20, 20), f, order) for f in factors], 20)
     for b in range(2):
-        theirs = frames[b]
-        for k in order:
-            theirs = ops[k](theirs, factors[b][k])
-        assert (ours[b] - theirs).abs().max() < 1e-4
+        assert (ours[b] - jittered(frames[b], factors[b], order)).abs().max() < 1e-4
+
+
+def test_plans_are_spread_over_torchvisions_ranges():
+    how = KINDS["strong"]
+    changes = plan(uniform(0, 0, 2000, DRAWS), 64, 64, "strong")
+    factors = np.array([change.factors for change in changes])
+    for k, (low, high) in enumerate(3 * [(1 - how["jitter"], 1 + how["jitter"])] + [(-how["hue"], how["hue"])]):
+        assert low <= factors[:, k].min() < low + 0.01 and high - 0.01 < factors[:, k].max() <= high
+        assert abs(factors[:, k].mean() - (low + high) / 2) < 0.03
+    orders = [change.order for change in changes]
+    assert len(set(orders)) == 24 and all(sorted(order) == [0, 1, 2, 3] for order in orders)
+    torch.manual_seed(0)
+    crop = v2.RandomResizedCrop(64, how["scale"], how["ratio"])
+    theirs = [crop.make_params([torch.zeros(3, 64, 64)]) for _ in range(2000)]
+    ours = np.array([change.box for change in changes])
+    for k, key in enumerate(("top", "left", "height", "width")):
+        found = np.quantile(ours[:, k], (0.1, 0.5, 0.9))
+        assert np.abs(found - np.quantile([box[key] for box in theirs], (0.1, 0.5, 0.9))).max() <= 2
 
 
 def test_a_hue_goes_round_in_a_circle():
-    frames = torch.rand(1, 3, 5, 5)
-    assert torch.allclose(shift_hue(frames, torch.tensor([1.0])), frames, atol=1e-5)
-    red, green = torch.eye(3)[:2].view(2, 1, 3, 1, 1)
-    assert torch.allclose(shift_hue(red, torch.tensor([1 / 3])), green, atol=1e-6)
+    def shifted(frames, hue):
+        return augment(frames, [Change((0, 0, 5, 5), (1.0, 1.0, 1.0, hue), (3, 0, 1, 2))], 5)
+
+    frames = (255 * torch.rand(1, 1, 3, 5, 5)).round() / 255
+    assert torch.allclose(shifted(frames, 0.5), shifted(frames, -0.5), atol=1e-5)
+    red, green = torch.eye(3)[:2].view(2, 1, 1, 3, 1, 1).expand(-1, -1, -1, -1, 5, 5)
+    assert torch.allclose(shifted(red, 1 / 3), green, atol=1e-5)
 
 
 def test_crops_have_the_papers_range_and_lie_inside():
-    boxes = crop_boxes(uniform(0, 0, 4000, 22), 64, 80, (0.8, 1.0), (0.9, 1.1))
+    def crops(draws, H, W, scale, ratio):
+        return np.array([crop_box(row, H, W, scale, ratio) for row in draws])
+
+    boxes = crops(uniform(0, 0, 4000, 22), 64, 80, (0.8, 1.0), (0.9, 1.1))
     top, left, height, width = boxes.T
     assert (boxes[:, :2] >= 0).all() and (top + height <= 64).all() and (left + width <= 80).all()
     area, aspect = height * width / 64**2, width / height
     assert 0.77 < area.min() < 0.82 and 0.98 < area.max() < 1.02
     assert 0.87 < aspect.min() < 0.92 and 1.08 < aspect.max() < 1.13
     assert left.max() > 20  # of a wide picture both ends are seen
-    none_fits = crop_boxes(np.full((2, 22), 0.99), 64, 64, (2, 3), (0.9, 1.1))
+    none_fits = crops(np.full((2, 22), 0.99), 64, 64, (2, 3), (0.9, 1.1))
     assert (none_fits == (0, 0, 64, 64)).all()
 
 
@@ -186,7 +212,7 @@ def test_a_segment_is_augmented_as_one_and_the_same_on_any_process(sets):
     assert set(whole) == {"frames", "actions", "rewards"}
     assert torch.equal(whole["frames"], torch.cat([part["frames"] for part in parts]))
     frames = torch.rand(4, 1, 3, 16, 16).expand(-1, 3, -1, -1, -1)
-    out = augment(dict(frames=frames, **plan_augmentation(uniform(0, 0, 4, 30), 16, 16, 16)))["frames"]
+    out = augment(frames, plan(uniform(0, 0, 4, DRAWS), 16, 16), 16)
     assert torch.equal(out[:, 0], out[:, 2]) and (out[:, 0] - frames[:, 0]).abs().mean() > 0.02
     with pytest.raises(ValueError, match="augment is 'weak'; expected one of paper, strong, or nothing"):
-        plan_augmentation(uniform(0, 0, 4, 30), 16, 16, 16, "weak")
+        plan(uniform(0, 0, 4, DRAWS), 16, 16, "weak")

@@ -1,4 +1,4 @@
-"""tokenizer.py: the token layout, the conditional VQGAN, its quantizers, its loss and the discriminator."""
+"""tokenizer.py and its variants: token layout, conditional VQGAN, quantizers, loss and discriminator."""
 
 import urllib.error
 
@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from conftest import TOKENIZER
 
 import tokenizer
-import train_tokenizer
+from checkpoints import new_tokenizer, tokenizer_from
+from support.networks import perceptual_loss
 from tokenizer import (
-    PRESETS,
     Discriminator,
-    PerFrameTokenizer,
+    RevivingQuantizer,
     Stack,
     Tokenizer,
     TokenLayout,
@@ -20,13 +20,18 @@ from tokenizer import (
     patchify,
     unpatchify,
 )
+from variants import tiny
+from variants.per_frame import PerFrameTokenizer
+from variants.tiny import TinyTokenizer
 
-TWO_LEVELS = {**TOKENIZER, "patch": 2, "channels": (8, 16), "pos_init": 0.0}  # as the paper's, but small
+TWO_LEVELS = {**TOKENIZER, "patch": 2, "channels": (8, 16), "pos_init": 0.0}
+PLAIN = {**tokenizer.SMALL, **TWO_LEVELS, "channels": (8, 8, 16), "n_head": 2}  # the paper's class, but small
+PLAIN = {key: PLAIN[key] for key in tokenizer.SMALL}
 
 
 def build(settings=TOKENIZER, seed=0, **changes):
     torch.manual_seed(seed)
-    return Tokenizer(**{**settings, **changes})
+    return new_tokenizer({**settings, **changes})
 
 
 def pictures(B=2, T=4, R=32, seed=1):
@@ -44,9 +49,9 @@ def n_parameters(make):
 
 
 def test_presets_have_exactly_the_authors_number_of_parameters():
-    counts = {name: n_parameters(lambda cfg=cfg: Tokenizer(**cfg)) for name, cfg in PRESETS.items()}
-    assert (counts["small"], counts["large"]) == (114_159_174, 310_472_774)
-    assert counts["tiny"] < 2_000_000
+    assert n_parameters(lambda: Tokenizer(**tokenizer.SMALL)) == 114_159_174
+    assert n_parameters(lambda: Tokenizer(**tokenizer.LARGE)) == 310_472_774
+    assert n_parameters(lambda: TinyTokenizer(**tiny.TOKENIZER)) < 2_000_000
     assert n_parameters(Discriminator) == 1_551_489
 
 
@@ -76,9 +81,9 @@ def test_unpack_refuses_wrong_lengths_and_ids_that_do_not_belong():
         with pytest.raises(ValueError, match=f"{length} tokens; expected 5"):
             layout.unpack(tokens[:, :length])
     for position, token, message in (
-        (0, 10, r"codes 2\.\.10 .*0\.\.9"),
-        (6, 9, r"codes -1\.\.4 .*0\.\.4"),
-        (8, 15, r"codes 0\.\.5 .*0\.\.4"),
+        (0, 10, r"codes 2\.\.10; expected 0\.\.9"),
+        (6, 9, r"codes -1\.\.4; expected 0\.\.4"),
+        (8, 15, r"codes 0\.\.5; expected 0\.\.4"),
     ):
         wrong = tokens.clone()
         wrong[0, position] = token
@@ -89,7 +94,7 @@ def test_unpack_refuses_wrong_lengths_and_ids_that_do_not_belong():
 # ---- frames <-> tokens ----
 
 
-@pytest.mark.parametrize("settings", [TOKENIZER, TWO_LEVELS])
+@pytest.mark.parametrize("settings", [TOKENIZER, TWO_LEVELS, PLAIN])
 def test_encode_and_decode_have_the_documented_shapes_and_ranges(settings):
     model, frames = build(settings).eval(), pictures(2, 5)
     tokens = model.encode(frames)
@@ -134,6 +139,19 @@ def test_per_frame_tokens_say_all_there_is_to_a_frame(grid):
         PerFrameTokenizer(3, **TOKENIZER)
 
 
+def test_a_per_frame_tokenizers_loss_is_the_sum_of_its_parts():
+    frames = pictures(2, 4)
+    model = PerFrameTokenizer(4, **{**TOKENIZER, "l2": 2.0}).eval()
+    loss, metrics = model.loss(frames)
+    recon, _, vq = model.reconstruct(frames)
+    expected = vq
+    for part in (slice(2), slice(2, None)):
+        x, y = recon[:, part], frames[:, part]
+        expected = expected + (x - y).abs().mean() + 2 * F.mse_loss(x, y)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert {"recon_context", "recon", "vq", "psnr", "ppl", "used"} <= set(metrics)
+
+
 def test_patchify_orders_row_column_channel_and_is_undone():
     z = torch.arange(2 * 8 * 8 * 8).view(2, 8, 8, 8)
     patches = patchify(z, 2)
@@ -172,15 +190,17 @@ def test_the_loss_needs_a_future_frame():
     ("changes", "message"),
     [
         (dict(depth=3), "settings missing or unknown: depth"),
-        (dict(resolution=40), "resolution is 40; expected a multiple of"),
-        (dict(channels=(6,)), r"channels \[6\] must be multiples of norm_groups, n_head and 4"),
+        (dict(resolution=40), "resolution is 10; expected a multiple of"),
+        (dict(resolution=34), "resolution is 34; expected a multiple of patch = 4"),
+        (dict(channels=(6,)), "channels has 6; expected multiples of norm_groups and n_head"),
+        (dict(code_dim=0), "code_dim is 0; expected at least 1"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         build(**changes)
-    with pytest.raises(ValueError, match="missing or unknown: patch"):
-        Tokenizer(**{k: v for k, v in TOKENIZER.items() if k != "patch"})
+    with pytest.raises(ValueError, match="missing or unknown: code_dim"):
+        build({k: v for k, v in TOKENIZER.items() if k != "code_dim"})
 
 
 # ---- quantizer ----
@@ -188,13 +208,16 @@ def test_settings_that_do_not_fit_are_refused(changes, message):
 
 def quantizer(codes, commitment=1.0, revive_after=0):
     codes = torch.tensor(codes)
-    vq = VectorQuantizer(*codes.shape, commitment, revive_after)
+    vq = RevivingQuantizer(*codes.shape, commitment, revive_after)
     vq.embedding.weight.data.copy_(codes)
     return vq
 
 
-def test_the_quantizer_finds_hand_computed_codes_and_loss():
-    vq = quantizer([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]], commitment=0.25)
+@pytest.mark.parametrize("kind", [VectorQuantizer, RevivingQuantizer])
+def test_the_quantizer_finds_hand_computed_codes_and_loss(kind):
+    codes = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+    vq = VectorQuantizer(3, 2, 0.25) if kind is VectorQuantizer else RevivingQuantizer(3, 2, 0.25, 0)
+    vq.embedding.weight.data.copy_(codes)
     zq, ids, loss = vq(torch.tensor([[[0.9, 0.1], [0.1, 1.5]]]))
     assert ids.tolist() == [[1, 2]] and torch.allclose(zq, torch.tensor([[[1.0, 0.0], [0.0, 2.0]]]))
     assert loss.item() == pytest.approx(1.25 * (0.01 + 0.01 + 0.01 + 0.25) / 4)
@@ -210,7 +233,7 @@ def test_the_decoders_gradient_passes_straight_through():
 
 def test_codes_without_use_are_revived_until_all_are_used():
     torch.manual_seed(0)
-    vq = VectorQuantizer(16, 2, 1.0, revive_after=3)
+    vq = RevivingQuantizer(16, 2, 1.0, revive_after=3)
     assert len(vq(torch.randn(4, 2))[1].unique()) > 1  # the first batch fills the codebook
     for _ in range(30):
         vq(torch.randn(256, 2))
@@ -229,7 +252,7 @@ def test_revival_draws_what_the_codebook_lacks():
 def test_code_0_stands_in_where_asked_and_its_latents_learn_only_to_come_nearer():
     vq, z = quantizer([[0.0, 0.0], [1.0, 0.0]], commitment=0.5), torch.tensor([[0.9, 0.0], [0.8, 0.0]])
     z.requires_grad_()
-    zq, ids, loss = vq(z, torch.tensor([True, False]), pull=10.0)
+    zq, ids, loss = tiny.quantize_changes(vq, z, torch.tensor([True, False]), pull=10.0)
     assert ids.tolist() == [0, 1] and zq.tolist() == [[0, 0], [1, 0]]
     assert loss.item() == pytest.approx((0.5 * (10 * 0.81 + 0.04) + 0.81 + 0.04) / 4)
     zq.sum().backward()
@@ -245,24 +268,31 @@ def test_what_looks_like_the_last_context_frame_is_unchanged():
     assert (~unchanged[0, 1]).nonzero().tolist() == [[7]]
 
 
-def test_codes_that_tell_of_changes_alone_are_taught_in_training_alone():
+def test_codes_that_tell_of_changes_alone_are_taught_in_training_alone(monkeypatch):
     model, frames = build().train(), pictures(2, 4)
     frames[:, 2:] = frames[:, 1:2]
     frames[:, 3, :, 9, 31] += 0.5
-    taken = []
-    model.dynamics_quantize.register_forward_hook(lambda _, given, result: taken.append((given, result[1])))
+    quantize, calls = tiny.quantize_changes, []
+
+    def record(quantizer, z, still, pull):
+        result = quantize(quantizer, z, still, pull)
+        calls.append((quantizer, still, pull, result[1]))
+        return result
+
+    monkeypatch.setattr(tiny, "quantize_changes", record)
     model.loss(frames, still=2.0, disguise=True)
-    (z, still, pull), ids = taken.pop()
+    quantizer, still, pull, ids = calls.pop()
+    assert quantizer is model.dynamics_quantize and still.any() and not still.all()
     assert torch.equal(still, model.unchanged(frames)) and pull == 2 and not ids[still].any()
     for other in (model.loss(frames), model.eval().loss(frames, still=2.0, disguise=True)):
-        assert len(taken.pop()[0]) == 1 and other[0].isfinite()
+        assert not calls and other[0].isfinite()
 
 
 def test_recolouring_changes_the_colours_of_every_second_clip_and_neither_shapes_nor_range():
     torch.manual_seed(0)
     frames = pictures(4, 3)
     frames[:, 2] = frames[:, 1]
-    other = tokenizer.recolour(frames)
+    other = tiny.recolour(frames)
     assert other.shape == frames.shape and 0 <= other.min() and other.max() <= 1
     assert torch.equal(other[::2], frames[::2]) and torch.equal(other[:, 2], other[:, 1])
     for a, b in zip(frames[1::2], other[1::2], strict=True):  # channels are affine images of old ones
@@ -288,7 +318,7 @@ def test_quantizer_metrics_are_perplexity_and_share_of_codes_in_use():
 # ---- training ----
 
 
-@pytest.mark.parametrize("settings", [TOKENIZER, TWO_LEVELS])
+@pytest.mark.parametrize("settings", [TOKENIZER, TWO_LEVELS, PLAIN])
 def test_every_parameter_gets_a_gradient(settings):
     model = build(settings).train()
     model.loss(pictures(2, 4))[0].backward()
@@ -297,31 +327,32 @@ def test_every_parameter_gets_a_gradient(settings):
 
 
 def test_one_batch_is_overfitted():
-    model, frames = build(), pictures(2, 4)
+    model, frames = build(l2=1.0), pictures(2, 4)
     optimizer, losses = torch.optim.Adam(model.parameters(), 3e-3), []
     for _ in range(60):
         optimizer.zero_grad()
-        loss, metrics = model.loss(frames, l2=1.0)
+        loss, metrics = model.loss(frames)
         loss.backward()
         optimizer.step()
         losses.append((metrics["recon"] + metrics["recon_context"]).item())
     assert losses[-1] < 0.4 * losses[0]
 
 
-def test_the_loss_is_the_sum_of_its_parts():
-    model, frames = build().eval(), pictures(2, 4)
+@pytest.mark.parametrize(("settings", "l2"), [({**TOKENIZER, "l2": 2.0}, 2), (PLAIN, 0)])
+def test_the_loss_is_the_sum_of_its_parts(settings, l2):
+    model, frames = build(settings).eval(), pictures(2, 4)
     seen = []
 
     def lpips(x, y):
         seen.append((x.shape, y))
         return (x - y).square().mean((1, 2, 3), keepdim=True)
 
-    loss, metrics = model.loss(frames, lpips, l2=2.0)
+    loss, metrics = model.loss(frames, lpips)
     recon, (_, vq_context), (_, vq) = model.reconstruct(frames)
     expected = vq_context + vq
     for part in (slice(2), slice(2, None)):
         x, y = recon[:, part], frames[:, part]
-        expected += (x - y).abs().mean() + 2 * F.mse_loss(x, y) + F.mse_loss(2 * x, 2 * y)
+        expected += (x - y).abs().mean() + l2 * F.mse_loss(x, y) + F.mse_loss(2 * x, 2 * y)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert [tuple(shape) for shape, _ in seen] == [(4, 3, 32, 32)] * 2
     assert torch.allclose(seen[0][1], 2 * frames[:, :2].flatten(0, 1) - 1)  # LPIPS alone sees [-1, 1]
@@ -333,14 +364,14 @@ def test_the_loss_is_the_sum_of_its_parts():
 
 
 def test_the_adversarial_loss_gives_finite_gradients_of_balanced_size():
-    model, judge, frames = build(), Discriminator((8, 16, 16, 16)), pictures(2, 4)
+    model, discriminator, frames = build(PLAIN), Discriminator((8, 16, 16, 16)), pictures(2, 4)
     plain, _ = model.loss(frames)
-    loss, metrics = model.loss(frames, discriminator=judge)
+    loss, metrics = model.loss(frames, discriminator=discriminator)
     loss.backward()
     grads = [p.grad for p in model.parameters()]
     assert all(g.isfinite().all() for g in grads) and "gen" in metrics and loss != plain
     recon = model.reconstruct(frames)[0]
-    l1, gen = F.l1_loss(recon[:, 2:], frames[:, 2:]), -judge(recon.flatten(0, 1)).mean()
+    l1, gen = F.l1_loss(recon[:, 2:], frames[:, 2:]), -discriminator(recon.flatten(0, 1)).mean()
     layer = model.cond_decoder.conv_out.weight
     weight = tokenizer.adversarial_weight(l1, gen, layer)
     a, b = (torch.autograd.grad(x, layer, retain_graph=True)[0].norm() for x in (l1, weight * gen))
@@ -348,13 +379,13 @@ def test_the_adversarial_loss_gives_finite_gradients_of_balanced_size():
 
 
 def test_the_discriminators_hinge_loss_is_zero_beyond_the_margins_and_leaves_the_decoder_alone(monkeypatch):
-    judge, real, fake = Discriminator((8, 8)), pictures(1, 2)[0], pictures(1, 2, seed=2)[0].requires_grad_()
-    assert judge(real).shape == (2, 1, 8, 8)
-    judge.loss(real, fake).backward()
-    assert fake.grad is None and all(p.grad.isfinite().all() for p in judge.parameters())
+    discriminator, real, fake = Discriminator((8, 8)), pictures(1, 2)[0], pictures(1, 2, seed=2)[0].requires_grad_()
+    assert discriminator(real).shape == (2, 1, 8, 8)
+    discriminator.loss(real, fake).backward()
+    assert fake.grad is None and all(p.grad.isfinite().all() for p in discriminator.parameters())
     monkeypatch.setattr(Discriminator, "forward", lambda self, x: x.mean((1, 2, 3)))
     ones = torch.ones(1, 3, 4, 4)
-    losses = [judge.loss(a * ones, b * ones).item() for a, b in ((2, -2), (0.25, 0.5), (-1, 1))]
+    losses = [discriminator.loss(a * ones, b * ones).item() for a, b in ((2, -2), (0.25, 0.5), (-1, 1))]
     assert losses == pytest.approx([0, 0.75 + 1.5, 4])
 
 
@@ -366,7 +397,7 @@ def test_missing_vgg_weights_are_named_with_their_place(monkeypatch):
 
     monkeypatch.setattr(lpips, "LPIPS", offline)
     with pytest.raises(FileNotFoundError, match="checkpoints/vgg16-397923af.pth, or .* --lpips false"):
-        train_tokenizer.perceptual_loss("cpu")
+        perceptual_loss("cpu")
 
 
 # ---- checkpoints ----
@@ -374,7 +405,7 @@ def test_missing_vgg_weights_are_named_with_their_place(monkeypatch):
 
 def test_a_checkpoint_rebuilds_the_same_model():
     model, frames = build(TWO_LEVELS).eval(), pictures()
-    again = Tokenizer.from_checkpoint(model.checkpoint()).eval()
+    again = tokenizer_from(model.checkpoint()).eval()
     assert again.config == model.config and torch.equal(again.encode(frames), model.encode(frames))
 
 
@@ -384,7 +415,7 @@ def test_another_context_length_keeps_the_last_position_embeddings_and_repeats_t
     old = {k: torch.randn_like(v) for k, v in state["weights"].items() if k.endswith("kv_pos_emb")}
     assert len(old) == 4
     state["weights"].update(old)
-    model = Tokenizer.from_checkpoint(state, context_frames=new).eval()
+    model = tokenizer_from(state, context_frames=new).eval()
     for key, value in old.items():
         frames = value.unflatten(0, (3, -1))
         assert torch.equal(model.state_dict()[key], frames[kept].flatten(0, 1))
@@ -393,5 +424,5 @@ def test_another_context_length_keeps_the_last_position_embeddings_and_repeats_t
 
 
 def test_sinusoids_differ_at_every_place_and_match_only_themselves():
-    pos = tokenizer.sinusoids(16, 8)
+    pos = tiny.sinusoids(16, 8)
     assert pos.shape == (64, 16) and (pos @ pos.T).argmax(1).tolist() == list(range(64))

@@ -14,12 +14,15 @@ from conftest import GPT_RUN, GPT_TUNE, TOKENIZER, TOKENIZER_RUN, TOKENIZER_TUNE
 
 import train_gpt
 import train_tokenizer
+from checkpoints import load_gpt, load_tokenizer, new_gpt, new_tokenizer
 from common import configure, load_checkpoint
-from data import Episodes
-from support.writer import EpisodeWriter
+from data import Episodes, goal_first
 from gpt import GPT
 from sample import WorldModel
-from tokenizer import PerFrameTokenizer, Tokenizer
+from support.writer import EpisodeWriter
+from variants import tiny
+from variants.per_frame import PerFrameTokenizer
+from variants.tiny import TinyTokenizer
 
 # Runs a script as its file would, but sends a signal to itself in the middle of the loop, before one update.
 SIGNAL_AT_A_STEP = """
@@ -67,7 +70,7 @@ def assert_same(a, b, where="state"):
 
 def test_a_per_frame_tokenizer_is_trained_by_its_kind_and_carries_a_world_model(push, tmp_path):
     train(train_tokenizer, **TOKENIZER_RUN, kind="2x2", data=push, out=tmp_path / "t.pt")
-    assert isinstance(Tokenizer.load(tmp_path / "t.pt"), PerFrameTokenizer)
+    assert isinstance(load_tokenizer(tmp_path / "t.pt"), PerFrameTokenizer)
     assert lines(tmp_path / "t.pt")[-1]["val_psnr"] > 0
     train(train_gpt, **GPT_RUN, data=push, tokenizer=tmp_path / "t.pt", out=tmp_path / "g.pt")
     model = WorldModel.load(tmp_path / "g.pt", "cpu")
@@ -80,7 +83,7 @@ def test_a_per_frame_tokenizer_is_trained_by_its_kind_and_carries_a_world_model(
 def test_two_steps_of_the_tokenizer_write_a_checkpoint_numbers_and_a_picture(trained):
     state = load_checkpoint(trained.tokenizer, needs=("optimizer", "rng", "train_config"))
     assert state["step"] == 2
-    assert Tokenizer.from_checkpoint(state["tokenizer"]).config["channels"] == (16,)
+    assert load_tokenizer(trained.tokenizer).config["channels"] == (16,)
     steps = lines(trained.tokenizer)
     assert [numbers["step"] for numbers in steps] == [1, 2, 2]
     assert {"loss", "lr", "ms", "wait", "recon", "psnr", "used_dynamics"} <= set(steps[0])
@@ -90,7 +93,7 @@ def test_two_steps_of_the_tokenizer_write_a_checkpoint_numbers_and_a_picture(tra
 
 def test_two_steps_of_the_transformer_write_one_file_with_both_models(trained):
     state = load_checkpoint(trained.gpt, needs=("optimizers", "rng", "train_config"))
-    model = GPT.from_checkpoint(state["gpt"])
+    model = load_gpt(trained.gpt)
     assert (state["step"], model.config["action_dim"], model.config["reward"]) == (2, 2, True)
     assert_same(state["tokenizer"], load_checkpoint(trained.tokenizer)["tokenizer"])
     steps = lines(trained.gpt)
@@ -99,40 +102,15 @@ def test_two_steps_of_the_transformer_write_one_file_with_both_models(trained):
     assert trained.gpt.with_suffix(".png").stat().st_size > 0
 
 
-def test_pretokenized_segments_come_once_per_pass_in_a_new_order(push, trained):
-    model, tokenizer, data = GPT.load(trained.gpt), Tokenizer.load(trained.tokenizer).eval(), Episodes(push)
-    batches = [data.batch(2 * i, 2, 6) for i in range(3)]
-    draw = train_gpt.shuffled([train_gpt.tokenize(batch, tokenizer, model) for batch in batches])
-    tokens, actions, rewards = (torch.cat(parts) for parts in zip(*map(draw, range(3)), strict=True))
-    again = torch.cat([draw(i)[0] for i in range(3, 6)])
-    assert not torch.equal(again, tokens)
-    for b in range(6):
-        batch, row = batches[b // 2], b % 2
-        at = (actions == batch["actions"][row]).all(-1).all(-1).nonzero()
-        assert len(at) == 1 and torch.equal(rewards[at[0, 0]], batch["rewards"][row])
-        assert torch.equal(tokens[at[0, 0]], tokenizer.encode(batch["frames"][row, None])[0])
-        assert (again == tokens[at[0, 0]]).all(-1).any()
-
-
-def test_a_pretokenized_run_that_is_resumed_ends_as_one_never_stopped(push, trained, tmp_path):
-    settings = {**GPT_RUN, "data": push, "tokenizer": trained.tokenizer}
-    settings.update(pretokenize=3, schedule="constant")
-    whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
-    train(train_gpt, **{**settings, "max_steps": 6}, out=whole)
-    train(train_gpt, **{**settings, "max_steps": 3}, out=parts)
-    train(train_gpt, out=parts, resume=True, max_steps=6)
-    assert_same(load_checkpoint(whole)["gpt"], load_checkpoint(parts)["gpt"])
-
-
 def test_codebook_init_makes_codes_that_look_alike_similar_words():
-    tokenizer = Tokenizer(**TOKENIZER)
-    model = GPT(tokenizer.layout, **GPT_SETTINGS)
+    tokenizer = new_tokenizer(TOKENIZER)
+    model = new_gpt(tokenizer.layout, GPT_SETTINGS)
     slots = model.embed.weight[-2:].clone()
     vectors = torch.randn(2, 32, 8)
     vectors[:, 1] = vectors[:, 0]
     for codebook, v in zip((tokenizer.quantize, tokenizer.dynamics_quantize), vectors, strict=True):
         codebook.embedding.weight.data.copy_(v)
-    train_gpt.embed_codebooks(model, tokenizer)
+    tiny.embed_codebooks(model, tokenizer)
     assert torch.equal(model.embed.weight[-2:], slots)
     for table in (model.embed.weight, model.lm_head.weight):
         for first in (0, 32):
@@ -141,7 +119,7 @@ def test_codebook_init_makes_codes_that_look_alike_similar_words():
 
 
 def test_muon_takes_the_blocks_matrices_and_adamw_the_others(trained):
-    model = GPT.load(trained.gpt)
+    model = load_gpt(trained.gpt)
     cfg = configure(train_gpt.CONFIG, "", ["--preset=tiny"], train_gpt.PRESETS)
     adamw, muon = (
         {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -157,7 +135,7 @@ def test_actions_and_rewards_may_be_left_out(trained):
 
 
 def test_goal_conditioning_shows_a_copy_of_the_last_frame_first(push, trained, tmp_path):
-    batch = train_gpt.goal_first(Episodes(push).batch(0, 4, 5))
+    batch = goal_first(Episodes(push).batch(0, 4, 5))
     assert torch.equal(batch["frames"][:, 0], batch["frames"][:, -1]) and batch["frames"].shape[1] == 6
     assert not batch["actions"][:, 0].any() and not batch["rewards"][:, 0].any()
     assert torch.equal(batch["actions"][:, 1:], Episodes(push).batch(0, 4, 5)["actions"])
@@ -199,7 +177,7 @@ def test_init_from_refuses_sizes_and_takes_what_may_change(push, trained, tmp_pa
     with pytest.raises(ValueError, match="--init_from sets n_layer; leave them out"):
         train(train_gpt, **GPT_TUNE, n_layer=3, data=push, out=out, init_from=trained.gpt)
     train(train_gpt, **GPT_TUNE, data=push, out=out, init_from=trained.gpt, segment_length=7)
-    assert GPT.load(out).config == {**GPT.load(trained.gpt).config, "segment_length": 7}
+    assert load_gpt(out).config == {**load_gpt(trained.gpt).config, "segment_length": 7}
 
 
 @pytest.mark.parametrize("script", [train_tokenizer, train_gpt], ids=lambda script: script.__name__)
@@ -309,6 +287,7 @@ def test_a_killed_and_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_do
         del state["train_config"]  # it names the file
     assert_same(*states, where=f"killed before update {step}: state")
     logs = lines(whole), lines(parts)
+    assert script is train_gpt or "discriminator" in logs[0][1]
     for numbers in (*logs[0], *logs[1]):
         [numbers.pop(key, None) for key in ("ms", "tok/s", "wait")]
     assert logs[0] == logs[1]
@@ -329,7 +308,7 @@ def test_sigterm_finishes_the_update_saves_and_exits_with_0(push, trained, tmp_p
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
     script, push, trained, tmp_path, monkeypatch
 ):
-    model, name = (Tokenizer, "forward") if script is train_tokenizer else (GPT, "loss")
+    model, name = (TinyTokenizer, "forward") if script is train_tokenizer else (GPT, "loss")
     loss, calls = model.loss, []
 
     def spoiled(self, *inputs, **settings):

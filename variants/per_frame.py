@@ -20,7 +20,7 @@ from tokenizer import (
     patchify,
     unpatchify,
 )
-from variants.tiny import FoldedDecoder, FoldedEncoder
+from variants.tiny import FoldedDecoder, FoldedEncoder, TinyTokenizer
 
 
 class PerFrameTokenizer(nn.Module):
@@ -47,6 +47,7 @@ class PerFrameTokenizer(nn.Module):
         self.apply(init_weights)
 
     check = Tokenizer.check
+    pixel_loss = TinyTokenizer.pixel_loss
 
     @property
     def dynamics_quantize(self):
@@ -72,7 +73,8 @@ class PerFrameTokenizer(nn.Module):
         recon, ids, vq = self.reconstruct(frames)
         t = self.config["context_frames"]
         last_weight = self.decoder.conv_out.weight
-        loss, metrics = objective(frames, recon, t, dict(vq=vq), last_weight, lpips, discriminator)
+        networks = lpips, discriminator
+        loss, metrics = objective(frames, recon, t, dict(vq=vq), last_weight, *networks, self.pixel_loss)
         metrics["ppl"], metrics["used"] = self.quantize.metrics(ids)
         return loss, metrics
 

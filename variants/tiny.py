@@ -97,12 +97,12 @@ def quantize_changes(quantizer, z, still, pull):
     return learner + (zq - learner).detach(), ids, commitment + F.mse_loss(zq, z.detach())
 
 
-def loss_options(cfg, step):
+def loss_options(model, cfg, step):
     """What TinyTokenizer.loss takes beside frames at an update: {} unless --decouple_start is set.
 
     From that update on the dynamics codes are to tell of changes alone, before it a little: if it began at
     once, or suddenly, they would all become one code."""
-    if cfg.decouple_start < 0:
+    if cfg.decouple_start < 0 or not isinstance(model, TinyTokenizer):
         return {}
     if step < cfg.decouple_start:
         return dict(still=1.0)
