@@ -6,10 +6,8 @@
 Code lines are those that are not blank, not a comment alone and not part of a docstring.
 A tuple assignment is `a, b = 1, 2` or `a, b = c, d = f()`; `a, b = f()`, an unpacked call, is counted apart.
 
-Both leave out tests/.
-
-Run: python tests/imports.py             this repository
-     python tests/imports.py FOLDER      the .py files of another project, counts alone"""
+Run: python tests/imports.py             this repository, without tests/
+     python tests/imports.py FOLDER      another project, also without its tests/: counts alone"""
 
 import ast
 import io
