@@ -7,7 +7,7 @@ Code lines are those that are not blank, not a comment alone and not part of a d
 A tuple assignment is `a, b = 1, 2` or `a, b = c, d = f()`; `a, b = f()`, an unpacked call, is counted apart.
 
 Run: python tests/imports.py             this repository, without tests/
-     python tests/imports.py FOLDER      all .py files of another project, counts alone"""
+     python tests/imports.py FOLDER      another project, also without its tests/: counts alone"""
 
 import ast
 import io
@@ -250,7 +250,7 @@ def main(folder=""):
         root = Path(folder).resolve()
         if not root.is_dir():
             raise SystemExit(f"no folder {folder}; expected one with .py files")
-        counts, functions = count(root, python_files(root))
+        counts, functions = count(root, [file for file in python_files(root) if not is_test(file)])
         print_total(root.name, counts)
         print_functions(functions)
         return
