@@ -35,10 +35,10 @@ demo: .venv/ready
 
 test: .venv/ready-test
 	.venv/bin/ruff check .
-	$(RUN) -m pytest -q -m "not slow and not gpu" tests
+	$(RUN) -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu" tests
 
 test-slow: .venv/ready-test
-	$(RUN) -m pytest -q -m slow tests
+	$(RUN) -m pytest -q -m "slow and not gpu" tests
 
 data/push/meta.json: | .venv/ready
 	$(RUN) prepare.py push --out data/push --episodes 18000

@@ -16,7 +16,7 @@ All models take frames in [0, 1] (the authors' agent gets imagined ones that wer
 differences: the order of updates within a decision, and codebooks that learn if nothing was pre-trained.
 
 Run: python mbpo.py --preset push                             PushWorld, the released checkpoint, two cores
-     python mbpo.py --task plate-slide --init_from out/gpt.pt Meta-World, as in the paper
+     python mbpo.py --task plate-slide --init_from out/gpt.pt     Meta-World, as in the paper
      python mbpo.py --preset metaworld-tiny                   Meta-World on two cores, from scratch
 Add --resume true to continue a run. Writes OUT (agent, world model, optimizers) and, of the same name, .jsonl
 (numbers), .png (learning curves), .gif (real | imagined | difference) and a folder with both replays."""

@@ -243,12 +243,14 @@ class PushWorld(World):
         return foresee_at_once(copies, actions, positions)
 
 
-def play_push(episodes, length=60, size=64, seed=0, expert_share=0.6, action_noise=0.3, **look):
-    """Play fresh episodes as `envs.play` does, with a kind, "expert" or "random";  look: robot, scene.
+def play_push(
+    episodes, length=60, size=64, seed=0, expert_share=0.6, action_noise=0.3, robot="red", scene=-1
+):
+    """Play fresh episodes as `envs.play` does, with a kind, "expert" or "random".
 
     After a success, or when it gives up, the noisy expert takes any block to any place."""
     n = min(episodes, 50)
-    world = PushWorld(n, size, seed, length, **look)
+    world = PushWorld(n, size, seed, length, robot, scene)
     world.episode[:] = -1
     for first in range(0, episodes, n):
         rng = np.random.default_rng([seed, first, 1, 1])  # four numbers: none of the world's own streams

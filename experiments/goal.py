@@ -10,7 +10,13 @@ from experiments.lab import TRAINING, VIDEOS, compare, draw_futures, open_world,
 from support.results import claim_result, report
 
 CONFIG = dict(
-    **TRAINING, **VIDEOS, tune_lr=1.5e-3, steps=3000, folder="out/goal", out="out/goal/numbers.json"
+    **TRAINING,
+    **VIDEOS,
+    ckpt="assets/push-tiny.pt",
+    tune_lr=1.5e-3,
+    steps=3000,
+    folder="out/goal",
+    out="out/goal/numbers.json",
 )
 
 

@@ -23,7 +23,6 @@ from support.segments import segments_for
 TRAINING = dict(
     preset="tiny",
     data="data/push",  # a folder of episodes
-    ckpt="assets/push-tiny.pt",
     processes=1,  # with batch_size segments each
     batch_size=8,
     seed=0,
@@ -39,6 +38,7 @@ VIDEOS = dict(
 )
 TUNING = dict(
     TRAINING,
+    ckpt="assets/push-tiny.pt",
     data="data/push-cyan",
     tune_lr=3e-4,  # of fine-tuning
     tokenizer_steps=500,

@@ -10,6 +10,7 @@ from support.results import claim_result, draw_curves, read_curve, report
 
 CONFIG = dict(
     **TRAINING,
+    ckpt="assets/push-tiny.pt",  # whose tokenizer is used
     sizes=("2x96", "4x192"),  # layers x width
     steps=1500,
     eval_every=100,

@@ -8,14 +8,13 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, flags, python
 
-import common
 import evaluate
 from common import configure
 from data import Episodes
 from envs.push import push_segments
 from evaluate import frechet_distance, mse, psnr, ssim
 from sample import WorldModel
-from support import files
+from support import networks
 
 
 def run_evaluation(path, out, **settings):
@@ -85,12 +84,12 @@ def test_lpips_is_asked_in_its_own_range_and_told_per_frame():
 def test_weights_of_lpips_that_are_not_torchvisions_are_refused(tmp_path, monkeypatch):
     lpips = pytest.importorskip("lpips", reason="pip install lpips")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    place = tmp_path / "checkpoints" / common.VGG
+    place = tmp_path / "checkpoints" / networks.VGG
     place.parent.mkdir()
     place.write_bytes(b"of somebody else")
     monkeypatch.setattr(lpips, "LPIPS", lambda **settings: torch.nn.Identity())
-    with pytest.raises(ValueError, match=f"{common.VGG} is not torchvision's file"):
-        common.perceptual_loss("cpu")
+    with pytest.raises(ValueError, match=f"{networks.VGG} is not torchvision's file"):
+        networks.perceptual_loss("cpu")
 
 
 # ---- FVD ----
@@ -118,7 +117,7 @@ def detector(tmp_path_factory):
 
 
 def test_fvd_of_a_set_to_itself_is_0_and_grows_with_noise(detector):
-    network = files.load_torchscript(detector, "cpu", evaluate.DETECTOR)
+    network = networks.load_torchscript(detector, "cpu", evaluate.DETECTOR)
     videos = push_segments(24, 9, seed=1, size=32)["frames"]
     truth, noise = evaluate.video_features(videos, network), torch.randn_like(videos)
     noisy = [(videos + s * noise).clamp(0, 1) for s in (0, 0.1, 0.3, 1)]
@@ -138,11 +137,11 @@ def test_the_frechet_distance_is_that_of_the_formula_in_float64():
 
 def test_detectors_and_videos_that_do_not_fit_are_refused(tmp_path, detector):
     with pytest.raises(FileNotFoundError, match="no file .*none.pt; expected .*i3d_torchscript.pt"):
-        files.load_torchscript(tmp_path / "none.pt", "cpu", evaluate.DETECTOR)
+        networks.load_torchscript(tmp_path / "none.pt", "cpu", evaluate.DETECTOR)
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(ValueError, match="text.pt is no TorchScript"):
-        files.load_torchscript(tmp_path / "text.pt", "cpu", evaluate.DETECTOR)
-    network = files.load_torchscript(detector, "cpu", evaluate.DETECTOR)
+        networks.load_torchscript(tmp_path / "text.pt", "cpu", evaluate.DETECTOR)
+    network = networks.load_torchscript(detector, "cpu", evaluate.DETECTOR)
     with pytest.raises(ValueError, match="videos of 8 frames; the detector needs at least 9"):
         evaluate.video_features(torch.rand(1, 8, 3, 16, 16), network)
 
