@@ -342,7 +342,7 @@ def test_a_checkpoint_opens_as_a_world_model_or_says_that_it_holds_none(trained,
     sample.main(configure(sample.CONFIG, "", flags(ckpt=tmp_path / "agent.pt", **show)))
     assert (tmp_path / "pictures/sheet.png").is_file()
     learn(tmp_path / "alone.pt", imagine=False, steps=60)
-    with pytest.raises(ValueError, match="alone.pt holds no gpt, tokenizer; expected a checkpoint with"):
+    with pytest.raises(ValueError, match="alone.pt holds no gpt, tokenizer; expected one with"):
         sample.main(configure(sample.CONFIG, "", flags(ckpt=tmp_path / "alone.pt", **show)))
 
 
