@@ -14,7 +14,7 @@ from data import Episodes
 from envs.push import push_segments
 from evaluate import frechet_distance, mse, psnr, ssim
 from sample import WorldModel
-from support.networks import VGG, load_torchscript
+from support.networks import VGG, load_torchscript, perceptual_loss
 
 
 def run_evaluation(path, out, **settings):
@@ -89,7 +89,7 @@ def test_weights_of_lpips_that_are_not_torchvisions_are_refused(tmp_path, monkey
     place.write_bytes(b"of somebody else")
     monkeypatch.setattr(lpips, "LPIPS", lambda **settings: torch.nn.Identity())
     with pytest.raises(ValueError, match=f"{VGG} is not torchvision's file"):
-        common.perceptual_loss("cpu")
+        perceptual_loss("cpu")
 
 
 # ---- FVD ----
