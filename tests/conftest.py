@@ -36,7 +36,7 @@ GPT_TUNE = {k: v for k, v in GPT_RUN.items() if k not in GPT}
 
 def pytest_configure(config):
     """Register the markers; hide GPUs unless the tests that need one are asked for (pytest -m gpu)."""
-    config.addinivalue_line("markers", "slow: above about 8 s on one thread (make test-slow)")
+    config.addinivalue_line("markers", "slow: kills, several processes, whole runs (make test-slow)")
     config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU (pytest -m gpu)")
     wants_gpu = "gpu" in config.getoption("markexpr").replace("not gpu", "")
     if not wants_gpu:

@@ -14,7 +14,7 @@ from data import Episodes
 from envs.push import push_segments
 from evaluate import frechet_distance, mse, psnr, ssim
 from sample import WorldModel
-from support import networks
+from support.networks import VGG, load_torchscript, perceptual_loss
 
 
 def run_evaluation(path, out, **settings):
@@ -84,12 +84,12 @@ def test_lpips_is_asked_in_its_own_range_and_told_per_frame():
 def test_weights_of_lpips_that_are_not_torchvisions_are_refused(tmp_path, monkeypatch):
     lpips = pytest.importorskip("lpips", reason="pip install lpips")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    place = tmp_path / "checkpoints" / networks.VGG
+    place = tmp_path / "checkpoints" / VGG
     place.parent.mkdir()
     place.write_bytes(b"of somebody else")
     monkeypatch.setattr(lpips, "LPIPS", lambda **settings: torch.nn.Identity())
-    with pytest.raises(ValueError, match=f"{networks.VGG} is not torchvision's file"):
-        networks.perceptual_loss("cpu")
+    with pytest.raises(ValueError, match=f"{VGG} is not torchvision's file"):
+        perceptual_loss("cpu")
 
 
 # ---- FVD ----
@@ -117,7 +117,7 @@ def detector(tmp_path_factory):
 
 
 def test_fvd_of_a_set_to_itself_is_0_and_grows_with_noise(detector):
-    network = networks.load_torchscript(detector, "cpu", evaluate.DETECTOR)
+    network = load_torchscript(detector, "cpu", evaluate.DETECTOR)
     videos = push_segments(24, 9, seed=1, size=32)["frames"]
     truth, noise = evaluate.video_features(videos, network), torch.randn_like(videos)
     noisy = [(videos + s * noise).clamp(0, 1) for s in (0, 0.1, 0.3, 1)]
@@ -137,11 +137,11 @@ def test_the_frechet_distance_is_that_of_the_formula_in_float64():
 
 def test_detectors_and_videos_that_do_not_fit_are_refused(tmp_path, detector):
     with pytest.raises(FileNotFoundError, match="no file .*none.pt; expected .*i3d_torchscript.pt"):
-        networks.load_torchscript(tmp_path / "none.pt", "cpu", evaluate.DETECTOR)
+        load_torchscript(tmp_path / "none.pt", "cpu", evaluate.DETECTOR)
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(ValueError, match="text.pt is no TorchScript"):
-        networks.load_torchscript(tmp_path / "text.pt", "cpu", evaluate.DETECTOR)
-    network = networks.load_torchscript(detector, "cpu", evaluate.DETECTOR)
+        load_torchscript(tmp_path / "text.pt", "cpu", evaluate.DETECTOR)
+    network = load_torchscript(detector, "cpu", evaluate.DETECTOR)
     with pytest.raises(ValueError, match="videos of 8 frames; the detector needs at least 9"):
         evaluate.video_features(torch.rand(1, 8, 3, 16, 16), network)
 
@@ -234,6 +234,7 @@ def same(a, b):
     return all(a[k] == pytest.approx(b[k], abs=1e-9) for k in ("mse", "psnr", "ssim", "reward_correlation"))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_broken_off_goes_on_and_two_processes_give_the_same(trained, tmp_path, monkeypatch):
     settings = dict(episodes=3, samples=2, horizon=3, batch_size=2)
     whole, out = run_evaluation(trained.gpt, tmp_path / "whole.json", **settings), tmp_path / "m.json"
@@ -291,6 +292,7 @@ def released(tmp_path_factory):
     return run_evaluation(path, tmp_path_factory.mktemp("released") / "m.json", episodes=32, seed=123)
 
 
+@pytest.mark.slow
 def test_the_released_checkpoint_knows_more_than_the_last_frame_heeds_actions_and_foresees_rewards(released):
     psnr = released["psnr"]
     assert psnr["model"] >= psnr["repeat_last"] + 3 and psnr["model"] >= psnr["wrong_actions"] + 1.5

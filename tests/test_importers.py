@@ -474,6 +474,7 @@ def children(pid):
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
 def test_a_terminated_import_leaves_no_process_and_two_processes_do_what_one_does(bair):
     src, out, whole = bair

@@ -93,6 +93,7 @@ def test_old_gpus_and_windows_do_without_torch_compile(monkeypatch):
 # ---- systems ----
 
 
+@pytest.mark.slow
 def test_the_core_imports_and_works_without_posix(tmp_path):
     code = WITHOUT_POSIX + f"""
 import runpy

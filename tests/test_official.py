@@ -300,6 +300,7 @@ def test_what_is_loaded_is_ready_for_use_and_keeps_its_codes_in_training(folder)
     assert torch.equal(tok.quantize.embedding.weight, codes)
 
 
+@pytest.mark.slow
 def test_fine_tuning_changes_no_setting_that_was_not_given(folder, push64, tmp_path):
     config = json.loads((folder / "tokenizer" / "config.json").read_text())
     (folder / "tokenizer" / "config.json").write_text(json.dumps({**config, "context_length": 1}))
@@ -337,6 +338,7 @@ def test_an_authors_goal_conditioned_model_is_shown_the_goal_first(folder):
     assert torch.equal(model.recent[:, 0], goal)
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_authors_models(folder, push64, tmp_path):
     out = tmp_path / "tokenizer.pt"
     train(train_tokenizer, data=push64, out=out, init_from=folder, **TOKENIZER_TUNE)

@@ -275,6 +275,7 @@ def robot(request):
     env.close()
 
 
+@pytest.mark.slow
 def test_robots_foresee_and_are_taken_back(robot):
     first = robot.reset()
     assert first.shape == (1, 64, 64, 3) and first.std() > 10
@@ -308,6 +309,7 @@ def test_noisy_and_random_episodes_of_a_script_are_collected(tmp_path, monkeypat
 # ---- episodes ----
 
 
+@pytest.mark.slow
 def test_the_simulator_as_model_solves_push_world_and_random_actions_do_not(tmp_path):
     how = dict(models=("random", "oracle", "script"), episodes=4, seeds=1, gifs=1, preset="push")
     numbers = run_plan(tmp_path / "push.json", **how)
@@ -367,6 +369,7 @@ def test_a_stopped_run_keeps_what_was_played_and_leaves_no_process(tmp_path):
             time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_the_same_seed_plans_the_same_whatever_the_processes(trained, tmp_path):
     one, two = (
         run_plan(tmp_path / f"{w}.json", ckpt=trained.gpt, models=("world_model",), **SMALL, workers=w)

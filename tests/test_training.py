@@ -296,6 +296,7 @@ def test_a_killed_and_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_do
     assert logs[0] == logs[1]
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_the_update_saves_and_exits_with_0(push, trained, tmp_path):
     out, rare = tmp_path / "gpt.pt", dict(max_steps=1000, eval_every=500, log_every=500)
     settings = {**GPT_RUN, **rare, "data": push, "tokenizer": trained.tokenizer, "out": out}
