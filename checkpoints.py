@@ -27,7 +27,7 @@ SIZES = dict(
 
 
 def new_tokenizer(settings, kind="compressive"):
-    """A new tokenizer: "compressive", or with so many tokens for every frame as "4x4" says.
+    """A new tokenizer: "compressive", or "4x4": that grid of tokens for every frame.
 
     raises  ValueError at another kind, or at settings that do not fit each other"""
     settings = {**tiny.TOKENIZER_OFF, **settings}
@@ -94,10 +94,8 @@ def gpt_from(state, layout=None, **changes):
         if old[size] == config[size]:
             continue
         print(f"{head} head: {'starts anew' if config[size] else 'left out'}")
-        for key in (f"{head}.weight", f"{head}.bias"):
-            weights.pop(key, None)
-            if key in expected:
-                weights[key] = expected[key]
+        weights = {key: weight for key, weight in weights.items() if not key.startswith(f"{head}.")}
+        weights.update({key: weight for key, weight in expected.items() if key.startswith(f"{head}.")})
     if "pos_emb" in expected and "pos_emb" in weights:  # fewer context frames: the last ones'
         weights["pos_emb"] = weights["pos_emb"][-len(expected["pos_emb"]) :]
     wrong = expected.keys() ^ weights.keys()

@@ -311,7 +311,7 @@ class Progress:
             numbers = dict(loss=losses.mean().item(), lr=lr, ms=1000 * seconds / len(losses))
             if tokens:
                 numbers["tok/s"] = tokens * len(losses) / seconds
-            numbers["wait"] = self.waited / seconds
+            numbers["wait"] = self.waited / seconds  # share of the time spent waiting for data
             for name, value in metrics.items():
                 numbers[name] = value.item()
             log(step, self.numbers, **numbers)

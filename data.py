@@ -1,4 +1,4 @@
-"""data.py: episodes on disk, random segments of them for training, augmentation, pictures.
+"""data.py: episodes on disk, and random segments of them for training.
 
     prepare.py: built-in worlds, robots, other people's formats
         | EpisodeWriter                       +--> Episodes.batch(first)    frames (B,T,3,H,W)
@@ -68,7 +68,7 @@ class Episodes:
     """Random access to the episodes of a folder. It has no position: a batch depends on the arguments alone.
 
     folder  what EpisodeWriter wrote;  split "train", "val" (number % val_every == 0) or "all"
-    limit   the first so many of those alone; 0: all
+    limit   only the first `limit` of them; 0: all
     has     frame_shape (H, W, 3), action_dim, has_reward, n_episodes, lengths, names, meta
     raises  FileNotFoundError where no such folder is, ValueError at another format, a truncated file, or
             files that do not belong together"""
@@ -308,10 +308,10 @@ def goal_first(batch):
 
 
 def draw_segments(data, cfg, T, seen, rank, world, kind="", **how):
-    """What a trainer reads: a function of the number of its micro-step, for `prefetch`.
+    """Return fetch(i), the batch of a trainer's micro-step i, for `prefetch`.
 
-    Processes take turns at the stream of cfg.seed, batch_size segments each, from number `seen` on: a resumed
-    run continues with new segments, on any number of processes."""
+    Processes take turns at the stream of cfg.seed, batch_size segments each. `seen` were read before: a
+    resumed run continues with new ones, on any number of processes."""
 
     def fetch(i):
         first = seen + (i * world + rank) * cfg.batch_size
@@ -327,7 +327,7 @@ def draw_segments(data, cfg, T, seen, rank, world, kind="", **how):
 def prefetch(fn, start, stop, device):
     """Yield fn(start) ... fn(stop-1), dicts of tensors, in order, on `device`; a thread works ahead.
 
-    There frames_u8 become frames, augmented if fn says how (`draw_segments`)."""
+    On the device, bytes become floats and are augmented if fn says how (`draw_segments`)."""
     is_cuda = torch.device(device).type == "cuda"
 
     def load(i):
@@ -350,4 +350,4 @@ def prefetch(fn, start, stop, device):
 
 
 if __name__ == "__main__":
-    raise SystemExit("data is prepared by prepare.py now: python prepare.py " + " ".join(sys.argv[1:]))
+    raise SystemExit("data is prepared by prepare.py: python prepare.py " + " ".join(sys.argv[1:]))

@@ -129,7 +129,7 @@ class DrQ(nn.Module):
             got = f"{stacks.dtype} {tuple(stacks.shape)}"
             raise ValueError(f"frames are {got}; expected float (B, k, 3, H, W)")
         x = stacks.flatten(1, 2)
-        pooled = 0.0  # the means of squares, on CPUs three times as fast as avg_pool2d
+        pooled = 0.0  # average pooling, on CPUs three times as fast as avg_pool2d
         for row in range(self.pool):
             for column in range(self.pool):
                 pooled = pooled + x[..., row :: self.pool, column :: self.pool]

@@ -311,7 +311,7 @@ def main(cfg):
     networks, missing = find_networks(model.device, cfg.lpips, cfg.fvd)
     data = segments_for(model, cfg.data, cfg.episodes, cfg.horizon, None if cfg.from_start else cfg.seed)
     if model.action_dim and cfg.episodes == 1:
-        missing["wrong_actions"] = "they are another video's; pass --episodes 2 or more"
+        missing["wrong_actions"] = "needs a second video; pass --episodes 2 or more"
     folder = parts_folder(cfg, model, data, networks)
 
     videos = max(1, cfg.batch_size // cfg.samples)  # at once; all futures of each

@@ -13,8 +13,8 @@ Action-free: action_dim=0. With actions: action_dim=A, a zero-initialised projec
 trainer puts the last frame first (train_gpt.py), and nothing changes here. The laptop's preset `tiny` has
 learned position embeddings beside RoPE: variants/tiny.py.
 
-B batch, n_b branches (futures of one context), L tokens, P context tokens, s newest tokens, D width, H heads,
-d = D/H, V vocabulary, A action size, h frames; the others are tokenizer.py's.
+B batch, n_b branches (futures of one context), L tokens, P tokens that `prefill` reads, s newest tokens,
+D width, H heads, d = D/H, V vocabulary, A action size, h frames; the others are tokenizer.py's.
 
 Run: python train_gpt.py --preset tiny --tokenizer out/tokenizer.pt --max_steps 100"""
 
@@ -63,7 +63,7 @@ class RMSNorm(nn.Module):
 def linear(x, weight):
     """x (..., D), weight (M, D) -> (..., M): F.linear, by oneDNN where that is faster.
 
-    torch calls MKL on CPUs. For a few tokens oneDNN took half its time (AMD EPYC), but has no gradient."""
+    torch calls MKL on CPUs. For a few tokens oneDNN takes half of its time (AMD EPYC); it has no gradient."""
     large = x.is_cpu and x.dtype == torch.float32 and weight.numel() >= 2**18
     if large and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
         if torch.backends.mkldnn.is_available():
@@ -124,8 +124,8 @@ class Block(nn.Module):
 class LayerCache(nn.Module):
     """Keys and values of one layer: the context's once per scene, the future's once per branch.
 
-    shared (2, B, H, P, d), own (2, B n_b, H, capacity, d): allocated once, of fixed shape. With one branch
-    there is nothing to share: own is (2, B, H, P + capacity, d), and `shared` its first part."""
+    shared (2, B, H, P, d), keys and values (B n_b, H, capacity, d): allocated once, of fixed shape. With one
+    branch there is nothing to share: these are (B, H, P + capacity, d), and `shared` is their first part."""
 
     def __init__(self, weight, B, n_branches, H, d, P, capacity):
         super().__init__()
@@ -183,8 +183,8 @@ class Cache(nn.Module):
         d = model.config["n_embd"] // H
         self.sizes = (B, n_branches, P, capacity)
         weight = model.embed.weight
-        sizes = B, n_branches, H, d, P, capacity
-        self.layers = nn.ModuleList([LayerCache(weight, *sizes) for _ in model.blocks])
+        layers = [LayerCache(weight, B, n_branches, H, d, P, capacity) for _ in model.blocks]
+        self.layers = nn.ModuleList(layers)
         mask = weight.new_full((capacity, P + capacity), float("-inf")).triu(P + 1)  # row: a future token
         self.register_buffer("mask", mask)
         self.step = model.step
@@ -195,7 +195,7 @@ class Cache(nn.Module):
         """Back to the end of the context, whose last token is `pending` (B n_b, 1)."""
         self.pending = pending
         self.length = 0  # future tokens read
-        for layer in self.layers:  # a NaN left in there would stay one, whatever its weight
+        for layer in self.layers:  # masked positions have weight 0, but 0 x NaN is NaN
             layer.keys[:, :, layer.first :].zero_()
             layer.values[:, :, layer.first :].zero_()
 
@@ -250,10 +250,10 @@ class GPT(nn.Module):
         expected = (*shape, A) if A else None
         if got != expected:
             raise ValueError(f"actions are {got or 'none'}; expected {expected or 'none: no action_dim'}")
-        return self.action(actions.to(self.action.weight.dtype)) if A else None
+        return self.action(actions.to(self.embed.weight.dtype)) if A else None
 
     def add_positions(self, x, positions):
-        """Embeddings x (B, L, D) of tokens at positions (L,): RoPE alone tells positions, so x as it is."""
+        """A hook for TinyGPT: x (B, L, D) at positions (L,). Here RoPE alone encodes positions."""
         return x
 
     def hidden(self, tokens, actions=None, attends=None, first=0):
@@ -422,8 +422,8 @@ class GPT(nn.Module):
         decayed = []
         others = []
         for name, parameter in self.named_parameters():
-            is_decayed = parameter.ndim == 2 and name not in self.undecayed()
-            (decayed if is_decayed else others).append(parameter)
+            group = decayed if parameter.ndim == 2 and name not in self.undecayed() else others
+            group.append(parameter)
         return [dict(params=decayed, weight_decay=weight_decay), dict(params=others, weight_decay=0.0)]
 
     def checkpoint(self):

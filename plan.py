@@ -83,7 +83,7 @@ CONFIG = dict(
     dtype="auto",
     seed=0,  # of tasks
 )
-PUSH = dict(  # coloured noise finds its way where mppi's does not
+PUSH = dict(  # icem's correlated noise succeeds here, mppi's does not
     task="push_anywhere", out="out/plan/push.json", planner="icem", candidates=60, iterations=2, elites=6,
     execute_mean=True, horizon=8, lead=7,
 )  # fmt: skip
@@ -203,10 +203,12 @@ class Bench:
         A = self.env.action_dim
         if not hasattr(self.env, "foresee"):
             raise ValueError(f"task is {cfg.task!r}; expected push, robosuite_push or one of RoboDesk's")
+        if self.world.goal_conditioned:
+            raise ValueError(f"{cfg.ckpt} is goal-conditioned; planning needs a model without goals")
         if "world_model" in cfg.models and self.world.action_dim != A:
             takes = f"{cfg.ckpt} takes {self.world.action_dim}-D actions"
             raise ValueError(f"{takes}, {cfg.task} {A}-D; pass --ckpt")
-        self.std = np.array(cfg.std if any(cfg.std) else STD[A])
+        self.std = np.array(cfg.std if any(cfg.std) else STD.get(A, cfg.std))
         if len(self.std) != A or self.std.min() < 0:
             raise ValueError(f"std is {cfg.std}; expected {A} numbers of 0 or more, one per action dimension")
         self.score = Score(cfg, self.world.device)
@@ -268,7 +270,8 @@ def play(settings, model, seed, i):
     decisions = []
     memory = {}
     env.restore(task.start)
-    frames_u8 = [env.step(no_action)[0][0]] * 2  # the history
+    history = max(2, bench.world.context_frames)
+    frames_u8 = [env.step(no_action)[0][0]] * history
     distances = [env.distance(task.positions)[0]]
     for k in range(cfg.steps):
         if distances[-1] < env.tolerance:
@@ -295,7 +298,7 @@ def play(settings, model, seed, i):
     if decisions and cfg.diagnose and model == "world_model" and not won:
         record["shortfall"] = diagnose(bench, decisions, task)
     if seed == 0 and i < cfg.gifs:
-        draw(beside(cfg.out, "") / f"{model}-{i}.gif", task.goal, frames_u8[1:], decisions)
+        draw(beside(cfg.out, "") / f"{model}-{i}.gif", task.goal, frames_u8[history - 1 :], decisions)
     return record
 
 def check(cfg):

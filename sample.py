@@ -6,10 +6,10 @@
 
 The context is encoded and read once; a frame then costs its own n tokens, however long the rollout is. A
 rollout that reaches the end of the segment that the transformer was trained on takes a new context: its last
-t frames.
+t frames, one for each branch, which from then on share nothing.
 
-B batch, n_b branches (futures of one context), t context frames, h horizon, A action size. Frames are in [0,
-1].
+B batch, n_b branches (futures of one context), t context frames, h horizon, A action size. Frames are in
+[0, 1].
 
 Run: python sample.py                                        the released checkpoint, fresh PushWorld episodes
      python sample.py --ckpt out/gpt.pt --data data/mine     validation segments of your own episodes
@@ -80,7 +80,7 @@ class WorldModel:
         if temperature < 0 or top_k < 0:
             raise ValueError(f"temperature is {temperature}, top_k {top_k}; expected both at least 0")
         if tokenizer.layout != gpt.layout:
-            raise ValueError(f"tokenizer with {tokenizer.layout}, transformer with {gpt.layout}: no pair")
+            raise ValueError(f"the tokenizer has {tokenizer.layout}, the transformer {gpt.layout}")
         self.tokenizer = tokenizer.to(device, memory_format=torch.channels_last).eval()
         self.gpt = gpt.to(device).eval()
         self.device = torch.device(device)
@@ -93,6 +93,9 @@ class WorldModel:
         self.generator = torch.Generator(device).manual_seed(seed)
         self.seeds = itertools.count(seed + 1)  # of sessions
         self.recent = None  # the newest t frames, (B n_b, t, 3, H, W)
+        self.left = 0  # frames until a new context is due
+        self.n_branches = 1
+        self.scene = None  # what the decoder attends to, `Tokenizer.decode_context`
         self.cache = None
         self.anchor = None  # what `rewind` goes back to
         bf16 = gpt.embed.weight.dtype == torch.bfloat16
@@ -137,10 +140,12 @@ class WorldModel:
     def reset(self, frames, n_branches=1, horizon=0):
         """Start from context frames (B, t, 3, H, W) in [0, 1], with n_branches futures of each.
 
-        horizon  how many frames are wanted, if that is known: less memory is taken than for a segment's
+        horizon  frames to be imagined, if known: memory for these is allocated, not for a whole segment
         raises   ValueError if frames are of another shape than the model's, or not in [0, 1]"""
         t = self.context_frames
         self.tokenizer.check(frames, t)
+        if n_branches < 1:
+            raise ValueError(f"n_branches is {n_branches}; expected at least 1")
         if frames.shape[1] != t:
             raise ValueError(f"{frames.shape[1]} context frames; the model takes {t}, newest last")
         if not frames.is_floating_point() or not (frames.min() >= 0 and frames.max() <= 1):
@@ -165,7 +170,7 @@ class WorldModel:
 
         raises  ValueError before `reset`, or if a long rollout has taken a new context since"""
         if self.anchor is None:
-            raise ValueError("nothing to rewind to: call reset(frames) first")
+            raise ValueError("nothing to rewind to: call reset(frames); a long rollout took a new context")
         self.recent, self.left, pending = self.anchor
         self.cache.rewind(pending)
 
@@ -192,7 +197,8 @@ class WorldModel:
             raise ValueError("no context: call reset(frames) with the context frames first")
         known = None if callable(policy_or_actions) else policy_or_actions
         if horizon < 1 or known is not None and known.shape[1] < horizon:
-            raise ValueError(f"horizon is {horizon}; expected 1 to the number of actions given")
+            there = "" if known is None else f"; there are {known.shape[1]} actions"
+            raise ValueError(f"horizon is {horizon}; expected 1 or more, and an action for each frame{there}")
         frames = []
         rewards = []
         actions = []
@@ -257,7 +263,7 @@ def main(cfg):
     rows = []
     for b in range(B):
         rows.append(frames[b])
-        last = frames[b, -1:].expand(t + h - T, -1, -1, -1)  # a truth that ends early stands still
+        last = frames[b, -1:].expand(t + h - T, -1, -1, -1)  # repeat the last true frame
         truth = torch.cat([frames[b], last])
         for k in range(cfg.branches):
             clip = torch.cat([frames[b, :t], imagined[b, k]])

@@ -367,6 +367,8 @@ class RevivingQuantizer(VectorQuantizer):
     def count_use(self, ids):
         self.idle += 1
         self.idle[ids.flatten()] = 0
+        if dist.is_initialized():  # here: before the next forward, DDP broadcasts the buffers of process 0
+            dist.all_reduce(self.idle, dist.ReduceOp.MIN)
 
     @torch.no_grad()
     def revive(self, z):
@@ -381,7 +383,6 @@ class RevivingQuantizer(VectorQuantizer):
         odds = distance.square().nan_to_num(0, 0) + 1e-8
         fresh = z[torch.multinomial(odds, len(weight), replacement=True)]
         if dist.is_initialized():  # all processes must draw the same codes
-            dist.all_reduce(self.idle, dist.ReduceOp.MIN)
             dist.broadcast(fresh, 0)
         dead = (self.idle > 0) & (self.idle % self.revive_after == 0)
         weight.copy_(torch.where(dead[:, None], fresh, weight))
@@ -444,10 +445,9 @@ def check_config(cfg):
             raise ValueError(f"{key} is {cfg[key]}; expected at least 1")
     factor = 2 ** (len(cfg["channels"]) - 1) * cfg["dynamics_grid"]
     if cfg["resolution"] % factor:
-        raise ValueError(f"resolution is {cfg['resolution']}; expected a multiple of downsampling, {factor}")
-    for C in cfg["channels"]:
-        if C % cfg["norm_groups"] or C % cfg["n_head"]:
-            raise ValueError(f"channels has {C}; expected multiples of norm_groups and n_head")
+        raise ValueError(f"resolution is {cfg['resolution']}; expected a multiple of {factor} (grid)")
+    if any(C % cfg["norm_groups"] or C % cfg["n_head"] for C in cfg["channels"]):
+        raise ValueError(f"channels are {cfg['channels']}: no multiples of norm_groups and n_head")
 
 
 class Tokenizer(nn.Module):
@@ -472,9 +472,9 @@ class Tokenizer(nn.Module):
         self.post_quant_conv = nn.Conv2d(D, D, 1)
         self.quant_linear = nn.Linear(D * self.side**2, D)
         self.post_quant_linear = nn.Linear(D, D * self.side**2)
-        training = cfg["commitment"], cfg["revive_after"]
-        self.quantize = RevivingQuantizer(cfg["context_codes"], D, *training)
-        self.dynamics_quantize = RevivingQuantizer(cfg["dynamics_codes"], D, *training)
+        how = cfg["commitment"], cfg["revive_after"]
+        self.quantize = RevivingQuantizer(cfg["context_codes"], D, *how)
+        self.dynamics_quantize = RevivingQuantizer(cfg["dynamics_codes"], D, *how)
         self.apply(init_weights)
 
     def networks(self, cfg, conditional):

@@ -364,7 +364,7 @@ def test_a_stopped_run_keeps_what_was_played_and_leaves_no_process(tmp_path):
     assert "keeps the episodes played; the same command continues" in run.communicate(timeout=30)[1]
     assert len(episodes_of(out)["records"]) > 1
     with pytest.raises(ProcessLookupError):
-        for _ in range(100):  # multiprocessing's own helper ends a little later
+        for _ in range(100):  # multiprocessing's own function ends a little later
             os.killpg(run.pid, 0)
             time.sleep(0.1)
 

@@ -192,7 +192,7 @@ def test_the_loss_needs_a_future_frame():
         (dict(depth=3), "settings missing or unknown: depth"),
         (dict(resolution=40), "resolution is 10; expected a multiple of"),
         (dict(resolution=34), "resolution is 34; expected a multiple of patch = 4"),
-        (dict(channels=(6,)), "channels has 6; expected multiples of norm_groups and n_head"),
+        (dict(channels=(6,)), r"channels are \(6,\): no multiples of norm_groups and n_head"),
         (dict(code_dim=0), "code_dim is 0; expected at least 1"),
     ],
 )

@@ -365,3 +365,30 @@ def test_the_defaults_are_the_papers_small_models():
     assert (cfg.n_layer, cfg.n_embd, cfg.segment_length, cfg.lr) == (12, 768, 16, 1e-4)
     cfg = configure(train_tokenizer.CONFIG, "", [], train_tokenizer.PRESETS)
     assert (cfg.channels, cfg.resolution, cfg.context_frames) == ((128, 256, 512), 64, 2)
+
+
+USE_ON_ONE_PROCESS = """
+import torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tokenizer import RevivingQuantizer
+
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+quantizer = RevivingQuantizer(2, 1, 1.0, revive_after=4).train()
+quantizer.embedding.weight.data = torch.tensor([[0.0], [10.0]])
+quantizer.idle.zero_()
+ddp = DistributedDataParallel(quantizer)
+for _ in range(12):  # process 0 uses code 0 alone, process 1 code 1 alone
+    zq, _, loss = ddp(torch.full((8, 1), 10.0 * dist.get_rank()))
+    loss.backward()
+assert quantizer.embedding.weight.tolist() == [[0.0], [10.0]], quantizer.embedding.weight
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_a_code_that_only_one_process_uses_is_not_drawn_anew(tmp_path):
+    script = tmp_path / "use.py"
+    script.write_text(USE_ON_ONE_PROCESS)
+    done = python("-m", "torch.distributed.run", "--nproc_per_node=2", script)
+    assert done.returncode == 0, done.stderr

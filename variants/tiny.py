@@ -1,4 +1,4 @@
-"""variants/tiny.py: what the preset `tiny` does otherwise than the paper, to learn on a laptop's CPU.
+"""variants/tiny.py: what the preset `tiny` does differently from the paper, to learn on a CPU.
 
     TinyTokenizer  patch         folds 4x4 pixels into channels: a sixteenth of the convolutions' work
                    pos_init      the cross-attention starts with sinusoids as position embeddings and keys
@@ -7,8 +7,8 @@
                    loss_options  dynamics codes learn to tell of changes alone: else they describe the
                                  scenery again, and the transformer has to predict that
     TinyGPT        pos_init      learned position embeddings beside RoPE, and heads that start by attending to
-                                 where the next token lies; with RoPE alone it is learned late how the
-                                 context's objects get into the first future frame
+                                 where the next token lies; with RoPE alone the model is slow to learn
+                                 to copy the context's objects into the first future frame
     embed_codebooks              token embeddings start from the codebooks: similar codes, similar embeddings
     muon.py                      an optimizer that needs half of AdamW's updates
 
@@ -98,7 +98,7 @@ def quantize_changes(quantizer, z, still, pull):
 
 
 def loss_options(model, cfg, step):
-    """What TinyTokenizer.loss takes beside frames at an update: {} unless --decouple_start is set.
+    """Extra arguments of TinyTokenizer.loss at an update: {} unless --decouple_start is set.
 
     From that update on the dynamics codes are to tell of changes alone, before it a little: if it began at
     once, or suddenly, they would all become one code."""
@@ -144,7 +144,7 @@ class TinyTokenizer(Tokenizer):
     def reconstruct_changes(self, frames, pull, disguise):
         """As `reconstruct`, with code 0 where nothing has changed since the context.
 
-        disguise  take the dynamics codes from a copy of the clip in other colours"""
+        disguise  take the dynamics codes of every second clip from a copy in other colours"""
         t = self.config["context_frames"]
         still = self.unchanged(frames)
         seen = recolour(frames) if disguise else frames
