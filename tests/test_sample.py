@@ -150,7 +150,7 @@ def test_wrong_calls_are_refused_with_the_reason(trained, segments):
         model.step(torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"actions are none; expected \(2, 2\)"):
         model.step()
-    with pytest.raises(ValueError, match="horizon is 4; expected 1 to the number of actions"):
+    with pytest.raises(ValueError, match="horizon is 4; expected 1 or more, and an action for each frame"):
         model.rollout(torch.zeros(2, 3, 2), 4)
 
 
