@@ -42,7 +42,7 @@ from mixture import open_data
 from support.devices import autocast_for, can_compile
 from support.pictures import save_contact_sheet
 from variants import tiny
-from variants.muon import Muon
+from variants.muon import optimizers_for
 
 MODEL = {**gpt.SMALL, **tiny.GPT_OFF}
 del MODEL["action_dim"], MODEL["reward"]  # these two follow from the data
@@ -150,19 +150,6 @@ def evaluate(model, tokenizer, segments, cfg, picture):
     save_contact_sheet(picture, rows[:8])
     model.train()
     return totals
-
-
-def optimizers_for(model, cfg):
-    """AdamW for all parameters, or Muon for the blocks' matrices and AdamW for the others: a list."""
-    matrices = [p for p in model.blocks.parameters() if p.ndim == 2] if cfg.muon else []
-    by_muon = {id(p) for p in matrices}
-    groups = model.param_groups(cfg.weight_decay)
-    for group in groups:
-        group["params"] = [p for p in group["params"] if id(p) not in by_muon]
-    optimizers = [torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.999), fused=True)]
-    if matrices:
-        optimizers.append(Muon(matrices, cfg.lr, cfg.weight_decay))
-    return optimizers
 
 
 def build(cfg, data):

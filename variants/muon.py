@@ -64,3 +64,19 @@ class Muon(torch.optim.Optimizer):
         for p, direction in zip(matrices, orthogonalize(torch.stack(directions)), strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
             p.add_(direction.to(p.dtype), alpha=-group["lr"] * length)
+
+
+def optimizers_for(model, cfg):
+    """A list: AdamW for all parameters of a GPT, or with cfg.muon Muon for its blocks' matrices and AdamW for
+    the others."""
+    matrices = []
+    if cfg.muon:
+        matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
+    by_muon = {id(p) for p in matrices}
+    groups = model.param_groups(cfg.weight_decay)
+    for group in groups:
+        group["params"] = [p for p in group["params"] if id(p) not in by_muon]
+    optimizers = [torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.999), fused=True)]
+    if matrices:
+        optimizers.append(Muon(matrices, cfg.lr, cfg.weight_decay))
+    return optimizers
