@@ -24,7 +24,7 @@ import train_tokenizer
 from common import configure, load_checkpoint, log, lr_at, run, save_checkpoint, start_log, stop_signal
 from support import export, segments
 from support.devices import autocast_for
-from variants import tiny
+from variants import muon, tiny
 
 CONFIG = dict(preset="a", steps=10, lr=1e-3, flag=True, channels=(1, 2), out="x")
 PRESETS = dict(a={}, b=dict(steps=20, lr=2.0))
@@ -120,7 +120,7 @@ def attributes_read(module):
 
 READERS = {  # modules that read a script's settings for it
     train_tokenizer: (common, data, tiny),
-    train_gpt: (common, data),
+    train_gpt: (common, data, muon),
     sample: (export, segments),
 }
 MODELS = {train_tokenizer: train_tokenizer.MODEL, train_gpt: train_gpt.MODEL, mbpo: drq.AGENT}
