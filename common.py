@@ -266,7 +266,6 @@ class Progress:
         self.picture = beside(self.out, ".png")
         self.rank, self.world, self.device = setup_ddp()
         self.stop = stop_signal()
-        self.began = time.time()
         self.ends = False  # the loop is over
         self.saves = False  # this process evaluates and saves now
 
@@ -279,6 +278,7 @@ class Progress:
                 self.out.unlink(missing_ok=True)
             start_log(self.numbers, step)
             print(f"{self.device} x {self.world} | {text}")
+        self.began = time.time()
         self.reset()
 
     def reset(self):

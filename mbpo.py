@@ -47,7 +47,7 @@ from data import Episodes, to_float, to_u8
 from drq import AGENT, DrQ, Replay, exploration_std, to_batch
 from envs import demonstrations, make_environment, play
 from envs.base import HELD_OUT
-from sample import TRAINED, WorldModel, trained_settings
+from sample import TRAINED, WorldModel
 from support.devices import autocast_for, find_device, uses_bf16
 from support.files import beside, claim
 from support.networks import perceptual_loss
@@ -129,7 +129,8 @@ def load_models(cfg, A, state=None):
         tokenizer_settings, gpt_settings = SIZES[cfg.world]
         tokenizer = new_tokenizer(tokenizer_settings)
         return tokenizer, new_gpt(tokenizer.layout, {**gpt_settings, **heads, "segment_length": cfg.segment})
-    if Path(cfg.init_from).is_file() and trained_settings(cfg.init_from)["goal_conditioned"]:
+    is_ours = Path(cfg.init_from).is_file()
+    if is_ours and load_checkpoint(cfg.init_from).get("train_config", {}).get("goal_conditioned"):
         raise ValueError(f"{cfg.init_from} is goal-conditioned; an agent needs a model without goals")
     tokenizer = load_tokenizer(cfg.init_from, revive_after=0)
     if tokenizer.config["resolution"] != cfg.size:

@@ -92,6 +92,7 @@ MODELS = "random", "world_model", "oracle", "script"
 STD = {2: (0.5, 0.5), 4: (0.5, 0.5, 0.5, 0.0), 5: (0.5, 0.5, 0.5, 0.1, 0.1)}  # VP2's, by the action size
 RUN_SETTINGS = "workers out overwrite device gifs preset given models episodes seeds diagnose".split()
 
+
 def shifted(plan):
     """A plan (..., h, A) one step later, its last row repeated."""
     return np.concatenate([plan[..., 1:, :], plan[..., -1:, :]], -2)
@@ -151,6 +152,7 @@ def icem(score, memory, shape, std, cfg, rng):
 
 PLANNERS = dict(mppi=mppi, icem=icem)
 
+
 def imagine_candidates(world, frames, candidates, batch=0):
     """Imagine candidates (N,h,A) as branches of one context (t,3,H,W), `batch` at once (0: all of them).
 
@@ -189,6 +191,7 @@ class Score:
                 raise ValueError(f"{cfg.classifier} returns {tuple(logits.shape)}; expected {CLASSIFIER}")
             total += cfg.classifier_weight * logits.view(frames.shape[:2]).sum(1)
         return total
+
 
 class Bench:
     """What a process needs to play episodes."""
@@ -300,6 +303,7 @@ def play(settings, model, seed, i):
     if seed == 0 and i < cfg.gifs:
         draw(beside(cfg.out, "") / f"{model}-{i}.gif", task.goal, frames_u8[history - 1 :], decisions)
     return record
+
 
 def check(cfg):
     require_positive(cfg, "episodes", "seeds", "steps", "lead", "candidates", "horizon")

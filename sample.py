@@ -242,8 +242,9 @@ def main(cfg):
         cfg.dtype = "float32"
     out = claim_folder(cfg.out)
     model = WorldModel.load(
-        cfg.ckpt, cfg.device, cfg.tokenizer, cfg.context_frames, cfg.segment_length, cfg.goal_conditioned,
-        cfg.temperature, cfg.top_k, cfg.seed, cfg.dtype,
+        cfg.ckpt, device=cfg.device, tokenizer=cfg.tokenizer, context_frames=cfg.context_frames,
+        segment_length=cfg.segment_length, goal_conditioned=cfg.goal_conditioned,
+        temperature=cfg.temperature, top_k=cfg.top_k, seed=cfg.seed, dtype=cfg.dtype,
     )  # fmt: skip
     if cfg.export:
         export(model, cfg.export, cfg.data)

@@ -213,9 +213,6 @@ def main(cfg):
     autocast = autocast_for(device, cfg.dtype)
     T = cfg.segment_length = model.config["segment_length"]
     segments_per_step = cfg.batch_size * cfg.accumulate * world
-    size = sum(p.numel() for p in model.parameters())
-    sizes = f"{size:,} parameters | {model.config['action_dim']}-D actions"
-    progress.start(step, f"{sizes} | {segments_per_step} segments per step")
 
     def save():
         state = dict(optimizers=[optimizer.state_dict() for optimizer in optimizers])
@@ -229,6 +226,10 @@ def main(cfg):
     if cfg.goal_conditioned:
         batches = map(goal_first, batches)
         val_segments = goal_first(val_segments)
+    size = sum(p.numel() for p in model.parameters())
+    sizes = f"{size:,} parameters | {model.config['action_dim']}-D actions"
+    progress.start(step, f"{sizes} | {segments_per_step} segments per step")
+
     while not progress.ends:
         lr = lr_at(step, cfg.lr, cfg.warmup, cfg.max_steps, cfg.schedule)
         for optimizer in optimizers:

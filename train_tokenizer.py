@@ -200,8 +200,6 @@ def main(cfg):
                 network.compile()
     autocast = autocast_for(device, cfg.dtype)
     segments_per_step = cfg.batch_size * cfg.accumulate * world
-    size = sum(p.numel() for p in model.parameters())
-    progress.start(step, f"{size:,} parameters | {segments_per_step} segments per step")
 
     def save():
         state = dict(optimizer=optimizer.state_dict(), rng=torch.get_rng_state(), train_config=vars(cfg))
@@ -214,6 +212,9 @@ def main(cfg):
     fetch = draw_segments(train, cfg, cfg.horizon, seen, rank, world, cfg.augment, **how)
     batches = prefetch(fetch, 0, (cfg.max_steps - step) * cfg.accumulate, device)
     val_segments = val.segments(cfg.eval_segments, t + cfg.future_frames, cfg.stride, cfg.seed)
+    size = sum(p.numel() for p in model.parameters())
+    progress.start(step, f"{size:,} parameters | {segments_per_step} segments per step")
+
     while not progress.ends:
         lr = lr_at(step, cfg.lr, cfg.warmup, cfg.max_steps, cfg.schedule)
         for group in optimizer.param_groups:

@@ -3,11 +3,9 @@
 from pathlib import Path
 
 import imageio.v3 as iio
-import numpy as np
 import torch
-from PIL import Image, ImageDraw  # imageio brings it
 
-from data import to_float, to_u8
+from data import to_u8
 from support.files import write_whole
 
 
@@ -51,13 +49,3 @@ def save_contact_sheet(path, rows, scale=2):
         white = torch.ones_like(row[:1]).expand(T - len(row), -1, -1, -1)
         strips.append(_join(list(torch.cat([row, white])), -1))
     _write_picture(path, _enlarge(_join(strips, -2), scale))
-
-
-def write_on(frames, texts):
-    """Frames (T,3,H,W) in [0, 1] with one line of text below each -> (T, 3, H + 12, W)."""
-    strips = []
-    for text in texts:
-        strip = Image.new("RGB", (frames.shape[3], 12), "white")
-        ImageDraw.Draw(strip).text((2, 0), text, "black")
-        strips.append(np.asarray(strip))
-    return torch.cat([frames, to_float(np.stack(strips))], 2)

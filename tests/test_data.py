@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data import Episodes, draw_segments, floats, prefetch, to_float, to_u8
-from support.pictures import save_contact_sheet, save_gif, save_side_by_side, write_on
+from support.pictures import save_contact_sheet, save_gif, save_side_by_side
 from support.writer import EpisodeWriter
 
 
@@ -272,11 +272,3 @@ def test_gifs_and_sheets_have_the_expected_size_and_pixels(tmp_path):
     sheet = iio.imread(tmp_path / "f.png")
     assert sheet.shape == (2 * (8 + 2 + 8), 2 * (5 * 6 + 4 * 2), 3)
     assert np.array_equal(sheet[:16:2, :12:2], to_u8(frames[0, 0])) and (sheet[20:, 2 * 3 * 8 :] == 255).all()
-
-
-def test_a_line_of_text_stands_below_each_frame():
-    frames = torch.rand(2, 3, 8, 40)
-    written = write_on(frames, ["a", "b"])
-    assert written.shape == (2, 3, 8 + 12, 40) and torch.equal(written[:, :, :8], frames)
-    below = written[:, :, 8:]
-    assert below.min() < 0.2 and below.max() == 1 and not torch.equal(below[0], below[1])

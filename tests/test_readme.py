@@ -158,6 +158,17 @@ def check(command):
         check_python(words)
 
 
+def require_sound(commands):
+    """Assert that `check` accepts all (place, command); name those that it does not."""
+    wrong = []
+    for place, command in commands:
+        try:
+            check(command)
+        except AssertionError as error:
+            wrong.append(f"{place}: {command}   {str(error).splitlines()[0]}")
+    assert not wrong, "\n".join(wrong)
+
+
 # ---- the tests ----
 
 
@@ -165,37 +176,19 @@ def check(command):
 def test_every_command_of_a_page_parses(page):
     commands = commands_in_page(page)
     assert len(commands) > (10 if page == "README.md" else 0)
-    wrong = []
-    for command in commands:
-        try:
-            check(command)
-        except AssertionError as error:
-            wrong.append(f"{command}   {str(error).splitlines()[0]}")
-    assert not wrong, "\n".join(wrong)
+    require_sound((page, command) for command in commands)
 
 
 def test_every_command_in_a_files_header_parses():
     commands = commands_in_headers()
     assert len(commands) > 20
-    wrong = []
-    for file, command in commands:
-        try:
-            check(command)
-        except AssertionError as error:
-            wrong.append(f"{file}: {command}   {str(error).splitlines()[0]}")
-    assert not wrong, "\n".join(wrong)
+    require_sound(commands)
 
 
 def test_every_command_of_the_makefile_parses():
     commands = commands_in_makefile()
     assert len(commands) > 5
-    wrong = []
-    for command in commands:
-        try:
-            check(command)
-        except AssertionError as error:
-            wrong.append(f"{command}   {str(error).splitlines()[0]}")
-    assert not wrong, "\n".join(wrong)
+    require_sound(("Makefile", command) for command in commands)
 
 
 def anchors(text):
