@@ -81,6 +81,8 @@ CONFIG = dict(
     init_updates=1000,
     gpt_every=10,  # steps
     tokenizer_every=40,
+    temperature=1.0,  # of imagined codes
+    top_k=100,
     horizon=10,  # frames of an imagined rollout
     starts=32,  # rollouts at once
     rollout_every=200,
@@ -143,7 +145,8 @@ def load_models(cfg, A, state=None):
 def trained_on(cfg):
     """What sample.py must know of the world model in a checkpoint (sample.TRAINED)."""
     is_push = cfg.task in ("push", "push_anywhere") and cfg.robot == "red"  # what "push" shows
-    return dict(TRAINED, data="push" if is_push else "")
+    sampling = dict(top_k=cfg.top_k, temperature=cfg.temperature)
+    return dict(TRAINED, data="push" if is_push else "", **sampling)
 
 
 class Learner:

@@ -18,6 +18,7 @@ from common import configure, run
 from envs import demonstrations, make_environment, play, script_episodes
 from envs.base import HELD_OUT, random_policy
 from envs.push import play_push
+from support import tokens
 from support.writer import EpisodeWriter
 
 PUSH_CONFIG = dict(
@@ -98,6 +99,7 @@ COMMANDS = {
     "push": (collect_push, PUSH_CONFIG),
     "script": (collect_script, SCRIPT_CONFIG),
     "metaworld": (collect_metaworld, METAWORLD_CONFIG),
+    "tokens": (tokens.tokenize_segments, tokens.CONFIG),
     **importers.IMPORTERS,
 }
 

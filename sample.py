@@ -40,8 +40,8 @@ CONFIG = dict(
     n=4,  # segments
     branches=1,  # futures of each
     horizon=14,  # frames to imagine; longer than the trained segment works
-    temperature=1.0,
-    top_k=-1,  # codes, the most likely, to sample from; 0: all; -1: as the model was trained for
+    temperature=-1.0,  # of sampling; 0: the most likely code; -1: as the checkpoint says
+    top_k=-1,  # codes, the most likely, to sample from; 0: all; -1: as the checkpoint says
     device="",  # by default a GPU if there is one
     dtype="auto",  # of weights and cache: bf16, float32, or by "auto" the former on GPUs, the latter on CPUs
     seed=0,
@@ -55,7 +55,9 @@ CONFIG = dict(
 
 
 # What a checkpoint says about the use of its model: settings of its training.
-TRAINED = dict(data="", stride=1, action_agg="sample", goal_conditioned=False, top_k=100)
+TRAINED = dict(
+    data="", stride=1, action_agg="sample", goal_conditioned=False, top_k=100, temperature=1.0
+)  # fmt: skip
 
 
 def trained_settings(path):
@@ -73,10 +75,12 @@ class WorldModel:
 
     Weights are shared by all `session`s of a model; each has its own context, KV cache, branches and random
     numbers.
-    trained  settings of its training (TRAINED); with goal_conditioned, the first context frame is the goal,
-             which stays when a long rollout takes a new context"""
+    trained  settings of its training (TRAINED), temperature and top_k among them; with goal_conditioned, the
+             first context frame is the goal, which stays when a long rollout takes a new context"""
 
-    def __init__(self, tokenizer, gpt, device="cpu", trained=TRAINED, temperature=1.0, top_k=100, seed=0):
+    def __init__(self, tokenizer, gpt, device="cpu", trained=TRAINED, temperature=-1.0, top_k=-1, seed=0):
+        temperature = trained["temperature"] if temperature == -1 else temperature
+        top_k = trained["top_k"] if top_k == -1 else top_k
         if temperature < 0 or top_k < 0:
             raise ValueError(f"temperature is {temperature}, top_k {top_k}; expected both at least 0")
         if tokenizer.layout != gpt.layout:
@@ -106,7 +110,7 @@ class WorldModel:
 
     @classmethod
     def load(cls, path, device="", tokenizer="", context_frames=0, segment_length=0, goal_conditioned=False,
-             temperature=1.0, top_k=-1, seed=0, dtype="auto"):
+             temperature=-1.0, top_k=-1, seed=0, dtype="auto"):
         """Load any checkpoint: of train_gpt.py, mbpo.py, or of the authors: a folder, or a hub name such as
         thuml/ivideogpt-oxe-64-act-free. `tokenizer` is a path of another tokenizer to use with it; CONFIG
         describes the others.
@@ -124,7 +128,6 @@ class WorldModel:
         gpt = load_gpt(folder or path, vqgan.layout if folder or context_frames else None, **changes)
         if uses_bf16(device, dtype):
             gpt = gpt.bfloat16()
-        top_k = trained["top_k"] if top_k == -1 else top_k
         return cls(vqgan, gpt, device, trained, temperature, top_k, seed)
 
     def session(self, seed=None):

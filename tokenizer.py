@@ -328,6 +328,7 @@ class VectorQuantizer(nn.Module):
         self.embedding = nn.Embedding(K, D)
         nn.init.uniform_(self.embedding.weight, -1 / K, 1 / K)
 
+    @torch.no_grad()
     def nearest(self, z):
         """Vectors (..., D) -> distance and index of the nearest code (...), in float32 in any autocast."""
         with torch.autocast(z.device.type, enabled=False):
@@ -340,11 +341,27 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, z):
         """z (..., D) -> quantized z, ids (...), loss: codebook + weighted commitment."""
-        z = z.float()
-        ids = self.ids(z)
+        return self.look_up(z.float(), self.ids(z))
+
+    def look_up(self, z, ids):
         zq = self.embedding(ids)
         loss = self.commitment * F.mse_loss(z, zq.detach()) + F.mse_loss(zq, z.detach())
         return z + (zq - z).detach(), ids, loss  # straight-through: argmin has no gradient, z gets zq's
+
+
+def perplexity(counts):
+    p = counts / counts.sum().clamp(min=1)
+    return torch.exp(-torch.xlogy(p, p).sum())
+
+
+def code_use(name, ids, idle):
+    """Metrics of ids (...): the perplexity, the same without the most frequent code, which often stands where
+    nothing changes, and the share of the codebook used in the last 100 passes, with `idle` (K,) of it."""
+    counts = torch.bincount(ids.flatten(), minlength=len(idle)).float()
+    others = counts.clone()
+    others[counts.argmax()] = 0
+    used = (idle < 100).float().mean()
+    return {f"ppl_{name}": perplexity(counts), f"ppl_{name}_others": perplexity(others), f"used_{name}": used}
 
 
 class RevivingQuantizer(VectorQuantizer):
@@ -354,15 +371,15 @@ class RevivingQuantizer(VectorQuantizer):
         super().__init__(K, D, commitment)
         self.revive_after = revive_after
         # Training passes since each code was used. All start overdue: the first batch fills the codebook.
-        self.register_buffer("idle", torch.full((K,), 1000 * max(1, revive_after)))
+        self.register_buffer("idle", torch.full((K,), 1000 * max(1, revive_after) - 1))
 
     def forward(self, z):
-        if self.training:
-            self.revive(z)
-        zq, ids, loss = super().forward(z)
+        distance, ids = self.nearest(z)
+        found = self.look_up(z.float(), ids)
         if self.training:
             self.count_use(ids)
-        return zq, ids, loss
+            self.revive(z, distance)
+        return found
 
     def count_use(self, ids):
         self.idle += 1
@@ -371,26 +388,21 @@ class RevivingQuantizer(VectorQuantizer):
             dist.all_reduce(self.idle, dist.ReduceOp.MIN)
 
     @torch.no_grad()
-    def revive(self, z):
+    def revive(self, z, distance):
         """Replace each code by a vector of z (..., D) after every `revive_after` passes without use.
 
-        Vectors far from all codes are drawn most often, as in k-means++: no two codes become alike."""
+        Vectors at a large distance (...) from all codes are drawn most often, as in k-means++: no two codes
+        become alike."""
         if not self.revive_after:
             return
         z = z.float().reshape(-1, z.shape[-1])
         weight = self.embedding.weight
-        distance, _ = self.nearest(z)
-        odds = distance.square().nan_to_num(0, 0) + 1e-8
+        odds = distance.flatten().square().nan_to_num(0, 0) + 1e-8
         fresh = z[torch.multinomial(odds, len(weight), replacement=True)]
         if dist.is_initialized():  # all processes must draw the same codes
             dist.broadcast(fresh, 0)
         dead = (self.idle > 0) & (self.idle % self.revive_after == 0)
         weight.copy_(torch.where(dead[:, None], fresh, weight))
-
-    def metrics(self, ids):
-        """Perplexity of a batch's codes, and the share of the codebook used in the last 100 passes."""
-        p = torch.bincount(ids.flatten(), minlength=len(self.idle)).float() / ids.numel()
-        return torch.exp(-torch.xlogy(p, p).sum()), (self.idle < 100).float().mean()
 
 
 def patchify(z, side):
@@ -472,14 +484,22 @@ class Tokenizer(nn.Module):
         self.post_quant_conv = nn.Conv2d(D, D, 1)
         self.quant_linear = nn.Linear(D * self.side**2, D)
         self.post_quant_linear = nn.Linear(D, D * self.side**2)
-        how = cfg["commitment"], cfg["revive_after"]
-        self.quantize = RevivingQuantizer(cfg["context_codes"], D, *how)
-        self.dynamics_quantize = RevivingQuantizer(cfg["dynamics_codes"], D, *how)
+        self.quantize = self.quantizer(cfg["context_codes"], cfg)
+        self.dynamics_quantize = self.quantizer(cfg["dynamics_codes"], cfg)
         self.apply(init_weights)
 
+    # These four are for `variants` to override.
+    pixel_loss = staticmethod(F.l1_loss)
+
     def networks(self, cfg, conditional):
-        """An encoder and a decoder, for `variants` to override."""
         return Encoder(cfg, conditional), Decoder(cfg, conditional)
+
+    def quantizer(self, K, cfg):
+        return RevivingQuantizer(K, cfg["code_dim"], cfg["commitment"], cfg["revive_after"])
+
+    def scene(self, past, features):
+        """What future frames are drawn from: the decoded context (B, t, 3, H, W), the decoder's features."""
+        return project_context(self.cond_decoder, features)
 
     def check(self, frames, least):
         """Raise ValueError unless frames are (B, T >= least, 3, H, W) of this tokenizer's resolution."""
@@ -509,7 +529,7 @@ class Tokenizer(nn.Module):
         return frames.unflatten(0, zq.shape[:2]), [x.unflatten(0, zq.shape[:2]) for x in features]
 
     def frames_future(self, zq, context):
-        """Quantized latents (B, f, n, D), `project_context` of a context -> frames (B, f, 3, H, W)."""
+        """Quantized latents (B, f, n, D), the `scene` -> frames (B, f, 3, H, W)."""
         z = unpatchify(self.post_quant_linear(zq.flatten(0, 1)), self.side)
         frames, _ = self.cond_decoder(z, context)
         return frames.unflatten(0, zq.shape[:2])
@@ -531,11 +551,11 @@ class Tokenizer(nn.Module):
         frames, features = self.frames_context(self.quantize.embedding(context))
         if not dynamics.shape[1]:
             return frames
-        future = self.decode_future(dynamics, project_context(self.cond_decoder, features))
+        future = self.decode_future(dynamics, self.scene(frames, features))
         return torch.cat([frames, future], 1)
 
     def decode_context(self, context):
-        """Context codes (B, t, N) -> keys and values for `decode_future`: computed once per context."""
+        """Context codes (B, t, N) -> the `scene` for `decode_future`: computed once per context."""
         levels = 1 + max(map(int, self.cond_decoder.cross))  # later levels are not attended to
         features = self.decoder.features(self.decoder_input(self.quantize.embedding(context)), levels=levels)
         return project_context(self.cond_decoder, [x.unflatten(0, context.shape[:2]) for x in features])
@@ -555,25 +575,22 @@ class Tokenizer(nn.Module):
         w = self.encode_future(frames[:, t:], features)
         wq, future_ids, future_loss = self.dynamics_quantize(w)
         past, features = self.frames_context(zq)
-        future = self.frames_future(wq, project_context(self.cond_decoder, features))
+        future = self.frames_future(wq, self.scene(past, features))
         return torch.cat([past, future], 1), (context_ids, context_loss), (future_ids, future_loss)
 
     def loss(self, frames, lpips=None, discriminator=None):
         """The training `objective` on frames (B, T > t, 3, H, W), context first -> loss, metrics."""
-        return self.loss_of(frames, self.reconstruct(frames), lpips, discriminator)
-
-    forward = loss  # what DistributedDataParallel calls
-
-    def loss_of(self, frames, reconstruction, lpips, discriminator, pixel_loss=F.l1_loss):
-        """`objective` of what `reconstruct` returned, and how the codes are used."""
-        recon, (context_ids, context_vq), (future_ids, future_vq) = reconstruction
+        recon, (context_ids, context_vq), (future_ids, future_vq) = self.reconstruct(frames)
         t = self.config["context_frames"]
         vq_losses = dict(vq_context=context_vq, vq=future_vq)
         last_weight = self.cond_decoder.conv_out.weight
-        loss, metrics = objective(frames, recon, t, vq_losses, last_weight, lpips, discriminator, pixel_loss)
-        metrics["ppl_context"], metrics["used_context"] = self.quantize.metrics(context_ids)
-        metrics["ppl_dynamics"], metrics["used_dynamics"] = self.dynamics_quantize.metrics(future_ids)
+        networks = lpips, discriminator
+        loss, metrics = objective(frames, recon, t, vq_losses, last_weight, *networks, self.pixel_loss)
+        metrics |= code_use("context", context_ids, self.quantize.idle)
+        metrics |= code_use("dynamics", future_ids, self.dynamics_quantize.idle)
         return loss, metrics
+
+    forward = loss  # what DistributedDataParallel calls
 
     def checkpoint(self):
         """Plain data that checkpoints.tokenizer_from builds the same model from."""

@@ -24,6 +24,7 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import gpt
 import recipes
@@ -41,7 +42,9 @@ from data import draw_segments, goal_first, prefetch
 from mixture import open_data
 from support.devices import autocast_for, can_compile
 from support.pictures import save_contact_sheet
+from support.tokens import TokenFile, draw_tokens
 from variants import tiny
+from variants.drift import corrupt
 from variants.muon import optimizers_for
 
 MODEL = {**gpt.SMALL, **tiny.GPT_OFF}
@@ -75,7 +78,13 @@ CONFIG = dict(
     log_every=10,
     eval_every=2500,  # evaluate and save
     eval_segments=64,
+    corrupt=0.0,  # up to this share of the codes that the model reads is wrong (variants/drift.py)
+    corrupt_by="random",  # or own
+    ema=0.0,  # decay of the average of the weights, which is what is validated and saved; 0: none
+    reward_weight=1.0,  # of the reward's error in the loss
+    tokens="",  # a file of segments that prepare.py has tokenized, instead of new ones at every step
     top_k=100,  # codes, the most likely, that an imagined one is sampled from; 0: all
+    temperature=1.0,  # of sampling; it and top_k are validated with, and kept in the checkpoint
     codebook_init=False,  # start from tiny.embed_codebooks
     compile=True,  # on GPUs
     dtype="auto",  # of matrix products: bf16, float32, or by "auto" the former on GPUs, the latter on CPUs
@@ -107,18 +116,20 @@ class Loss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, *args):
-        return self.model.loss(*args)
+    def forward(self, *args, **options):
+        return self.model.loss(*args, **options)
 
 
 def tokenize(batch, tokenizer, model, dtype="auto"):
     """A batch of data -> arguments of GPT.loss: tokens; actions and rewards, or None where it takes none."""
+    actions = batch["actions"] if model.config["action_dim"] else None
+    rewards = batch["rewards"] if model.config["reward"] else None
+    if "tokens" in batch:
+        return batch["tokens"], actions, rewards
     frames = batch["frames"]
     dtype = dtype if frames.is_cuda else "float32"  # bf16 changes some codes, and is no faster on CPUs
     with torch.inference_mode(), autocast_for(frames.device, dtype):
         tokens = tokenizer.encode(frames)
-    actions = batch["actions"] if model.config["action_dim"] else None
-    rewards = batch["rewards"] if model.config["reward"] else None
     return tokens.clone(), actions, rewards
 
 
@@ -139,7 +150,7 @@ def evaluate(model, tokenizer, segments, cfg, picture):
         context, dynamics = model.layout.unpack(tokens)
         led = None if actions is None else actions[:, t - 1 :]  # actions[k] leads to frame k + 1
         cache = model.prefill(model.layout.pack(context))
-        codes, _ = model.imagine(cache, dynamics.shape[1], led, top_k=cfg.top_k, generator=generator)
+        codes, _ = model.imagine(cache, dynamics.shape[1], led, cfg.temperature, cfg.top_k, generator)
         future = tokenizer.decode_future(codes, tokenizer.decode_context(context)).clamp(0, 1)
         errors = (future - batch["frames"][:, t:]).square().mean((2, 3, 4))
         metrics["psnr"] = -10 * torch.log10(errors + 1e-8).mean()
@@ -191,7 +202,7 @@ def main(cfg):
     tokenizer, model, resumed = build(cfg, train)
     tokenizer.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     model.to(device).train()
-    optimizers = optimizers_for(model, cfg)
+    optimizers = optimizers_for(model, model.param_groups(cfg.weight_decay), cfg)
 
     # where to go on
     step = 0  # updates
@@ -201,6 +212,13 @@ def main(cfg):
         seen = resumed["segments"]
         for optimizer, saved in zip(optimizers, resumed["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+    average = None
+    if cfg.ema:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema))
+        if resumed:
+            average.n_averaged.copy_(resumed["n_averaged"])
+            model.load_state_dict(resumed["learner"])
+    best = average.module if average else model  # what is validated and saved
     torch.manual_seed(cfg.seed + rank + world * step)  # dropout differs between processes
     if resumed and world == 1:
         torch.set_rng_state(resumed["rng"].cpu())
@@ -217,10 +235,17 @@ def main(cfg):
     def save():
         state = dict(optimizers=[optimizer.state_dict() for optimizer in optimizers])
         state.update(rng=torch.get_rng_state(), train_config=vars(cfg), step=step, segments=seen)
-        save_checkpoint(progress.out, gpt=model.checkpoint(), tokenizer=tokenizer.checkpoint(), **state)
+        if average:
+            state.update(learner=model.state_dict(), n_averaged=average.n_averaged)
+        save_checkpoint(progress.out, gpt=best.checkpoint(), tokenizer=tokenizer.checkpoint(), **state)
 
     recorded = T - 1 if cfg.goal_conditioned else T  # frames of a segment; the goal is its last one, again
     fetch = draw_segments(train, cfg, recorded, seen, rank, world, cfg.augment, action_agg=cfg.action_agg)
+    if cfg.tokens:
+        if cfg.augment or cfg.goal_conditioned:
+            raise ValueError("tokens are of frames without augmentation and goal; leave --tokens out")
+        stored = TokenFile(cfg, tokenizer, T)
+        fetch = draw_tokens(stored, cfg, seen, rank, world)
     batches = prefetch(fetch, 0, (cfg.max_steps - step) * cfg.accumulate, device)
     val_segments = val.segments(cfg.eval_segments, recorded, cfg.stride, cfg.seed, cfg.action_agg)
     if cfg.goal_conditioned:
@@ -242,20 +267,23 @@ def main(cfg):
             is_last = micro == cfg.accumulate - 1
             with nullcontext() if world == 1 or is_last else ddp.no_sync():
                 with autocast:
-                    loss, metrics = loss_of(*inputs)
+                    read = corrupt(model, *inputs[:2], cfg.corrupt, cfg.corrupt_by) if cfg.corrupt else None
+                    loss, metrics = loss_of(*inputs, read=read, reward_weight=cfg.reward_weight)
                 (loss / cfg.accumulate).backward()
             total = total + loss.detach() / cfg.accumulate
         if cfg.grad_clip:
             nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
         for optimizer in optimizers:
             optimizer.step()
+        if average:
+            average.update_parameters(model)
         step += 1
         seen += segments_per_step
         progress.losses.append(total)
         if progress.is_due(step):
             progress.log(step, lr, metrics, tokens=segments_per_step * model.layout.length(T))
             if progress.saves:
-                progress.validate(step, evaluate, model, tokenizer, val_segments, cfg, progress.picture)
+                progress.validate(step, evaluate, best, tokenizer, val_segments, cfg, progress.picture)
                 save()
                 progress.reset()
 

@@ -45,6 +45,7 @@ from support.networks import perceptual_loss
 from support.pictures import save_contact_sheet
 from tokenizer import Decoder, Discriminator, Encoder, VectorQuantizer
 from variants import tiny
+from variants.muon import optimizers_for
 
 MODEL = {**tokenizer.SMALL, **tiny.TOKENIZER_OFF}
 CONFIG = dict(
@@ -69,8 +70,9 @@ CONFIG = dict(
     lr=5e-4,  # 1e-4 for fine-tuning
     warmup=500,
     schedule="constant",
+    weight_decay=0.0,
     grad_clip=1.0,  # 0: none
-    decouple_start=-1,  # update from which tiny.loss_options applies in full; -1: never
+    muon=False,  # hidden layers learn by Muon instead of AdamW (variants/muon.py)
     lpips=True,  # perceptual loss; needs the VGG-16 weights
     discriminator_start=-1,  # update at which the adversarial loss sets in; -1: never
     freeze_codebooks=False,
@@ -85,8 +87,8 @@ CONFIG = dict(
 PRESETS = dict(
     # No LPIPS in `tiny`: on a CPU, VGG-16 would cost a hundred times the model that it trains.
     tiny=dict(
-        tiny.TOKENIZER, lpips=False, decouple_start=2000, lr=2e-3, schedule="cosine", max_steps=5000,
-        batch_size=8, future_frames=3, warmup=100, eval_every=500,
+        tiny.TOKENIZER, lpips=False, muon=True, lr=3e-3, schedule="cosine", max_steps=12_000, batch_size=8,
+        future_frames=3, warmup=100, eval_every=500,
     ),
     small=tokenizer.SMALL,
     large=dict(tokenizer.LARGE, batch_size=2, accumulate=4, discriminator_start=125_000),
@@ -134,15 +136,13 @@ def evaluate(model, segments, lpips, cfg, picture):
 def build(cfg):
     """The tokenizer to train and, with --resume, the state to go on from."""
     if cfg.resume:
-        state = load_checkpoint(cfg.out, needs=("tokenizer", "step", "segments", "optimizer", "rng"))
+        state = load_checkpoint(cfg.out, needs=("tokenizer", "step", "segments", "optimizers", "rng"))
         return tokenizer_from(state["tokenizer"]), state
     if not cfg.init_from:
         return new_tokenizer({key: getattr(cfg, key) for key in MODEL}, cfg.kind), None
     free = "context_frames", "dropout", "commitment", "revive_after", "l2"
     given = changes_given(cfg, MODEL, free)
     # Unless asked for, codes keep their meaning, which the transformer has learned: no revival.
-    if "decouple_start" not in cfg.given:
-        cfg.decouple_start = -1
     return load_tokenizer(cfg.init_from, **{"revive_after": 0, **given}), None
 
 
@@ -168,7 +168,7 @@ def main(cfg):
             module.requires_grad_(False)
             module.revive_after = 0
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=0.0, fused=True)
+    optimizers = optimizers_for(model, [dict(params=parameters)], cfg)
     discriminator = None
     if cfg.discriminator_start >= 0:
         discriminator = Discriminator().to(device)
@@ -180,7 +180,8 @@ def main(cfg):
     if resumed:
         step = resumed["step"]
         seen = resumed["segments"]
-        optimizer.load_state_dict(resumed["optimizer"])
+        for optimizer, saved in zip(optimizers, resumed["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         if discriminator:
             if "discriminator" not in resumed:
                 raise ValueError(f"{cfg.out} has no discriminator; start one with --init_from, not --resume")
@@ -202,7 +203,8 @@ def main(cfg):
     segments_per_step = cfg.batch_size * cfg.accumulate * world
 
     def save():
-        state = dict(optimizer=optimizer.state_dict(), rng=torch.get_rng_state(), train_config=vars(cfg))
+        state = dict(optimizers=[optimizer.state_dict() for optimizer in optimizers])
+        state.update(rng=torch.get_rng_state(), train_config=vars(cfg))
         if discriminator:
             state["discriminator"] = discriminator.state_dict()
             state["discriminator_optimizer"] = discriminator_optimizer.state_dict()
@@ -217,23 +219,24 @@ def main(cfg):
 
     while not progress.ends:
         lr = lr_at(step, cfg.lr, cfg.warmup, cfg.max_steps, cfg.schedule)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
         adversary = discriminator if 0 <= cfg.discriminator_start <= step else None
-        options = tiny.loss_options(model, cfg, step)  # none but for the preset `tiny`
-        optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for micro in range(cfg.accumulate):
             frames = progress.next(batches)["frames"]
             is_last = micro == cfg.accumulate - 1
             with nullcontext() if world == 1 or is_last else ddp.no_sync():
                 with autocast:
-                    loss, metrics = ddp(frames, lpips, adversary, **options)
+                    loss, metrics = ddp(frames, lpips, adversary)
                 (loss / cfg.accumulate).backward()
             total = total + loss.detach() / cfg.accumulate
         if cfg.grad_clip:
             nn.utils.clip_grad_norm_(parameters, cfg.grad_clip)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         if adversary:
             metrics["discriminator"] = update_discriminator(
                 discriminator, discriminator_optimizer, model, frames, cfg.grad_clip, autocast

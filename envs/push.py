@@ -246,7 +246,7 @@ class PushWorld(World):
 def play_push(
     episodes, length=60, size=64, seed=0, expert_share=0.6, action_noise=0.3, robot="red", scene=-1
 ):
-    """Play fresh episodes as `envs.play` does, with a kind, "expert" or "random".
+    """Play fresh episodes as `envs.play` does, with a kind, "expert" or "random", and the blocks' colours.
 
     After a success, or when it gives up, the noisy expert takes any block to any place."""
     n = min(episodes, 50)
@@ -275,7 +275,8 @@ def play_push(
             goal = np.where(is_new[:, None], rng.uniform(0.2, 0.8, (n, 2)), goal)
         for i in range(min(n, episodes - first)):
             columns = dict(frames_u8=frames_u8[:, i], actions=actions[:, i], rewards=rewards[:, i])
-            yield dict(columns, success=won[i], kind="expert" if is_expert[i] else "random")
+            kind = "expert" if is_expert[i] else "random"
+            yield dict(columns, success=won[i], kind=kind, colours=world.colours[i].copy())
 
 
 def push_segments(n, T, seed=0, size=64):

@@ -36,7 +36,7 @@ def main(cfg):
     for kind in cfg.kinds:
         path = f"{cfg.folder}/{kind}.pt"
         # without decoupling: the paper's objective
-        train("train_tokenizer.py", path, cfg, cfg.steps, kind=kind, patch=cfg.patch, decouple_start=-1)
+        train("train_tokenizer.py", path, cfg, cfg.steps, kind=kind, patch=cfg.patch)
         tokenizer = load_tokenizer(path).to(device).eval()
         decoded = []
         for part in clips.split(cfg.batch_size):

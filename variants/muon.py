@@ -1,8 +1,8 @@
-"""variants/muon.py: an optimizer for matrices, with which `tiny` needs about half of AdamW's updates.
+"""variants/muon.py: an optimizer for matrices, with which `tiny` needs less than half of AdamW's updates.
 
     gradients (K, M, N) of one shape --momentum--> --Newton-Schulz--> all singular values near 1 --> step
 
-The transformer of `tiny` learns with it (train_gpt.py, --muon); the paper's sizes learn by AdamW.
+Both models of `tiny` learn with it (--muon true of their trainers); the paper's sizes learn by AdamW.
 torch.optim.Muon computes in bf16 on every device, which CPUs without bf16 instructions emulate: an update of
 `tiny` took five times as long there. Here it is bf16 on GPUs and float32 on CPUs, and the matrices of one
 shape share one product. (On a GPU it has not been run yet.)
@@ -12,6 +12,7 @@ Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon"""
 import torch
 
 COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the polynomial; singular values end between 0.7 and 1.2
+OUTER = "emb", "conv_in", "conv_out", "conv_gate", "lm_head", "action", "reward"  # in names of other layers
 
 
 def orthogonalize(matrices, steps=5):
@@ -59,21 +60,29 @@ class Muon(torch.optim.Optimizer):
                 state["momentum_buffer"] = torch.zeros_like(p)
             average = state["momentum_buffer"]
             average.lerp_(p.grad, 1 - group["momentum"])
-            directions.append(p.grad.lerp(average, group["momentum"]))  # Nesterov: a look ahead
-        length = 0.2 * max(matrices[0].shape) ** 0.5  # root mean square 0.2, as AdamW's steps have
+            ahead = p.grad.lerp(average, group["momentum"])  # Nesterov
+            directions.append(ahead.flatten(1))  # a convolution is a matrix (c_out, c_in 3 3)
+        length = 0.2 * max(directions[0].shape) ** 0.5  # root mean square 0.2, as AdamW's steps have
         for p, direction in zip(matrices, orthogonalize(torch.stack(directions)), strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(direction.to(p.dtype), alpha=-group["lr"] * length)
+            p.add_(direction.view(p.shape).to(p.dtype), alpha=-group["lr"] * length)
 
 
-def optimizers_for(model, cfg):
-    """A list: AdamW for all parameters of a GPT, or with cfg.muon Muon for its blocks' matrices and AdamW for
-    the others."""
-    matrices = []
-    if cfg.muon:
-        matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
+def hidden_matrices(model):
+    """The parameters that Muon is for: weights of hidden layers, matrices or convolutions; no embeddings, and
+    neither first nor last layers."""
+    found = []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and parameter.requires_grad and not any(part in name for part in OUTER):
+            found.append(parameter)
+    return found
+
+
+def optimizers_for(model, groups, cfg):
+    """A list: AdamW for these groups of parameters; or with cfg.muon Muon for the `hidden_matrices` and AdamW
+    for the others."""
+    matrices = hidden_matrices(model) if cfg.muon else []
     by_muon = {id(p) for p in matrices}
-    groups = model.param_groups(cfg.weight_decay)
     for group in groups:
         group["params"] = [p for p in group["params"] if id(p) not in by_muon]
     optimizers = [torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.999), fused=True)]

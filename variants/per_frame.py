@@ -14,6 +14,7 @@ from tokenizer import (
     RevivingQuantizer,
     Tokenizer,
     TokenLayout,
+    code_use,
     init_weights,
     latent_grid,
     objective,
@@ -75,8 +76,7 @@ class PerFrameTokenizer(nn.Module):
         last_weight = self.decoder.conv_out.weight
         networks = lpips, discriminator
         loss, metrics = objective(frames, recon, t, dict(vq=vq), last_weight, *networks, self.pixel_loss)
-        metrics["ppl"], metrics["used"] = self.quantize.metrics(ids)
-        return loss, metrics
+        return loss, metrics | code_use("frames", ids, self.quantize.idle)
 
     forward = loss
 

@@ -1,11 +1,10 @@
 """variants/tiny.py: what the preset `tiny` does differently from the paper, to learn on a CPU.
 
-    TinyTokenizer  patch         folds 4x4 pixels into channels: a sixteenth of the convolutions' work
+    TinyTokenizer  copy          the decoder copies what does not change from the last context frame
+                   patch         folds 4x4 pixels into channels: a sixteenth of the convolutions' work
                    pos_init      the cross-attention starts with sinusoids as position embeddings and keys
                                  projected like queries, so that each pixel first attends to its own place
                    l2            a squared error beside the absolute one finds small moving things sooner
-                   loss_options  dynamics codes learn to tell of changes alone: else they describe the
-                                 scenery again, and the transformer has to predict that
     TinyGPT        pos_init      learned position embeddings beside RoPE, and heads that start by attending to
                                  where the next token lies; with RoPE alone the model is slow to learn
                                  to copy the context's objects into the first future frame
@@ -22,15 +21,17 @@ from torch import nn
 import gpt
 import tokenizer
 from gpt import GPT
-from tokenizer import CrossAttention, Decoder, Encoder, Tokenizer, project_context
+from tokenizer import CrossAttention, Decoder, Encoder, Tokenizer
+from variants.fsq import FiniteScalarQuantizer
 
-TOKENIZER_OFF = dict(patch=1, pos_init=0.0, l2=0.0)  # settings with which TinyTokenizer would be a Tokenizer
-TOKENIZER = {
-    **tokenizer.SMALL, "channels": (48, 64), "layers_per_block": 1, "code_dim": 32, "context_codes": 1024,
-    "dynamics_codes": 128, "norm_groups": 8, "n_head": 2, "dropout": 0.0, "commitment": 0.25,
-    "revive_after": 50, "patch": 4, "pos_init": 1.5, "l2": 10.0,
-}  # fmt: skip
+# Settings with which a TinyTokenizer would be a Tokenizer, and a TinyGPT a GPT.
+TOKENIZER_OFF = dict(patch=1, copy=False, fsq=False, pos_init=0.0, l2=0.0)
 GPT_OFF = dict(pos_init=0.0)
+TOKENIZER = {
+    **tokenizer.SMALL, "channels": (64,), "layers_per_block": 1, "code_dim": 32, "context_codes": 2048,
+    "dynamics_codes": 2048, "norm_groups": 8, "n_head": 2, "dropout": 0.0, "commitment": 0.25,
+    "revive_after": 50, "patch": 4, "copy": True, "fsq": False, "pos_init": 1.5, "l2": 10.0,
+}  # fmt: skip
 TRANSFORMER = {
     **gpt.SMALL, "n_layer": 4, "n_head": 3, "n_embd": 192, "n_mlp": 512, "att_dropout": 0.0, "pos_init": 0.03,
 }  # fmt: skip
@@ -62,6 +63,26 @@ class FoldedDecoder(Decoder):
         return F.pixel_shuffle(folded, self.patch), features
 
 
+class CopyingDecoder(FoldedDecoder):
+    """A FoldedDecoder that chooses for every pixel what it draws or what the last context frame shows there.
+
+    What does not change is as sharp as the context then, and only the rest has to be learned."""
+
+    def __init__(self, cfg, conditional, patch):
+        super().__init__(cfg, conditional, patch)
+        self.conv_gate = nn.Conv2d(cfg["channels"][0], patch**2, 3, padding=1)
+
+    def forward(self, z, context=None):
+        features = self.features(z, context)
+        h = F.silu(self.conv_norm_out(features[-1]))
+        drawn = F.pixel_shuffle(self.conv_out(h), self.patch)
+        if context is None:
+            return drawn, features
+        gate = torch.sigmoid(F.pixel_shuffle(self.conv_gate(h), self.patch))
+        last = context["last"].repeat_interleave(len(z) // len(context["last"]), 0)
+        return last + gate * (drawn - last), features
+
+
 def sinusoids(C, size):
     """2-D sinusoidal position embeddings (size^2, C); wavelengths from a few cells to the whole frame."""
     angle = torch.arange(size)[:, None] * float(size) ** -torch.linspace(0, 1, C // 4)
@@ -71,59 +92,37 @@ def sinusoids(C, size):
     return torch.cat([rows, columns], -1).flatten(0, 1)
 
 
-def recolour(frames):
-    """Clips (B, T, 3, H, W), every second one in other colours: channels shuffled, squeezed, inverted."""
-    B = len(frames)
-    order = torch.rand(B, 3, device=frames.device).argsort(1)[:, None, :, None, None]
-    low, high = torch.rand(2, B, 1, 3, 1, 1, device=frames.device) * 0.4
-    squeezed = low + (1 - high - low) * frames.gather(2, order.expand_as(frames))
-    inverted = torch.where(torch.rand_like(low) < 0.5, 1 - squeezed, squeezed)
-    is_even = torch.arange(B, device=frames.device).view(-1, 1, 1, 1, 1) % 2 == 0
-    return torch.where(is_even, frames, inverted)
-
-
-def quantize_changes(quantizer, z, still, pull):
-    """A RevivingQuantizer's forward, in which z (..., D) gets code 0 where `still` (...) is true.
-
-    There z learns nothing but to come nearer to that code, with `pull` times the commitment."""
-    z = z.float()
-    quantizer.revive(z if still.all() else z[~still])
-    ids = quantizer.ids(z).masked_fill(still, 0)
-    quantizer.count_use(ids)
-    zq = quantizer.embedding(ids)
-    weight = torch.where(still, pull, 1.0)[..., None]
-    commitment = quantizer.commitment * (weight * (z - zq.detach()).square()).mean()
-    learner = torch.where(still[..., None], zq, z)
-    return learner + (zq - learner).detach(), ids, commitment + F.mse_loss(zq, z.detach())
-
-
-def loss_options(model, cfg, step):
-    """Extra arguments of TinyTokenizer.loss at an update: {} unless --decouple_start is set.
-
-    From that update on the dynamics codes are to tell of changes alone, before it a little: if it began at
-    once, or suddenly, they would all become one code."""
-    if cfg.decouple_start < 0 or not isinstance(model, TinyTokenizer):
-        return {}
-    if step < cfg.decouple_start:
-        return dict(still=1.0)
-    return dict(still=10.0, disguise=True)
-
-
 class TinyTokenizer(Tokenizer):
     """A Tokenizer with these tricks; inside, a frame has resolution / patch pixels of 3 patch^2 channels."""
 
-    def __init__(self, patch, pos_init, l2, **cfg):
+    def __init__(self, patch, copy, fsq, pos_init, l2, **cfg):
         if cfg["resolution"] % patch:
             raise ValueError(f"resolution is {cfg['resolution']}; expected a multiple of patch = {patch}")
-        self.patch = patch  # `networks`, which Tokenizer's constructor calls, needs it
+        self.patch = patch  # these three are needed by what Tokenizer's constructor calls
+        self.copy = copy
+        self.fsq = fsq
         super().__init__(**{**cfg, "resolution": cfg["resolution"] // patch})
-        self.config = dict(self.config, resolution=cfg["resolution"], patch=patch, pos_init=pos_init, l2=l2)
+        extras = dict(patch=patch, copy=copy, fsq=fsq, pos_init=pos_init, l2=l2)
+        self.config = dict(self.config, resolution=cfg["resolution"], **extras)
         for module in self.modules():
             if isinstance(module, CrossAttention) and pos_init:
                 self.init_positions(module)
 
     def networks(self, cfg, conditional):
-        return FoldedEncoder(cfg, conditional, self.patch), FoldedDecoder(cfg, conditional, self.patch)
+        decoder = CopyingDecoder if self.copy and conditional else FoldedDecoder
+        return FoldedEncoder(cfg, conditional, self.patch), decoder(cfg, conditional, self.patch)
+
+    def quantizer(self, K, cfg):
+        return FiniteScalarQuantizer(K, cfg["code_dim"]) if self.fsq else super().quantizer(K, cfg)
+
+    def scene(self, past, features):
+        read = super().scene(past, features)
+        return {**read, "last": past[:, -1]} if self.copy else read
+
+    def decode_context(self, context):
+        if not self.copy:
+            return super().decode_context(context)
+        return self.scene(*self.frames_context(self.quantize.embedding(context)))
 
     @torch.no_grad()
     def init_positions(self, attention):
@@ -134,45 +133,9 @@ class TinyTokenizer(Tokenizer):
         attention.kv_pos_emb.copy_(positions.repeat(self.config["context_frames"], 1))
         attention.kv.weight[:C] = attention.q.weight
 
-    def unchanged(self, frames):
-        """Where future frames look like the last context frame, as True (B, f, n), one per dynamics token."""
-        t = self.config["context_frames"]
-        side = self.config["resolution"] // self.config["dynamics_grid"]
-        change = (frames[:, t:] - frames[:, t - 1 : t]).abs().amax(2)  # (B, f, H, W)
-        return F.max_pool2d(change, side).flatten(2) < 0.03
-
-    def reconstruct_changes(self, frames, pull, disguise):
-        """As `reconstruct`, with code 0 where nothing has changed since the context.
-
-        disguise  take the dynamics codes of every second clip from a copy in other colours"""
-        t = self.config["context_frames"]
-        still = self.unchanged(frames)
-        seen = recolour(frames) if disguise else frames
-        z, features = self.encode_context(frames[:, :t])
-        zq, context_ids, context_loss = self.quantize(z)
-        if disguise:
-            _, features = self.encode_context(seen[:, :t])
-        w = self.encode_future(seen[:, t:], features)
-        wq, future_ids, future_loss = quantize_changes(self.dynamics_quantize, w, still, pull)
-        past, features = self.frames_context(zq)
-        future = self.frames_future(wq, project_context(self.cond_decoder, features))
-        return torch.cat([past, future], 1), (context_ids, context_loss), (future_ids, future_loss)
-
     def pixel_loss(self, x, y):
         squared = self.config["l2"] * F.mse_loss(x, y) if self.config["l2"] else 0
         return F.l1_loss(x, y) + squared
-
-    def loss(self, frames, lpips=None, discriminator=None, still=0.0, disguise=False):
-        """As `Tokenizer.loss`; in training, still > 0 teaches dynamics code 0 that nothing has changed.
-
-        still  weight of the commitment where nothing has;  disguise  see `reconstruct_changes`"""
-        if still and self.training:
-            reconstruction = self.reconstruct_changes(frames, still, disguise)
-        else:
-            reconstruction = self.reconstruct(frames)
-        return self.loss_of(frames, reconstruction, lpips, discriminator, self.pixel_loss)
-
-    forward = loss
 
 
 # ---- the transformer ----
