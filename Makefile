@@ -43,18 +43,27 @@ test-slow: .venv/ready-test
 data/push/meta.json: | .venv/ready
 	$(RUN) prepare.py push --out data/push --episodes 18000
 
-# Two processes of one thread are faster than one of two threads (1.3 times for the tokenizer). The transformer
-# first learns to read the context from short segments, of which it sees more, then to continue on long ones.
-train: .venv/ready-test data/push/meta.json
-	$(TWICE) train_tokenizer.py --preset tiny --batch_size 4 --data data/push --out out/push/tokenizer.pt
-	$(TWICE) train_gpt.py --preset tiny --data data/push --tokenizer out/push/tokenizer.pt --out out/push/short.pt \
-	    --segment_length 4 --batch_size 16 --max_steps 4000 --schedule constant $(TRAIN_GPT)
-	$(TWICE) train_gpt.py --preset tiny --data data/push --init_from out/push/short.pt --out out/push/gpt.pt \
-	    --segment_length 16 --batch_size 4 $(TRAIN_GPT)
+# Two processes of one thread are faster than one of two threads. An interrupted run continues.
+out/push/tokenizer.done: .venv/ready-test data/push/meta.json
+	$(TWICE) train_tokenizer.py --preset tiny --batch_size 4 --data data/push --out out/push/tokenizer.pt \
+	    $$(test -e out/push/tokenizer.pt && echo --resume true)
+	touch $@
+
+out/push/tokens.pt: out/push/tokenizer.done
+	$(RUN) prepare.py tokens --data data/push --tokenizer out/push/tokenizer.pt --out $@
+
+out/push/gpt.done: out/push/tokens.pt
+	$(TWICE) train_gpt.py --preset tiny --batch_size 4 --data data/push --tokenizer out/push/tokenizer.pt \
+	    --tokens out/push/tokens.pt --out out/push/gpt.pt $(TRAIN_GPT) \
+	    $$(test -e out/push/gpt.pt && echo --resume true)
+	touch $@
+
+train: out/push/gpt.done
 	$(RUN) sample.py --ckpt out/push/gpt.pt --data push --export assets/push-tiny.pt --overwrite true
 	$(RUN) evaluate.py --episodes 256 --out results/push-tiny.json --overwrite true
-	$(RUN) -m experiments.curves --logs out/push/tokenizer.jsonl,out/push/short.jsonl,out/push/gpt.jsonl \
-	    --out results/push-tiny.png --overwrite true
+	$(RUN) -m experiments.dreams --out results/dreams.json --overwrite true
+	$(RUN) -m experiments.curves --logs out/push/tokenizer.jsonl,out/push/gpt.jsonl --out results/push-tiny.png \
+	    --overwrite true
 
 data/push-cyan/meta.json: | .venv/ready
 	$(RUN) prepare.py push --robot cyan --seed 1 --out data/push-cyan --episodes 1100

@@ -124,14 +124,15 @@ class Block(nn.Module):
 class LayerCache(nn.Module):
     """Keys and values of one layer: the context's once per scene, the future's once per branch.
 
-    shared (2, B, H, P, d), keys and values (B n_b, H, capacity, d): allocated once, of fixed shape. With one
+    shared (2, B, H, P, d), keys and values (B, H, n_b, capacity, d): allocated once, of fixed shape. With one
     branch there is nothing to share: these are (B, H, P + capacity, d), and `shared` is their first part."""
 
     def __init__(self, weight, B, n_branches, H, d, P, capacity):
         super().__init__()
         self.n_branches = n_branches
         self.first = P if n_branches == 1 else 0  # where the future begins in own
-        own = weight.new_zeros(2, B * n_branches, H, self.first + capacity, d)
+        branches = () if n_branches == 1 else (n_branches,)
+        own = weight.new_zeros(2, B, H, *branches, self.first + capacity, d)
         shared = own[..., :P, :] if self.first else weight.new_zeros(2, B, H, P, d)
         self.register_buffer("shared", shared)
         self.register_buffer("keys", own[0])  # apart: compiled code would copy both at each write
@@ -149,27 +150,24 @@ class LayerCache(nn.Module):
         mask (s, P + end): -inf where a token may not look, which is later tokens; memory from `end` on is
         not read. All branches of a scene attend to the shared keys in one matrix product and to their own
         keys in another; one softmax covers both."""
-        BN, H, s, d = q.shape
-        n_b = self.n_branches
+        if self.n_branches > 1:  # (B n_b, H, s, d) -> (B, H, n_b, s, d)
+            q, k, v = (x.unflatten(0, (-1, self.n_branches)).transpose(1, 2) for x in (q, k, v))
         P = self.shared.shape[3]
         end = self.first + mask.shape[1] - P
-        self.keys.index_copy_(2, positions + self.first, k)
-        self.values.index_copy_(2, positions + self.first, v)
-        keys = self.keys[:, :, :end]
-        values = self.values[:, :, :end]
-        if n_b == 1:
+        self.keys.index_copy_(-2, positions + self.first, k)
+        self.values.index_copy_(-2, positions + self.first, v)
+        keys = self.keys[..., :end, :]
+        values = self.values[..., :end, :]
+        if self.n_branches == 1:
             return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
-
-        def fold(x):  # (B n_b, H, s, .) -> (B, H, n_b s, .): for the shared keys, branches are more queries
-            return x.view(-1, n_b, H, s, x.shape[-1]).transpose(1, 2).flatten(2, 3)
-
-        def unfold(x):
-            return x.view(-1, H, n_b, s, x.shape[-1]).transpose(1, 2).reshape(BN, H, s, -1)
-
+        B, H, n_b, s, d = q.shape
         q = q * d**-0.5
-        scores = torch.cat([unfold(fold(q) @ self.shared[0].mT), q @ keys.mT], -1) + mask
+        shared = q.flatten(2, 3) @ self.shared[0].mT  # for the shared keys, branches are more queries
+        scores = torch.cat([shared.view(B, H, n_b, s, P), q @ keys.mT + mask[:, P:]], -1)
         weights = scores.float().softmax(-1).to(q.dtype)
-        return unfold(fold(weights[..., :P]) @ self.shared[1]) + weights[..., P:] @ values
+        shared = weights[..., :P].flatten(2, 3) @ self.shared[1]
+        h = shared.view(B, H, n_b, s, d) + weights[..., P:] @ values
+        return h.transpose(1, 2).flatten(0, 1)
 
 
 class Cache(nn.Module):
@@ -196,8 +194,8 @@ class Cache(nn.Module):
         self.pending = pending
         self.length = 0  # future tokens read
         for layer in self.layers:  # masked positions have weight 0, but 0 x NaN is NaN
-            layer.keys[:, :, layer.first :].zero_()
-            layer.values[:, :, layer.first :].zero_()
+            layer.keys[..., layer.first :, :].zero_()
+            layer.values[..., layer.first :, :].zero_()
 
 
 def sample_code(logits, noise=None, temperature=1.0):

@@ -14,8 +14,8 @@ whole video:
 B batch, T frames, t context frames, f = T-t future frames, N/n tokens per context/future frame, L tokens in
 a sequence, M pictures, C channels, D code size, K codes, h w latent grid. Frames are in [0, 1].
 
-Where we differ from the paper: codes that are not used are drawn anew from encoder outputs (`revive_after`),
-and the initial weights keep the variance of activations. The preset `tiny` differs in more: variants/tiny.py.
+Where we differ from the paper: codes that are not used are drawn anew (`revive_after`), and initial weights
+keep the variance of activations. The preset `tiny` differs in more: variants/tiny.py.
 
 Run: python train_tokenizer.py --preset tiny --max_steps 100"""
 
@@ -26,6 +26,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
+
+from support.codes import code_use
 
 # Paper Table 2: small is its low-resolution model (114M), large its high-resolution one (310M).
 SMALL = dict(
@@ -341,27 +343,11 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, z):
         """z (..., D) -> quantized z, ids (...), loss: codebook + weighted commitment."""
-        return self.look_up(z.float(), self.ids(z))
-
-    def look_up(self, z, ids):
+        z = z.float()
+        ids = self.ids(z)
         zq = self.embedding(ids)
         loss = self.commitment * F.mse_loss(z, zq.detach()) + F.mse_loss(zq, z.detach())
         return z + (zq - z).detach(), ids, loss  # straight-through: argmin has no gradient, z gets zq's
-
-
-def perplexity(counts):
-    p = counts / counts.sum().clamp(min=1)
-    return torch.exp(-torch.xlogy(p, p).sum())
-
-
-def code_use(name, ids, idle):
-    """Metrics of ids (...): the perplexity, the same without the most frequent code, which often stands where
-    nothing changes, and the share of the codebook used in the last 100 passes, with `idle` (K,) of it."""
-    counts = torch.bincount(ids.flatten(), minlength=len(idle)).float()
-    others = counts.clone()
-    others[counts.argmax()] = 0
-    used = (idle < 100).float().mean()
-    return {f"ppl_{name}": perplexity(counts), f"ppl_{name}_others": perplexity(others), f"used_{name}": used}
 
 
 class RevivingQuantizer(VectorQuantizer):
@@ -371,15 +357,15 @@ class RevivingQuantizer(VectorQuantizer):
         super().__init__(K, D, commitment)
         self.revive_after = revive_after
         # Training passes since each code was used. All start overdue: the first batch fills the codebook.
-        self.register_buffer("idle", torch.full((K,), 1000 * max(1, revive_after) - 1))
+        self.register_buffer("idle", torch.full((K,), 1000 * max(1, revive_after)))
 
     def forward(self, z):
-        distance, ids = self.nearest(z)
-        found = self.look_up(z.float(), ids)
+        if self.training:
+            self.revive(z)
+        zq, ids, loss = super().forward(z)
         if self.training:
             self.count_use(ids)
-            self.revive(z, distance)
-        return found
+        return zq, ids, loss
 
     def count_use(self, ids):
         self.idle += 1
@@ -388,20 +374,19 @@ class RevivingQuantizer(VectorQuantizer):
             dist.all_reduce(self.idle, dist.ReduceOp.MIN)
 
     @torch.no_grad()
-    def revive(self, z, distance):
+    def revive(self, z):
         """Replace each code by a vector of z (..., D) after every `revive_after` passes without use.
 
-        Vectors at a large distance (...) from all codes are drawn most often, as in k-means++: no two codes
-        become alike."""
-        if not self.revive_after:
+        Vectors far from all codes are drawn most often, as in k-means++: no two codes become alike."""
+        dead = (self.idle > 0) & (self.idle % max(1, self.revive_after) == 0)
+        if not self.revive_after or not dead.any():
             return
         z = z.float().reshape(-1, z.shape[-1])
         weight = self.embedding.weight
-        odds = distance.flatten().square().nan_to_num(0, 0) + 1e-8
+        odds = self.nearest(z)[0].square().nan_to_num(0, 0) + 1e-8
         fresh = z[torch.multinomial(odds, len(weight), replacement=True)]
         if dist.is_initialized():  # all processes must draw the same codes
             dist.broadcast(fresh, 0)
-        dead = (self.idle > 0) & (self.idle % self.revive_after == 0)
         weight.copy_(torch.where(dead[:, None], fresh, weight))
 
 
@@ -531,8 +516,7 @@ class Tokenizer(nn.Module):
     def frames_future(self, zq, context):
         """Quantized latents (B, f, n, D), the `scene` -> frames (B, f, 3, H, W)."""
         z = unpatchify(self.post_quant_linear(zq.flatten(0, 1)), self.side)
-        frames, _ = self.cond_decoder(z, context)
-        return frames.unflatten(0, zq.shape[:2])
+        return self.cond_decoder(z, context)[0].unflatten(0, zq.shape[:2])
 
     def encode(self, frames):
         """Frames (B, T >= t, 3, H, W), context first -> token ids (B, L), laid out as TokenLayout says."""
@@ -582,10 +566,9 @@ class Tokenizer(nn.Module):
         """The training `objective` on frames (B, T > t, 3, H, W), context first -> loss, metrics."""
         recon, (context_ids, context_vq), (future_ids, future_vq) = self.reconstruct(frames)
         t = self.config["context_frames"]
-        vq_losses = dict(vq_context=context_vq, vq=future_vq)
-        last_weight = self.cond_decoder.conv_out.weight
-        networks = lpips, discriminator
-        loss, metrics = objective(frames, recon, t, vq_losses, last_weight, *networks, self.pixel_loss)
+        vq = dict(vq_context=context_vq, vq=future_vq)
+        last = self.cond_decoder.conv_out.weight
+        loss, metrics = objective(frames, recon, t, vq, last, lpips, discriminator, self.pixel_loss)
         metrics |= code_use("context", context_ids, self.quantize.idle)
         metrics |= code_use("dynamics", future_ids, self.dynamics_quantize.idle)
         return loss, metrics

@@ -1,12 +1,14 @@
-"""experiments/ablate.py: what is each trick of the preset `tiny` worth? Each is left out alone.
+"""experiments/ablate.py: what is each trick of the preset `tiny` worth? Each is left out, or added, alone.
 
-    ROWS --short runs, equal updates--> reconstruction, what is imagined (PSNR, SSIM): a table
+    TOKENIZERS    short runs of both models             --> PSNR of the reconstruction; PSNR, SSIM of what a
+    TRANSFORMERS  short runs on one trained tokenizer   -->   transformer of equally many updates imagines
 
-A row that changes the tokenizer trains both models, the others a transformer on the first row's tokenizer.
-Models that exist are not trained again, so that several processes can share the rows:
+Models that exist are not trained again. Two cores train two rows at a time:
 
-    OMP_NUM_THREADS=1 python -m experiments.ablate --rows plain --out out/ablate/a.json     and so on, then
-    python -m experiments.ablate                                                            the table"""
+    OMP_NUM_THREADS=1 python -m experiments.ablate --part tokenizer --rows plain --out out/ablate/a.json
+    python -m experiments.ablate --part tokenizer               the table, when all rows are there
+
+Run: python -m experiments.ablate"""
 
 from pathlib import Path
 
@@ -17,43 +19,66 @@ from support.results import claim_result, report
 CONFIG = dict(
     **TRAINING,
     **VIDEOS,
-    rows=(),  # of ROWS; none: all of them
+    part="tokenizer",  # or transformer
+    rows=(),  # of this part; none: all of them
+    ckpt="assets/push-tiny.pt",  # whose tokenizer the transformers stand on
+    tokens="",  # segments that it has encoded (prepare.py tokens)
     tokenizer_steps=600,
-    steps=1000,  # of the transformer
+    steps=600,  # of the transformer
+    lr=0.0,  # of the transformers; 0: the preset's
     folder="out/ablate",
     out="out/ablate/numbers.json",
 )
-# What each row changes: settings of the tokenizer's training, of the transformer's.
-ROWS = {
-    "plain": ({}, {}),
-    "without copy": (dict(copy=False), {}),
-    "without l2": (dict(l2=0.0), {}),
-    "without pos_init of the tokenizer": (dict(pos_init=0.0), {}),
+FSQ = dict(fsq=True, context_codes=1000, dynamics_codes=1000)
+TOKENIZERS = {  # what each row changes in train_tokenizer.py
+    "plain": {},
+    "no copy": dict(copy=False),
+    "no l2": dict(l2=0.0),
+    "no pos_init": dict(pos_init=0.0),
+    "AdamW": dict(muon=False),
+    "64 tokens a context frame": dict(channels=(48, 64)),
+    "patch 2": dict(patch=2, channels=(32, 64)),
+    "128 dynamics codes": dict(dynamics_codes=128),
+    "fsq": FSQ,
+    "no revival": dict(revive_after=0),
 }
-
-
-def path_of(cfg, row, kind):
-    return f"{cfg.folder}/{row.replace(' ', '-')}-{kind}.pt"
+TRANSFORMERS = {  # and in train_gpt.py
+    "plain": {},
+    "no pos_init": dict(pos_init=0.0),
+    "no codebook_init": dict(codebook_init=False),
+    "AdamW": dict(muon=False),
+    "corrupt random": dict(corrupt=0.2),
+    "corrupt own": dict(corrupt=0.2, corrupt_by="own"),
+    "ema": dict(ema=0.99),
+    "reward_weight 0.1": dict(reward_weight=0.1),
+    "reward_weight 10": dict(reward_weight=10.0),
+}
 
 
 def train_row(cfg, row):
     """Train what a row needs -> the path of its transformer."""
-    changes, gpt_changes = ROWS[row]
-    owner = row if changes else "plain"
-    tokenizer = path_of(cfg, owner, "tokenizer")
-    train("train_tokenizer.py", tokenizer, cfg, cfg.tokenizer_steps, **changes)
-    gpt = path_of(cfg, row, "gpt")
-    train("train_gpt.py", gpt, cfg, cfg.steps, tokenizer=tokenizer, **gpt_changes)
-    return gpt
+    name = f"{cfg.folder}/{cfg.part}-" + row.replace(" ", "-")
+    settings = dict(lr=cfg.lr) if cfg.lr else {}
+    if cfg.part == "tokenizer":
+        settings["tokenizer"] = f"{name}-alone.pt"
+        train("train_tokenizer.py", settings["tokenizer"], cfg, cfg.tokenizer_steps, **TOKENIZERS[row])
+    else:
+        settings.update(TRANSFORMERS[row], tokenizer=cfg.ckpt, tokens=cfg.tokens)
+    train("train_gpt.py", f"{name}.pt", cfg, cfg.steps, **settings)
+    return f"{name}.pt"
 
 
 def main(cfg):
-    rows = cfg.rows or tuple(ROWS)
-    if unknown := sorted(set(rows) - set(ROWS)):
-        raise ValueError(f"rows are {', '.join(unknown)}; expected some of {', '.join(ROWS)}")
+    parts = dict(tokenizer=TOKENIZERS, transformer=TRANSFORMERS)
+    if cfg.part not in parts:
+        raise ValueError(f"part is {cfg.part!r}; expected one of {', '.join(parts)}")
+    known = parts[cfg.part]
+    rows = cfg.rows or tuple(known)
+    if unknown := sorted(set(rows) - set(known)):
+        raise ValueError(f"rows are {', '.join(unknown)}; expected some of {', '.join(known)}")
     cfg.out = claim_result(cfg.out, cfg.overwrite)
     Path(cfg.folder).mkdir(parents=True, exist_ok=True)
-    columns = {name: {} for name in ("reconstruction", "psnr", "ssim")}
+    columns = dict(reconstruction={}, psnr={}, ssim={})
     for row in rows:
         model = open_world(cfg, train_row(cfg, row))
         found, missing = compare(cfg, {row: model})

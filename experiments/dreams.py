@@ -3,7 +3,9 @@
     fresh episodes --imagine--> PSNR against the truth at some frames, and what is still there
 
 An object is there while at least half as many pixels have its colour as in the true frame; objects that the
-gripper hides are left out.   Run: python -m experiments.dreams"""
+gripper hides are left out.
+
+Run: python -m experiments.dreams"""
 
 import numpy as np
 import torch

@@ -28,7 +28,7 @@ TOKENIZER = {
 }  # fmt: skip
 GPT = {**tiny.TRANSFORMER, "n_layer": 2, "n_head": 2, "n_embd": 32, "n_mlp": 64, "segment_length": 6}
 STEPS = dict(preset="tiny", batch_size=4, eval_segments=4, max_steps=2, eval_every=2, log_every=1, warmup=1)
-TOKENIZER_RUN = {**STEPS, **TOKENIZER, "horizon": 6, "future_frames": 2, "decouple_start": 1}
+TOKENIZER_RUN = {**STEPS, **TOKENIZER, "horizon": 6, "future_frames": 2}
 GPT_RUN = {**STEPS, **{k: v for k, v in GPT.items() if k in train_gpt.MODEL}}
 TOKENIZER_TUNE = {k: v for k, v in TOKENIZER_RUN.items() if k not in TOKENIZER}  # a checkpoint sets the rest
 GPT_TUNE = {k: v for k, v in GPT_RUN.items() if k not in GPT}

@@ -54,7 +54,7 @@ def by_train_gpt_from_another(trained, push, folder):
 
 def by_train_gpt_on_tokens_per_frame(trained, push, folder):
     own = folder / "per-frame-tokenizer.pt"
-    train(train_tokenizer, **{**TOKENIZER_RUN, "decouple_start": -1}, kind="4x4", data=push, out=own)
+    train(train_tokenizer, **TOKENIZER_RUN, kind="4x4", data=push, out=own)
     train(train_gpt, **GPT_RUN, data=push, tokenizer=own, out=folder / "per-frame.pt")
     return folder / "per-frame.pt"
 

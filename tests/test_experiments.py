@@ -1,5 +1,6 @@
 """experiments/: speed, the loader, the analyses of section 4.4, on models that have learned for two steps."""
 
+import functools
 import json
 
 import pytest
@@ -18,7 +19,21 @@ import train_gpt
 import train_tokenizer
 from checkpoints import SIZES, new_tokenizer
 from common import configure
-from experiments import adapt, decouple, goal, lab, loader, scaling, speed, tokenizers, transfer
+from data import to_float
+from envs.push import ROBOTS, play_push
+from experiments import (
+    ablate,
+    adapt,
+    decouple,
+    dreams,
+    goal,
+    lab,
+    loader,
+    scaling,
+    speed,
+    tokenizers,
+    transfer,
+)
 from sample import WorldModel
 
 # ---- speed ----
@@ -100,11 +115,11 @@ def analyse(monkeypatch, tmp_path, push, trained):
         given = dict(ckpt=trained.gpt, folder=tmp_path, device="cpu", videos=3, horizon=4, lpips=False)
         settings.update({k: v for k, v in given.items() if k in module.CONFIG})
         module.main(configure(module.CONFIG, "", flags(**settings)))
-        assert (tmp_path / "numbers.png").stat().st_size > 1000
+        assert module is ablate or (tmp_path / "numbers.png").stat().st_size > 1000
         assert "| ---" in (tmp_path / "numbers.md").read_text()
         return json.loads((tmp_path / "numbers.json").read_text())
 
-    for module in (goal, lab, scaling, tokenizers):
+    for module in (ablate, goal, lab, scaling, tokenizers):
         monkeypatch.setattr(module, "train", train_small)
     return analyse
 
@@ -173,6 +188,45 @@ def test_episodes_that_are_not_there_name_the_command_that_makes_them(tmp_path):
         lab.train_both(cfg, "tuned", tune=True)
 
 
-@pytest.mark.parametrize("module", [adapt, decouple, goal, loader, scaling, speed, tokenizers, transfer])
+@pytest.mark.slow
+@pytest.mark.parametrize(("part", "row"), [("tokenizer", "no copy"), ("transformer", "no pos_init")])
+def test_tricks_are_left_out_alone(analyse, part, row):
+    numbers = analyse(ablate, part=part, rows=f"plain,{row}")
+    for column in ("reconstruction", "psnr", "ssim"):
+        assert set(numbers[column]) == {"plain", row}
+    assert (numbers["reconstruction"]["plain"] == numbers["reconstruction"][row]) == (part == "transformer")
+
+
+def test_unknown_tricks_are_refused():
+    with pytest.raises(ValueError, match="rows are copy; expected some of plain, no copy"):
+        ablate.main(configure(ablate.CONFIG, "", ["--rows", "copy"]))
+
+
+def test_a_long_dream_is_measured_at_some_frames(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(dreams, "play_push", functools.partial(play_push, size=32))
+    out = tmp_path / "d.json"
+    settings = dict(ckpt=trained.gpt, videos=3, frames="2,7", batch_size=2, device="cpu", out=out)
+    dreams.main(configure(dreams.CONFIG, "", flags(**settings)))
+    numbers = json.loads(out.read_text())
+    for column in ("psnr", "repeat_last", "all_there"):
+        assert set(numbers[column]) == {"frame 2", "frame 7"}
+    assert numbers["repeat_last"]["frame 2"] > numbers["repeat_last"]["frame 7"]
+
+
+def test_objects_are_counted_by_their_colours():
+    episode = next(play_push(1, 4, seed=5))
+    truth = to_float(episode["frames_u8"])[None]
+    gripper = torch.tensor([ROBOTS["red"][0]])
+    colours = torch.cat([gripper, torch.from_numpy(episode["colours"])])[None] / 255
+    counts = dreams.pixels_of(truth, colours)
+    assert 40 < counts.min() and counts.max() < 250  # a disc of 104 less its mark, squares
+    assert dreams.are_there(truth, truth, colours).all()
+    table = truth[:, :, :, :1, :1].expand_as(truth)
+    assert not dreams.are_there(table, truth, colours).any()
+
+
+@pytest.mark.parametrize(
+    "module", [ablate, adapt, decouple, dreams, goal, loader, scaling, speed, tokenizers, transfer]
+)
 def test_every_experiment_says_how_to_run_it(module):
     assert f"Run: python -m {module.__name__}" in module.__doc__

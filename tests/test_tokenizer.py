@@ -9,6 +9,7 @@ from conftest import TOKENIZER
 
 import tokenizer
 from checkpoints import new_tokenizer, tokenizer_from
+from support.codes import code_use
 from support.networks import perceptual_loss
 from tokenizer import (
     Discriminator,
@@ -21,10 +22,12 @@ from tokenizer import (
     unpatchify,
 )
 from variants import tiny
+from variants.fsq import FiniteScalarQuantizer
 from variants.per_frame import PerFrameTokenizer
 from variants.tiny import TinyTokenizer
 
 TWO_LEVELS = {**TOKENIZER, "patch": 2, "channels": (8, 16), "pos_init": 0.0}
+FSQ = {**TOKENIZER, "fsq": True, "context_codes": 240, "dynamics_codes": 240}
 PLAIN = {**tokenizer.SMALL, **TWO_LEVELS, "channels": (8, 8, 16), "n_head": 2}  # the paper's class, but small
 PLAIN = {key: PLAIN[key] for key in tokenizer.SMALL}
 
@@ -149,7 +152,7 @@ def test_a_per_frame_tokenizers_loss_is_the_sum_of_its_parts():
         x, y = recon[:, part], frames[:, part]
         expected = expected + (x - y).abs().mean() + 2 * F.mse_loss(x, y)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert {"recon_context", "recon", "vq", "psnr", "ppl", "used"} <= set(metrics)
+    assert {"recon_context", "recon", "vq", "psnr", "ppl_frames", "used_frames"} <= set(metrics)
 
 
 def test_patchify_orders_row_column_channel_and_is_undone():
@@ -249,58 +252,6 @@ def test_revival_draws_what_the_codebook_lacks():
     assert vq.embedding.weight.tolist() == [[0, 0], [5, 0], [5, 0], [5, 0]]
 
 
-def test_code_0_stands_in_where_asked_and_its_latents_learn_only_to_come_nearer():
-    vq, z = quantizer([[0.0, 0.0], [1.0, 0.0]], commitment=0.5), torch.tensor([[0.9, 0.0], [0.8, 0.0]])
-    z.requires_grad_()
-    zq, ids, loss = tiny.quantize_changes(vq, z, torch.tensor([True, False]), pull=10.0)
-    assert ids.tolist() == [0, 1] and zq.tolist() == [[0, 0], [1, 0]]
-    assert loss.item() == pytest.approx((0.5 * (10 * 0.81 + 0.04) + 0.81 + 0.04) / 4)
-    zq.sum().backward()
-    assert z.grad.tolist() == [[0, 0], [1, 1]]
-
-
-def test_what_looks_like_the_last_context_frame_is_unchanged():
-    model, frames = build(), pictures(1, 4)  # 32x32 pixels, 4x4 dynamics tokens
-    frames[:, 2:] = frames[:, 1:2]
-    frames[:, 3, :, 9, 31] += 0.5
-    unchanged = model.unchanged(frames)
-    assert unchanged.shape == (1, 2, 16) and unchanged[0, 0].all()
-    assert (~unchanged[0, 1]).nonzero().tolist() == [[7]]
-
-
-def test_codes_that_tell_of_changes_alone_are_taught_in_training_alone(monkeypatch):
-    model, frames = build().train(), pictures(2, 4)
-    frames[:, 2:] = frames[:, 1:2]
-    frames[:, 3, :, 9, 31] += 0.5
-    quantize, calls = tiny.quantize_changes, []
-
-    def record(quantizer, z, still, pull):
-        result = quantize(quantizer, z, still, pull)
-        calls.append((quantizer, still, pull, result[1]))
-        return result
-
-    monkeypatch.setattr(tiny, "quantize_changes", record)
-    model.loss(frames, still=2.0, disguise=True)
-    quantizer, still, pull, ids = calls.pop()
-    assert quantizer is model.dynamics_quantize and still.any() and not still.all()
-    assert torch.equal(still, model.unchanged(frames)) and pull == 2 and not ids[still].any()
-    for other in (model.loss(frames), model.eval().loss(frames, still=2.0, disguise=True)):
-        assert not calls and other[0].isfinite()
-
-
-def test_recolouring_changes_the_colours_of_every_second_clip_and_neither_shapes_nor_range():
-    torch.manual_seed(0)
-    frames = pictures(4, 3)
-    frames[:, 2] = frames[:, 1]
-    other = tiny.recolour(frames)
-    assert other.shape == frames.shape and 0 <= other.min() and other.max() <= 1
-    assert torch.equal(other[::2], frames[::2]) and torch.equal(other[:, 2], other[:, 1])
-    for a, b in zip(frames[1::2], other[1::2], strict=True):  # channels are affine images of old ones
-        old, new = (x.transpose(0, 1).flatten(1) for x in (a, b))
-        similar = torch.corrcoef(torch.cat([old, new]))[:3, 3:].abs()
-        torch.testing.assert_close(similar.amax(0), torch.ones(3))
-
-
 def test_codes_are_never_revived_with_revive_after_0_or_in_evaluation():
     for vq in (quantizer([[0.0, 0.0], [9.0, 9.0]]), quantizer([[0.0, 0.0], [9.0, 9.0]], 1.0, 1).eval()):
         for _ in range(5):
@@ -308,17 +259,55 @@ def test_codes_are_never_revived_with_revive_after_0_or_in_evaluation():
         assert vq.embedding.weight.tolist() == [[0, 0], [9, 9]]
 
 
-def test_quantizer_metrics_are_perplexity_and_share_of_codes_in_use():
+def test_code_use_is_perplexity_with_and_without_the_most_frequent_code_and_the_share_in_use():
     vq = quantizer([[0.0], [1.0], [2.0], [3.0]])
-    _, ids, _ = vq(torch.tensor([[0.0], [0.1], [1.0], [1.1]]))
-    perplexity, used = vq.metrics(ids)
-    assert perplexity.item() == pytest.approx(2) and used.item() == 0.5
+    _, ids, _ = vq(torch.tensor([[0.0]] * 4 + [[1.0], [1.1], [2.1], [2.0]]))
+    use = code_use("some", ids, vq.idle)
+    assert use["ppl_some"].item() == pytest.approx(2**1.5)  # odds 1/2, 1/4, 1/4
+    assert use["ppl_some_others"].item() == pytest.approx(2) and use["used_some"].item() == 0.75
+
+
+# ---- variants ----
+
+
+def test_fsq_numbers_the_points_of_a_grid_and_finds_them_again():
+    torch.manual_seed(0)
+    fsq = FiniteScalarQuantizer(240, 4)
+    fsq.inward.weight.data.mul_(10)
+    zq, ids, loss = fsq(torch.randn(500, 4))
+    assert 0 <= ids.min() and ids.max() < 240 and len(ids.unique()) > 50 and loss == 0
+    torch.testing.assert_close(fsq.embedding(ids), zq)
+    digits = torch.tensor([7.0, 0.0, 4.0])  # of 8, 6 and 5
+    assert ((digits * fsq.place).sum()) == 7 + 0 * 8 + 4 * 48
+    torch.testing.assert_close(fsq.vectors(digits), fsq.outward(torch.tensor([1.0, -1.0, 1.0])))
+
+
+def test_fsq_passes_the_gradient_through_rounding_and_refuses_other_numbers_of_codes():
+    torch.manual_seed(0)
+    z = torch.randn(8, 4, requires_grad=True)
+    FiniteScalarQuantizer(1000, 4)(z)[0].sum().backward()
+    assert z.grad.abs().min() > 0
+    with pytest.raises(ValueError, match="4096 codes; with fsq, expected one of 240, 1000, 4375, 15360"):
+        build(fsq=True, context_codes=4096)
+
+
+def test_a_closed_gate_copies_the_last_context_frame_and_an_open_one_draws():
+    model, frames = build().eval(), pictures(2, 5)
+    past = model.decode(model.encode(frames[:, :2]))
+    model.cond_decoder.conv_gate.weight.data.zero_()
+    model.cond_decoder.conv_gate.bias.data.fill_(-50)
+    copied = model.decode(model.encode(frames))
+    torch.testing.assert_close(copied[:, 2:], past[:, 1:2].expand(-1, 3, -1, -1, -1))
+    model.cond_decoder.conv_gate.bias.data.fill_(50)
+    drawn = model.decode(model.encode(frames))
+    model.cond_decoder.conv_out.bias.data += 1
+    torch.testing.assert_close(model.decode(model.encode(frames))[:, 2:], drawn[:, 2:] + 1)
 
 
 # ---- training ----
 
 
-@pytest.mark.parametrize("settings", [TOKENIZER, TWO_LEVELS, PLAIN])
+@pytest.mark.parametrize("settings", [TOKENIZER, TWO_LEVELS, PLAIN, FSQ])
 def test_every_parameter_gets_a_gradient(settings):
     model = build(settings).train()
     model.loss(pictures(2, 4))[0].backward()

@@ -5,6 +5,7 @@ import random
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +20,11 @@ from common import configure, load_checkpoint
 from data import Episodes, goal_first
 from gpt import GPT
 from sample import WorldModel
+from support.tokens import TokenFile, tokenize_segments
 from support.writer import EpisodeWriter
 from variants import tiny
+from variants.drift import corrupt
+from variants.muon import optimizers_for
 from variants.per_frame import PerFrameTokenizer
 from variants.tiny import TinyTokenizer
 
@@ -81,7 +85,7 @@ def test_a_per_frame_tokenizer_is_trained_by_its_kind_and_carries_a_world_model(
 
 
 def test_two_steps_of_the_tokenizer_write_a_checkpoint_numbers_and_a_picture(trained):
-    state = load_checkpoint(trained.tokenizer, needs=("optimizer", "rng", "train_config"))
+    state = load_checkpoint(trained.tokenizer, needs=("optimizers", "rng", "train_config"))
     assert state["step"] == 2
     assert load_tokenizer(trained.tokenizer).config["channels"] == (16,)
     steps = lines(trained.tokenizer)
@@ -118,15 +122,89 @@ def test_codebook_init_makes_codes_that_look_alike_similar_words():
             assert 0.01 < table[first : first + 32].std() < 0.03
 
 
-def test_muon_takes_the_blocks_matrices_and_adamw_the_others(trained):
+def split_by_optimizer(model, groups, cfg):
+    """Names of the parameters that AdamW and Muon get."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return (
+        {names[id(p)] for group in optimizer.param_groups for p in group["params"]}
+        for optimizer in optimizers_for(model, groups, cfg)
+    )
+
+
+def test_muon_takes_hidden_layers_and_adamw_the_others(trained):
     model = load_gpt(trained.gpt)
     cfg = configure(train_gpt.CONFIG, "", ["--preset=tiny"], train_gpt.PRESETS)
-    adamw, muon = (
-        {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for optimizer in train_gpt.optimizers_for(model, cfg)
-    )
-    assert muon == {id(p) for p in model.blocks.parameters() if p.ndim == 2}
-    assert adamw == {id(p) for p in model.parameters()} - muon
+    adamw, muon = split_by_optimizer(model, model.param_groups(0.01), cfg)
+    assert muon == {name for name, p in model.named_parameters() if "blocks" in name and p.ndim == 2}
+    assert adamw | muon == {name for name, _ in model.named_parameters()} and not adamw & muon
+    model = load_tokenizer(trained.tokenizer)
+    adamw, muon = split_by_optimizer(model, [dict(params=[*model.parameters()])], cfg)
+    assert {"encoder.down_blocks.0.resnets.0.conv1.weight", "cond_decoder.cross.0.q.weight"} <= muon
+    assert {"encoder.conv_in.weight", "quantize.embedding.weight", "cond_decoder.cross.0.q_pos_emb"} <= adamw
+    assert adamw | muon == {name for name, _ in model.named_parameters()} and not adamw & muon
+
+
+def test_what_is_saved_is_the_average_of_the_weights(push, trained, tmp_path):
+    settings = dict(GPT_RUN, data=push, tokenizer=trained.tokenizer, warmup=1, ema=0.75)
+    train(train_gpt, **{**settings, "max_steps": 1}, out=tmp_path / "one.pt")
+    train(train_gpt, **settings, out=tmp_path / "two.pt")
+    states = [load_checkpoint(tmp_path / f"{name}.pt") for name in ("one", "two")]
+    first, second = (state["learner"]["lm_head.weight"] for state in states)
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(states[0]["gpt"]["weights"]["lm_head.weight"], first)
+    torch.testing.assert_close(states[1]["gpt"]["weights"]["lm_head.weight"], 0.75 * first + 0.25 * second)
+
+
+@pytest.mark.parametrize("by", ["random", "own"])
+def test_corruption_replaces_future_codes_alone_and_more_of_them_later(trained, by):
+    torch.manual_seed(0)
+    model = load_gpt(trained.gpt)
+    layout = model.layout
+    tokens = layout.pack(torch.zeros(400, 2, layout.tokens_context).long(), torch.zeros(400, 4, 16).long())
+    read = corrupt(model, tokens, torch.zeros(400, 6, 2), 0.8, by)
+    context, dynamics = layout.unpack(read)
+    shares = (dynamics > 0).float().mean((0, 2))  # of frames
+    assert not context.any() and shares[0] == 0
+    expected = 0.8 / 2 * torch.arange(4) / 3 * 31 / 32  # a sample can be the code that is there
+    torch.testing.assert_close(shares, expected, atol=0.03, rtol=0)
+
+
+def test_the_model_reads_corrupted_tokens_and_predicts_the_true_ones(trained):
+    model = load_gpt(trained.gpt)
+    layout = model.layout
+    tokens = layout.pack(torch.zeros(2, 2, layout.tokens_context).long(), torch.ones(2, 3, 16).long())
+    read = layout.pack(torch.zeros(2, 2, layout.tokens_context).long(), torch.zeros(2, 3, 16).long())
+    actions, rewards = torch.zeros(2, 5, 2), torch.zeros(2, 5)
+    logits = model(read, actions)[:, layout.prompt - 1 : -1]
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, layout.prompt :].flatten())
+    _, metrics = model.loss(tokens, actions, rewards, read)
+    assert metrics["ce"].item() == pytest.approx(expected.item(), rel=1e-5)
+    whole, metrics = model.loss(tokens, actions, rewards, read, reward_weight=3.0)
+    assert whole.item() == pytest.approx((metrics["ce"] + 3 * metrics["reward_mse"]).item(), rel=1e-5)
+
+
+def test_segments_tokenized_once_are_those_of_the_stream(push, trained, tmp_path):
+    how = dict(stride=1, action_agg="sample", device="cpu", batch_size=4, seed=3, overwrite=False)
+    file = tmp_path / "tokens.pt"
+    tokenize_segments(file, str(push), trained.tokenizer, segments=7, segment_length=8, **how)
+    tokenizer = load_tokenizer(trained.tokenizer)
+    cfg = SimpleNamespace(tokens=file, data=str(push), stride=1, action_agg="sample", seed=0)
+    stored = TokenFile(cfg, tokenizer, 6)
+    epochs = [stored.batch(first, 7) for first in (0, 7)]
+    segments = Episodes(push).batch(0, 7, 8, seed=3)
+    for batch in epochs:
+        rows = stored.order(0 if batch is epochs[0] else 1)
+        assert sorted(rows) == list(range(7))
+        assert torch.equal(batch["tokens"], tokenizer.encode(segments["frames"][rows, :6]))
+        assert torch.equal(batch["actions"], segments["actions"][rows, :6])
+    assert not torch.equal(epochs[0]["tokens"], epochs[1]["tokens"])
+    train(train_gpt, **GPT_RUN, data=push, tokenizer=trained.tokenizer, tokens=file, out=tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="segments of 8 frames; expected 9"):
+        TokenFile(cfg, tokenizer, 9)
+    cfg.stride = 2
+    tokenizer.quant_conv.bias.data += 1
+    with pytest.raises(ValueError, match="made with another tokenizer, stride; make it anew"):
+        TokenFile(cfg, tokenizer, 6)
 
 
 def test_actions_and_rewards_may_be_left_out(trained):
@@ -206,7 +284,7 @@ ONE_STEP = dict(max_steps=1, eval_every=1, grad_clip=0.0, warmup=0, lr=1e-3)
 def first_moments(path):
     """Gradients of the first update, one vector: AdamW's first moment is 0.1 of them."""
     saved = load_checkpoint(path)
-    state = (saved["optimizer"] if "optimizer" in saved else saved["optimizers"][0])["state"]
+    state = saved["optimizers"][0]["state"]
     return torch.cat([state[i]["exp_avg"].flatten() for i in sorted(state)]) / 0.1
 
 
@@ -217,7 +295,8 @@ def test_two_processes_give_the_gradient_of_one_with_twice_the_batch(script, pus
     if script is train_tokenizer:  # revived codes are drawn from the first process's batch
         settings.update(revive_after=0, grad_clip=1e9)
     else:
-        settings.update(tokenizer=trained.tokenizer, muon=False)
+        settings.update(tokenizer=trained.tokenizer)
+    settings["muon"] = False
     one, two = tmp_path / "one.pt", tmp_path / "two.pt"
     train(script, **{**settings, "batch_size": 8, "out": one})
     torchrun = "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", f"{script.__name__}.py"
@@ -231,8 +310,9 @@ def test_two_processes_give_the_gradient_of_one_with_twice_the_batch(script, pus
 @pytest.mark.parametrize("script", [train_tokenizer, train_gpt], ids=lambda script: script.__name__)
 def test_grad_clip_bounds_the_gradient_and_0_switches_it_off(script, push, trained, tmp_path):
     settings = {**(TOKENIZER_RUN if script is train_tokenizer else GPT_RUN), **ONE_STEP, "data": push}
+    settings["muon"] = False
     if script is train_gpt:
-        settings.update(tokenizer=trained.tokenizer, muon=False)
+        settings.update(tokenizer=trained.tokenizer)
     norms = []
     for clip in (0.0, 1e-3):
         train(script, **{**settings, "grad_clip": clip}, out=tmp_path / "x.pt", overwrite=True)
@@ -277,7 +357,7 @@ def test_a_killed_and_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_do
     if script is train_tokenizer:  # everything that has a state: revival, dropout, discriminator
         settings = {**TOKENIZER_RUN, "dropout": 0.1, "discriminator_start": 1, "batch_size": 2}
     else:
-        settings = {**GPT_RUN, "tokenizer": trained.tokenizer, "att_dropout": 0.1}
+        settings = {**GPT_RUN, "tokenizer": trained.tokenizer, "att_dropout": 0.1, "ema": 0.9, "corrupt": 0.5}
     settings.update(data=push, max_steps=12, eval_every=3, schedule="cosine", warmup=3)
     whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
     train(script, **settings, out=whole)

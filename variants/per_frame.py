@@ -10,11 +10,11 @@ Run: python train_tokenizer.py --preset tiny --kind 4x4"""
 import torch
 from torch import nn
 
+from support.codes import code_use
 from tokenizer import (
     RevivingQuantizer,
     Tokenizer,
     TokenLayout,
-    code_use,
     init_weights,
     latent_grid,
     objective,
