@@ -145,8 +145,8 @@ def load_models(cfg, A, state=None):
 def trained_on(cfg):
     """What sample.py must know of the world model in a checkpoint (sample.TRAINED)."""
     is_push = cfg.task in ("push", "push_anywhere") and cfg.robot == "red"  # what "push" shows
-    sampling = dict(top_k=cfg.top_k, temperature=cfg.temperature)
-    return dict(TRAINED, data="push" if is_push else "", **sampling)
+    data = "push" if is_push else ""
+    return dict(TRAINED, data=data, top_k=cfg.top_k, temperature=cfg.temperature)
 
 
 class Learner:

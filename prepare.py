@@ -99,7 +99,7 @@ COMMANDS = {
     "push": (collect_push, PUSH_CONFIG),
     "script": (collect_script, SCRIPT_CONFIG),
     "metaworld": (collect_metaworld, METAWORLD_CONFIG),
-    "tokens": (tokens.tokenize_segments, tokens.CONFIG),
+    "tokens": (tokens.tokenize_segments, tokens.TOKENS_CONFIG),
     **importers.IMPORTERS,
 }
 

@@ -218,7 +218,7 @@ def main(cfg):
         if resumed:
             average.n_averaged.copy_(resumed["n_averaged"])
             model.load_state_dict(resumed["learner"])
-    best = average.module if average else model  # what is validated and saved
+    result = average.module if average else model  # what is validated and saved
     torch.manual_seed(cfg.seed + rank + world * step)  # dropout differs between processes
     if resumed and world == 1:
         torch.set_rng_state(resumed["rng"].cpu())
@@ -237,7 +237,7 @@ def main(cfg):
         state.update(rng=torch.get_rng_state(), train_config=vars(cfg), step=step, segments=seen)
         if average:
             state.update(learner=model.state_dict(), n_averaged=average.n_averaged)
-        save_checkpoint(progress.out, gpt=best.checkpoint(), tokenizer=tokenizer.checkpoint(), **state)
+        save_checkpoint(progress.out, gpt=result.checkpoint(), tokenizer=tokenizer.checkpoint(), **state)
 
     recorded = T - 1 if cfg.goal_conditioned else T  # frames of a segment; the goal is its last one, again
     fetch = draw_segments(train, cfg, recorded, seen, rank, world, cfg.augment, action_agg=cfg.action_agg)
@@ -283,7 +283,7 @@ def main(cfg):
         if progress.is_due(step):
             progress.log(step, lr, metrics, tokens=segments_per_step * model.layout.length(T))
             if progress.saves:
-                progress.validate(step, evaluate, best, tokenizer, val_segments, cfg, progress.picture)
+                progress.validate(step, evaluate, result, tokenizer, val_segments, cfg, progress.picture)
                 save()
                 progress.reset()
 

@@ -20,7 +20,7 @@ from mixture import open_data
 from support.devices import find_device
 from support.files import claim
 
-CONFIG = dict(
+TOKENS_CONFIG = dict(
     out="data/push-tokens.pt",
     data="data/push",
     tokenizer="out/tokenizer.pt",

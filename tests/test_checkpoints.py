@@ -167,6 +167,7 @@ def test_its_export_imagines_nearly_the_same(written, tmp_path):
     before = WorldModel.load(str(path), "cpu")
     after = WorldModel.load(str(tmp_path / "export.pt"), "cpu")
     assert after.trained == before.trained and after.top_k == before.top_k
+    assert after.temperature == before.temperature
     assert after.tokenizer.config == before.tokenizer.config and after.gpt.config == before.gpt.config
     weights = after.gpt.state_dict()
     for key, weight in before.gpt.state_dict().items():

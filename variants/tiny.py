@@ -191,8 +191,11 @@ class TinyGPT(GPT):
 def embed_codebooks(model, vqgan):
     """Start a GPT's token embeddings and output layer from random projections of the codebooks' vectors."""
     first = 0
-    for codebook in (vqgan.quantize, vqgan.dynamics_quantize):
-        vectors = codebook.embedding.weight
+    for codebook, K in (
+        (vqgan.quantize, vqgan.layout.context_codes),
+        (vqgan.dynamics_quantize, vqgan.layout.dynamics_codes),
+    ):
+        vectors = codebook.embedding(torch.arange(K))
         vectors = (vectors - vectors.mean(0)) / vectors.std()
         for table in (model.embed.weight, model.lm_head.weight):
             projection = torch.randn(vectors.shape[1], table.shape[1]) * 0.02 / vectors.shape[1] ** 0.5
