@@ -473,14 +473,16 @@ class Tokenizer(nn.Module):
         self.dynamics_quantize = self.quantizer(cfg["dynamics_codes"], cfg)
         self.apply(init_weights)
 
-    # These four are for `variants` to override.
-    pixel_loss = staticmethod(F.l1_loss)
+    pixel_loss = staticmethod(F.l1_loss)  # this and the next four are for `variants` to override
 
     def networks(self, cfg, conditional):
         return Encoder(cfg, conditional), Decoder(cfg, conditional)
 
     def quantizer(self, K, cfg):
         return RevivingQuantizer(K, cfg["code_dim"], cfg["commitment"], cfg["revive_after"])
+
+    def quantize_future(self, w, frames):
+        return self.dynamics_quantize(w)
 
     def scene(self, past, features):
         """What future frames are drawn from: the decoded context (B, t, 3, H, W), the decoder's features."""
@@ -545,9 +547,7 @@ class Tokenizer(nn.Module):
         return project_context(self.cond_decoder, [x.unflatten(0, context.shape[:2]) for x in features])
 
     def decode_future(self, dynamics, context):
-        """Dynamics codes (B, f, n), a `decode_context` or None -> frames (B, f, 3, H, W), not clamped.
-
-        Every frame is decoded by itself: a new one does not decode the earlier ones again."""
+        """Dynamics codes (B, f, n), a `decode_context` or None -> frames (B, f, 3, H, W), each by itself."""
         return self.frames_future(self.dynamics_quantize.embedding(dynamics), context)
 
     def reconstruct(self, frames):
@@ -557,7 +557,7 @@ class Tokenizer(nn.Module):
         z, features = self.encode_context(frames[:, :t])
         zq, context_ids, context_loss = self.quantize(z)
         w = self.encode_future(frames[:, t:], features)
-        wq, future_ids, future_loss = self.dynamics_quantize(w)
+        wq, future_ids, future_loss = self.quantize_future(w, frames)
         past, features = self.frames_context(zq)
         future = self.frames_future(wq, self.scene(past, features))
         return torch.cat([past, future], 1), (context_ids, context_loss), (future_ids, future_loss)

@@ -24,8 +24,10 @@ CONFIG = dict(
     ckpt="assets/push-tiny.pt",  # whose tokenizer the transformers stand on
     tokens="",  # segments that it has encoded (prepare.py tokens)
     tokenizer_steps=600,
-    steps=600,  # of the transformer
-    lr=0.0,  # of the transformers; 0: the preset's
+    steps=400,  # of the transformer
+    segment_length=16,
+    warmup=50,
+    train_dtype="auto",  # of the transformer's training: bf16 is faster on CPUs that have it
     folder="out/ablate",
     out="out/ablate/numbers.json",
 )
@@ -52,18 +54,21 @@ TRANSFORMERS = {  # and in train_gpt.py
     "ema": dict(ema=0.99),
     "reward_weight 0.1": dict(reward_weight=0.1),
     "reward_weight 10": dict(reward_weight=10.0),
+    "twice the learning rate": dict(lr=3e-3),
+    "six layers": dict(n_layer=6),
 }
 
 
 def train_row(cfg, row):
     """Train what a row needs -> the path of its transformer."""
     name = f"{cfg.folder}/{cfg.part}-" + row.replace(" ", "-")
-    settings = dict(lr=cfg.lr) if cfg.lr else {}
+    settings = dict(segment_length=cfg.segment_length, warmup=cfg.warmup, dtype=cfg.train_dtype)
     if cfg.part == "tokenizer":
+        changes = dict(TOKENIZERS[row], warmup=cfg.warmup)
         settings["tokenizer"] = f"{name}-alone.pt"
-        train("train_tokenizer.py", settings["tokenizer"], cfg, cfg.tokenizer_steps, **TOKENIZERS[row])
+        train("train_tokenizer.py", settings["tokenizer"], cfg, cfg.tokenizer_steps, **changes)
     else:
-        settings.update(TRANSFORMERS[row], tokenizer=cfg.ckpt, tokens=cfg.tokens)
+        settings |= dict(TRANSFORMERS[row], tokenizer=cfg.ckpt, tokens=cfg.tokens)
     train("train_gpt.py", f"{name}.pt", cfg, cfg.steps, **settings)
     return f"{name}.pt"
 

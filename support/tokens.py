@@ -40,7 +40,7 @@ def checksum(tokenizer):
     """Of a tokenizer's weights: whose codes are these?"""
     total = 0
     for x in tokenizer.parameters():
-        total = zlib.crc32(x.detach().float().cpu().numpy(), total)
+        total = zlib.crc32(x.detach().float().cpu().contiguous().numpy(), total)
     return total
 
 

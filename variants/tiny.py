@@ -1,6 +1,8 @@
 """variants/tiny.py: what the preset `tiny` does differently from the paper, to learn on a CPU.
 
     TinyTokenizer  copy          the decoder copies what does not change from the last context frame
+                   still         one code stands wherever nothing has changed since the context; otherwise a
+                                 third of the codes is noise, which no transformer can predict
                    patch         folds 4x4 pixels into channels: a sixteenth of the convolutions' work
                    pos_init      the cross-attention starts with sinusoids as position embeddings and keys
                                  projected like queries, so that each pixel first attends to its own place
@@ -25,12 +27,12 @@ from tokenizer import CrossAttention, Decoder, Encoder, Tokenizer
 from variants.fsq import FiniteScalarQuantizer
 
 # Settings with which a TinyTokenizer would be a Tokenizer, and a TinyGPT a GPT.
-TOKENIZER_OFF = dict(patch=1, copy=False, fsq=False, pos_init=0.0, l2=0.0)
+TOKENIZER_OFF = dict(patch=1, copy=False, still=0.0, fsq=False, pos_init=0.0, l2=0.0)
 GPT_OFF = dict(pos_init=0.0)
 TOKENIZER = {
     **tokenizer.SMALL, "channels": (64,), "layers_per_block": 1, "code_dim": 32, "context_codes": 2048,
     "dynamics_codes": 2048, "norm_groups": 8, "n_head": 2, "dropout": 0.0, "commitment": 0.25,
-    "revive_after": 50, "patch": 4, "copy": True, "fsq": False, "pos_init": 1.5, "l2": 10.0,
+    "revive_after": 50, "patch": 4, "copy": True, "still": 0.03, "fsq": False, "pos_init": 1.5, "l2": 10.0,
 }  # fmt: skip
 TRANSFORMER = {
     **gpt.SMALL, "n_layer": 4, "n_head": 3, "n_embd": 192, "n_mlp": 512, "att_dropout": 0.0, "pos_init": 0.03,
@@ -95,14 +97,14 @@ def sinusoids(C, size):
 class TinyTokenizer(Tokenizer):
     """A Tokenizer with these tricks; inside, a frame has resolution / patch pixels of 3 patch^2 channels."""
 
-    def __init__(self, patch, copy, fsq, pos_init, l2, **cfg):
+    def __init__(self, patch, copy, still, fsq, pos_init, l2, **cfg):
         if cfg["resolution"] % patch:
             raise ValueError(f"resolution is {cfg['resolution']}; expected a multiple of patch = {patch}")
         self.patch = patch  # these three are needed by what Tokenizer's constructor calls
         self.copy = copy
         self.fsq = fsq
         super().__init__(**{**cfg, "resolution": cfg["resolution"] // patch})
-        extras = dict(patch=patch, copy=copy, fsq=fsq, pos_init=pos_init, l2=l2)
+        extras = dict(patch=patch, copy=copy, still=still, fsq=fsq, pos_init=pos_init, l2=l2)
         self.config = dict(self.config, resolution=cfg["resolution"], **extras)
         for module in self.modules():
             if isinstance(module, CrossAttention) and pos_init:
@@ -114,6 +116,33 @@ class TinyTokenizer(Tokenizer):
 
     def quantizer(self, K, cfg):
         return FiniteScalarQuantizer(K, cfg["code_dim"]) if self.fsq else super().quantizer(K, cfg)
+
+    def unchanged(self, frames):
+        """Where future frames look like the last context frame, as True (B, f, n): one per dynamics token."""
+        t = self.config["context_frames"]
+        side = self.config["resolution"] // self.config["dynamics_grid"]
+        change = (frames[:, t:] - frames[:, t - 1 : t]).abs().amax(2)  # (B, f, H, W)
+        return F.max_pool2d(change, side).flatten(2) < self.config["still"]
+
+    def quantize_future(self, w, frames):
+        """As the quantizer's forward on w (B, f, n, D), but with code 0 where nothing has changed."""
+        quantizer = self.dynamics_quantize
+        changed = ~self.unchanged(frames)
+        ids = torch.zeros_like(changed, dtype=torch.long)
+        wq = quantizer.embedding(ids)
+        if not changed.any():
+            return wq, ids, 0 * w.sum()
+        found, found_ids, loss = quantizer(w[changed])
+        quantizer.idle[0] = 0  # never to be revived
+        ids[changed] = found_ids
+        return wq.masked_scatter(changed[..., None], found), ids, changed.float().mean() * loss
+
+    def encode(self, frames):
+        tokens = super().encode(frames)
+        if frames.shape[1] == self.config["context_frames"]:
+            return tokens
+        context, dynamics = self.layout.unpack(tokens)
+        return self.layout.pack(context, dynamics.masked_fill(self.unchanged(frames), 0))
 
     def scene(self, past, features):
         read = super().scene(past, features)
