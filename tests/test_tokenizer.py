@@ -291,6 +291,41 @@ def test_fsq_passes_the_gradient_through_rounding_and_refuses_other_numbers_of_c
         build(fsq=True, context_codes=4096)
 
 
+def still_but_for_one_patch():
+    """Frames of which the second future one differs from the context at row 9, column 31 alone: patch 7."""
+    frames = pictures(1, 4)
+    frames[:, 2:] = frames[:, 1:2]
+    frames[:, 3, :, 9, 31] += 0.5
+    return frames
+
+
+def test_code_0_stands_where_nothing_has_changed_since_the_context():
+    model, frames = build().eval(), still_but_for_one_patch()
+    changed = ~model.unchanged(frames)
+    assert changed.shape == (1, 2, 16) and changed.nonzero().tolist() == [[0, 1, 7]]
+    dynamics = model.layout.unpack(model.encode(frames))[1]
+    w = model.encode_future(frames[:, 2:], model.encode_context(frames[:, :2])[1])
+    assert dynamics[changed].tolist() == model.dynamics_quantize.ids(w[changed]).tolist()
+    assert not dynamics[~changed].any()
+    wq, ids, loss = model.quantize_future(w, frames)
+    assert torch.equal(ids, dynamics)
+    torch.testing.assert_close(wq, model.dynamics_quantize.embedding(ids))
+    assert loss.item() == pytest.approx(model.dynamics_quantize(w[changed])[2].item() / 32)
+
+
+def test_code_0_is_not_revived_and_a_batch_without_changes_can_be_learned_from():
+    model, frames = build(revive_after=2).train(), still_but_for_one_patch()
+    model.loss(frames)[0].backward()
+    code = model.dynamics_quantize.embedding.weight[0].clone()
+    for _ in range(4):
+        model.loss(frames)
+    assert torch.equal(model.dynamics_quantize.embedding.weight[0], code)
+    frames[:, 3] = frames[:, 2]
+    loss, _ = model.loss(frames)
+    loss.backward()
+    assert loss.isfinite()
+
+
 def test_a_closed_gate_copies_the_last_context_frame_and_an_open_one_draws():
     model, frames = build().eval(), pictures(2, 5)
     past = model.decode(model.encode(frames[:, :2]))

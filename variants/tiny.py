@@ -134,8 +134,8 @@ class TinyTokenizer(Tokenizer):
             return wq, ids, 0 * w.sum()
         found, found_ids, loss = quantizer(w[changed])
         quantizer.idle[0] = 0  # never to be revived
-        ids[changed] = found_ids
-        return wq.masked_scatter(changed[..., None], found), ids, changed.float().mean() * loss
+        wq = wq.masked_scatter(changed[..., None], found)
+        return wq, ids.masked_scatter(changed, found_ids), changed.float().mean() * loss
 
     def encode(self, frames):
         tokens = super().encode(frames)
