@@ -481,7 +481,8 @@ class Tokenizer(nn.Module):
     def quantizer(self, K, cfg):
         return RevivingQuantizer(K, cfg["code_dim"], cfg["commitment"], cfg["revive_after"])
 
-    def quantize_future(self, w, frames):
+    def quantize_future(self, frames, features):
+        w = self.encode_future(frames[:, self.config["context_frames"] :], features)
         return self.dynamics_quantize(w)
 
     def scene(self, past, features):
@@ -556,8 +557,7 @@ class Tokenizer(nn.Module):
         self.check(frames, t + 1)
         z, features = self.encode_context(frames[:, :t])
         zq, context_ids, context_loss = self.quantize(z)
-        w = self.encode_future(frames[:, t:], features)
-        wq, future_ids, future_loss = self.quantize_future(w, frames)
+        wq, future_ids, future_loss = self.quantize_future(frames, features)
         past, features = self.frames_context(zq)
         future = self.frames_future(wq, self.scene(past, features))
         return torch.cat([past, future], 1), (context_ids, context_loss), (future_ids, future_loss)

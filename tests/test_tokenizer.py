@@ -307,7 +307,7 @@ def test_code_0_stands_where_nothing_has_changed_since_the_context():
     w = model.encode_future(frames[:, 2:], model.encode_context(frames[:, :2])[1])
     assert dynamics[changed].tolist() == model.dynamics_quantize.ids(w[changed]).tolist()
     assert not dynamics[~changed].any()
-    wq, ids, loss = model.quantize_future(w, frames)
+    wq, ids, loss = model.quantize_future(frames, model.encode_context(frames[:, :2])[1])
     assert torch.equal(ids, dynamics)
     torch.testing.assert_close(wq, model.dynamics_quantize.embedding(ids))
     assert loss.item() == pytest.approx(model.dynamics_quantize(w[changed])[2].item() / 32)
@@ -324,6 +324,19 @@ def test_code_0_is_not_revived_and_a_batch_without_changes_can_be_learned_from()
     loss, _ = model.loss(frames)
     loss.backward()
     assert loss.isfinite()
+
+
+def test_recolouring_changes_the_colours_of_every_second_clip_and_neither_shapes_nor_range():
+    torch.manual_seed(0)
+    frames = pictures(4, 3)
+    frames[:, 2] = frames[:, 1]
+    other = tiny.recolour(frames)
+    assert other.shape == frames.shape and 0 <= other.min() and other.max() <= 1
+    assert torch.equal(other[::2], frames[::2]) and torch.equal(other[:, 2], other[:, 1])
+    for a, b in zip(frames[1::2], other[1::2], strict=True):  # channels are affine images of old ones
+        old, new = (x.transpose(0, 1).flatten(1) for x in (a, b))
+        similar = torch.corrcoef(torch.cat([old, new]))[:3, 3:].abs()
+        torch.testing.assert_close(similar.amax(0), torch.ones(3))
 
 
 def test_a_closed_gate_copies_the_last_context_frame_and_an_open_one_draws():

@@ -1,6 +1,8 @@
 """variants/tiny.py: what the preset `tiny` does differently from the paper, to learn on a CPU.
 
-    TinyTokenizer  copy          the decoder copies what does not change from the last context frame
+    TinyTokenizer  disguise      dynamics codes of every second clip come from a copy in other colours, so
+                                 that they tell where things are, while their looks come from the context
+                   copy          the decoder copies what does not change from the last context frame
                    still         one code stands wherever nothing has changed since the context; otherwise a
                                  third of the codes is noise, which no transformer can predict
                    patch         folds 4x4 pixels into channels: a sixteenth of the convolutions' work
@@ -27,12 +29,13 @@ from tokenizer import CrossAttention, Decoder, Encoder, Tokenizer
 from variants.fsq import FiniteScalarQuantizer
 
 # Settings with which a TinyTokenizer would be a Tokenizer, and a TinyGPT a GPT.
-TOKENIZER_OFF = dict(patch=1, copy=False, still=0.0, fsq=False, pos_init=0.0, l2=0.0)
+TOKENIZER_OFF = dict(patch=1, copy=False, still=0.0, disguise=False, fsq=False, pos_init=0.0, l2=0.0)
 GPT_OFF = dict(pos_init=0.0)
 TOKENIZER = {
     **tokenizer.SMALL, "channels": (64,), "layers_per_block": 1, "code_dim": 32, "context_codes": 2048,
     "dynamics_codes": 2048, "norm_groups": 8, "n_head": 2, "dropout": 0.0, "commitment": 0.25,
-    "revive_after": 50, "patch": 4, "copy": True, "still": 0.03, "fsq": False, "pos_init": 1.5, "l2": 10.0,
+    "revive_after": 50, "patch": 4, "copy": True, "still": 0.03, "disguise": True, "fsq": False,
+    "pos_init": 1.5, "l2": 10.0,
 }  # fmt: skip
 TRANSFORMER = {
     **gpt.SMALL, "n_layer": 4, "n_head": 3, "n_embd": 192, "n_mlp": 512, "att_dropout": 0.0, "pos_init": 0.03,
@@ -94,18 +97,29 @@ def sinusoids(C, size):
     return torch.cat([rows, columns], -1).flatten(0, 1)
 
 
+def recolour(frames):
+    """Clips (B, T, 3, H, W), every second one in other colours: channels shuffled, squeezed, inverted."""
+    B = len(frames)
+    order = torch.rand(B, 3, device=frames.device).argsort(1)[:, None, :, None, None]
+    low, high = torch.rand(2, B, 1, 3, 1, 1, device=frames.device) * 0.4
+    squeezed = low + (1 - high - low) * frames.gather(2, order.expand_as(frames))
+    inverted = torch.where(torch.rand_like(low) < 0.5, 1 - squeezed, squeezed)
+    is_even = torch.arange(B, device=frames.device).view(-1, 1, 1, 1, 1) % 2 == 0
+    return torch.where(is_even, frames, inverted)
+
+
 class TinyTokenizer(Tokenizer):
     """A Tokenizer with these tricks; inside, a frame has resolution / patch pixels of 3 patch^2 channels."""
 
-    def __init__(self, patch, copy, still, fsq, pos_init, l2, **cfg):
+    def __init__(self, patch, copy, still, disguise, fsq, pos_init, l2, **cfg):
         if cfg["resolution"] % patch:
             raise ValueError(f"resolution is {cfg['resolution']}; expected a multiple of patch = {patch}")
         self.patch = patch  # these three are needed by what Tokenizer's constructor calls
         self.copy = copy
         self.fsq = fsq
         super().__init__(**{**cfg, "resolution": cfg["resolution"] // patch})
-        extras = dict(patch=patch, copy=copy, still=still, fsq=fsq, pos_init=pos_init, l2=l2)
-        self.config = dict(self.config, resolution=cfg["resolution"], **extras)
+        extras = dict(patch=patch, copy=copy, still=still, disguise=disguise, fsq=fsq, pos_init=pos_init)
+        self.config = dict(self.config, resolution=cfg["resolution"], l2=l2, **extras)
         for module in self.modules():
             if isinstance(module, CrossAttention) and pos_init:
                 self.init_positions(module)
@@ -124,9 +138,15 @@ class TinyTokenizer(Tokenizer):
         change = (frames[:, t:] - frames[:, t - 1 : t]).abs().amax(2)  # (B, f, H, W)
         return F.max_pool2d(change, side).flatten(2) < self.config["still"]
 
-    def quantize_future(self, w, frames):
-        """As the quantizer's forward on w (B, f, n, D), but with code 0 where nothing has changed."""
+    def quantize_future(self, frames, features):
+        """As Tokenizer's, but with code 0 where nothing has changed, and in training with `disguise`."""
+        t = self.config["context_frames"]
         quantizer = self.dynamics_quantize
+        seen = frames
+        if self.training and self.config["disguise"]:
+            seen = recolour(frames)
+            _, features = self.encode_context(seen[:, :t])
+        w = self.encode_future(seen[:, t:], features)
         changed = ~self.unchanged(frames)
         ids = torch.zeros_like(changed, dtype=torch.long)
         wq = quantizer.embedding(ids)
