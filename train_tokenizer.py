@@ -87,7 +87,7 @@ CONFIG = dict(
 PRESETS = dict(
     # No LPIPS in `tiny`: on a CPU, VGG-16 would cost a hundred times the model that it trains.
     tiny=dict(
-        tiny.TOKENIZER, lpips=False, muon=True, lr=3e-3, schedule="cosine", max_steps=6000, batch_size=8,
+        tiny.TOKENIZER, lpips=False, muon=True, lr=3e-3, schedule="cosine", max_steps=5000, batch_size=8,
         future_frames=3, warmup=100, eval_every=500,
     ),
     small=tokenizer.SMALL,

@@ -132,11 +132,14 @@ class TinyTokenizer(Tokenizer):
         return FiniteScalarQuantizer(K, cfg["code_dim"]) if self.fsq else super().quantizer(K, cfg)
 
     def unchanged(self, frames):
-        """Where future frames look like the last context frame, as True (B, f, n): one per dynamics token."""
+        """Where future frames look like the last context frame, as True (B, f, n): one per dynamics token.
+
+        Means of patch x patch pixels are compared: a camera's noise is no change."""
         t = self.config["context_frames"]
         side = self.config["resolution"] // self.config["dynamics_grid"]
-        change = (frames[:, t:] - frames[:, t - 1 : t]).abs().amax(2)  # (B, f, H, W)
-        return F.max_pool2d(change, side).flatten(2) < self.config["still"]
+        change = F.avg_pool2d((frames[:, t:] - frames[:, t - 1 : t]).flatten(0, 1), self.patch)
+        largest = F.max_pool2d(change.abs().amax(1), side // self.patch)
+        return largest.unflatten(0, (len(frames), -1)).flatten(2) < self.config["still"]
 
     def quantize_future(self, frames, features):
         """As Tokenizer's, but with code 0 where nothing has changed, and in training with `disguise`."""
