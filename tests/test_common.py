@@ -119,7 +119,7 @@ def attributes_read(module):
 
 
 READERS = {  # modules that read a script's settings for it
-    train_tokenizer: (common, data, tiny),
+    train_tokenizer: (common, data, muon),
     train_gpt: (common, data, muon),
     sample: (export, segments),
 }
