@@ -35,6 +35,8 @@ FSQ = dict(fsq=True, context_codes=1000, dynamics_codes=1000)
 TOKENIZERS = {  # what each row changes in train_tokenizer.py
     "plain": {},
     "no copy": dict(copy=False),
+    "no still": dict(still=0.0),
+    "no disguise": dict(disguise=False),
     "no l2": dict(l2=0.0),
     "no pos_init": dict(pos_init=0.0),
     "AdamW": dict(muon=False),

@@ -1,19 +1,21 @@
 """variants/tiny.py: what the preset `tiny` does differently from the paper, to learn on a CPU.
 
-    TinyTokenizer  disguise      dynamics codes of every second clip come from a copy in other colours, so
-                                 that they tell where things are, while their looks come from the context
-                   copy          the decoder copies what does not change from the last context frame
-                   still         one code stands wherever nothing has changed since the context; otherwise a
-                                 third of the codes is noise, which no transformer can predict
-                   patch         folds 4x4 pixels into channels: a sixteenth of the convolutions' work
-                   pos_init      the cross-attention starts with sinusoids as position embeddings and keys
-                                 projected like queries, so that each pixel first attends to its own place
-                   l2            a squared error beside the absolute one finds small moving things sooner
-    TinyGPT        pos_init      learned position embeddings beside RoPE, and heads that start by attending to
-                                 where the next token lies; with RoPE alone the model is slow to learn
-                                 to copy the context's objects into the first future frame
-    embed_codebooks              token embeddings start from the codebooks: similar codes, similar embeddings
-    muon.py                      an optimizer that needs half of AdamW's updates
+    TinyTokenizer  patch      folds 4x4 pixels into channels: a sixteenth of the convolutions' work
+                   copy       the decoder copies what does not change from the last context frame
+                   still      one code stands wherever nothing has changed since the context: otherwise most
+                              codes are noise, which no transformer can predict
+                   disguise   dynamics codes of every second clip come from a copy in other colours, so that
+                              they tell where things are, while their looks come from the context
+                   fsq        another quantizer (fsq.py), off by default
+                   pos_init   the cross-attention starts with sinusoids as position embeddings and keys
+                              projected like queries, so that each pixel first attends to its own place
+                   l2         a squared error beside the absolute one finds small moving things sooner
+    TinyGPT        pos_init   learned position embeddings beside RoPE, and heads that start by attending to
+                              where the next token lies; with RoPE alone the model is slow to learn to copy
+                              the context's objects into the first future frame
+    embed_codebooks           token embeddings start from the codebooks: similar codes, similar embeddings
+    muon.py                   an optimizer that needs less than half of AdamW's updates
+    drift.py                  mistakes that the transformer reads in training, off by default
 
 The paper's path through tokenizer.py and gpt.py enters none of this: checkpoints.py chooses these classes
 where one of their settings is on. Letters: tokenizer.py, gpt.py."""
