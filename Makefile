@@ -7,8 +7,11 @@
 # make plan       random actions, world model and simulator plan 50 tasks of PushWorld, three seeds (an hour)
 PYTHON ?= python3
 RUN = .venv/bin/python
-TWICE = .venv/bin/torchrun --nproc_per_node=2
-TRAIN_GPT ?=  # bf16 is faster on CPUs that have it: make train TRAIN_GPT="--dtype bf16"
+# On CPUs that have bf16 it is faster: make train TRAIN_GPT="--dtype bf16". On a GPU: make train PROCESSES=1 BATCH=8
+PROCESSES ?= 2
+BATCH ?= 4
+TRAIN_GPT ?=
+TRAIN = .venv/bin/torchrun --nproc_per_node=$(PROCESSES)
 
 .PHONY: demo test test-slow train analyses mbpo plan clean
 
@@ -45,7 +48,7 @@ data/push/meta.json: | .venv/ready
 
 # Two processes of one thread are faster than one of two threads. An interrupted run continues.
 out/push/tokenizer.done: .venv/ready-test data/push/meta.json
-	$(TWICE) train_tokenizer.py --preset tiny --batch_size 4 --data data/push --out out/push/tokenizer.pt \
+	$(TRAIN) train_tokenizer.py --preset tiny --batch_size $(BATCH) --data data/push --out out/push/tokenizer.pt \
 	    $$(test -e out/push/tokenizer.pt && echo --resume true)
 	touch $@
 
@@ -53,7 +56,7 @@ out/push/tokens.pt: out/push/tokenizer.done
 	$(RUN) prepare.py tokens --data data/push --tokenizer out/push/tokenizer.pt --out $@
 
 out/push/gpt.done: out/push/tokens.pt
-	$(TWICE) train_gpt.py --preset tiny --batch_size 4 --data data/push --tokenizer out/push/tokenizer.pt \
+	$(TRAIN) train_gpt.py --preset tiny --batch_size $(BATCH) --data data/push --tokenizer out/push/tokenizer.pt \
 	    --tokens out/push/tokens.pt --out out/push/gpt.pt $(TRAIN_GPT) \
 	    $$(test -e out/push/gpt.pt && echo --resume true)
 	touch $@
