@@ -292,8 +292,8 @@ def first_moments(path):
 @pytest.mark.parametrize("script", [train_tokenizer, train_gpt], ids=lambda script: script.__name__)
 def test_two_processes_give_the_gradient_of_one_with_twice_the_batch(script, push, trained, tmp_path):
     settings = {**(TOKENIZER_RUN if script is train_tokenizer else GPT_RUN), **ONE_STEP, "data": push}
-    if script is train_tokenizer:  # revived codes are drawn from the first process's batch
-        settings.update(revive_after=0, grad_clip=1e9)
+    if script is train_tokenizer:  # revived codes and other colours are drawn, by each process for itself
+        settings.update(revive_after=0, disguise=False, grad_clip=1e9)
     else:
         settings.update(tokenizer=trained.tokenizer)
     settings["muon"] = False
