@@ -15,7 +15,8 @@ from data import to_float
 from envs.base import HELD_OUT
 from envs.push import ROBOTS, play_push
 from evaluate import psnr
-from experiments.lab import draw_sheet, open_world
+from experiments.lab import draw_sheet
+from sample import WorldModel
 from support.results import claim_result, report
 
 CONFIG = dict(
@@ -54,8 +55,8 @@ def are_there(imagined, truth, colours):
 def main(cfg):
     require_positive(cfg, "videos", "batch_size")
     cfg.out = claim_result(cfg.out, cfg.overwrite)
-    world = open_world(cfg, cfg.ckpt)
-    world.temperature = world.temperature if cfg.temperature == -1 else cfg.temperature
+    sampling = dict(temperature=cfg.temperature, seed=cfg.seed, dtype=cfg.dtype)
+    world = WorldModel.load(cfg.ckpt, cfg.device, **sampling)
     t = world.context_frames
     h = max(cfg.frames)
     episodes = list(play_push(cfg.videos, t + h - 1, seed=HELD_OUT + 1 + cfg.seed))

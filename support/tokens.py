@@ -82,6 +82,7 @@ class TokenFile:
         self.T = T
         self.L = tokenizer.layout.length(T)
         self.seed = cfg.seed
+        self.epoch = None  # whose permutation is kept
         self.tables = {name: state[name] for name in TABLES}
 
     def batch(self, first, n):
@@ -97,7 +98,7 @@ class TokenFile:
 
     def order(self, epoch):
         """A permutation of all rows, kept while the epoch lasts."""
-        if getattr(self, "epoch", None) != epoch:
+        if self.epoch != epoch:
             self.epoch = epoch
             rng = np.random.default_rng([self.seed, epoch])
             self.permutation = rng.permutation(len(self.tables["tokens"]))

@@ -152,19 +152,22 @@ class TinyTokenizer(Tokenizer):
             seen = recolour(frames)
             _, features = self.encode_context(seen[:, :t])
         w = self.encode_future(seen[:, t:], features)
+        if not self.config["still"]:
+            return quantizer(w)
         changed = ~self.unchanged(frames)
         ids = torch.zeros_like(changed, dtype=torch.long)
         wq = quantizer.embedding(ids)
         if not changed.any():
             return wq, ids, 0 * w.sum()
         found, found_ids, loss = quantizer(w[changed])
-        quantizer.idle[0] = 0  # never to be revived
+        if self.training:
+            quantizer.idle[0] = 0  # never to be revived
         wq = wq.masked_scatter(changed[..., None], found)
         return wq, ids.masked_scatter(changed, found_ids), changed.float().mean() * loss
 
     def encode(self, frames):
         tokens = super().encode(frames)
-        if frames.shape[1] == self.config["context_frames"]:
+        if not self.config["still"] or frames.shape[1] == self.config["context_frames"]:
             return tokens
         context, dynamics = self.layout.unpack(tokens)
         return self.layout.pack(context, dynamics.masked_fill(self.unchanged(frames), 0))
