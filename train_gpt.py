@@ -42,7 +42,7 @@ from data import draw_segments, goal_first, prefetch
 from mixture import open_data
 from support.devices import autocast_for, can_compile
 from support.pictures import save_contact_sheet
-from support.tokens import TokenFile, draw_tokens
+from support.tokens import TokenFile
 from variants import tiny
 from variants.drift import corrupt
 from variants.muon import optimizers_for
@@ -240,12 +240,12 @@ def main(cfg):
         save_checkpoint(progress.out, gpt=result.checkpoint(), tokenizer=tokenizer.checkpoint(), **state)
 
     recorded = T - 1 if cfg.goal_conditioned else T  # frames of a segment; the goal is its last one, again
-    fetch = draw_segments(train, cfg, recorded, seen, rank, world, cfg.augment, action_agg=cfg.action_agg)
+    source = train
     if cfg.tokens:
         if cfg.augment or cfg.goal_conditioned:
             raise ValueError("tokens are of frames without augmentation and goal; leave --tokens out")
-        stored = TokenFile(cfg, tokenizer, T)
-        fetch = draw_tokens(stored, cfg, seen, rank, world)
+        source = TokenFile(cfg, tokenizer, T)
+    fetch = draw_segments(source, cfg, recorded, seen, rank, world, cfg.augment, action_agg=cfg.action_agg)
     batches = prefetch(fetch, 0, (cfg.max_steps - step) * cfg.accumulate, device)
     val_segments = val.segments(cfg.eval_segments, recorded, cfg.stride, cfg.seed, cfg.action_agg)
     if cfg.goal_conditioned:

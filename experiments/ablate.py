@@ -57,6 +57,7 @@ TRANSFORMERS = {  # and in train_gpt.py
     "reward_weight 0.1": dict(reward_weight=0.1),
     "reward_weight 10": dict(reward_weight=10.0),
     "twice the learning rate": dict(lr=3e-3),
+    "segments of 16": dict(segment_length=16),
     "six layers": dict(n_layer=6),
 }
 

@@ -79,32 +79,27 @@ class TokenFile:
             raise ValueError(f"{cfg.tokens} was made with another {', '.join(wrong)}; make it anew")
         if state["rewards"].shape[1] < T:
             raise ValueError(f"{cfg.tokens} has segments of {state['rewards'].shape[1]} frames; expected {T}")
-        self.T = T
-        self.L = tokenizer.layout.length(T)
-        self.seed = cfg.seed
+        self.layout = tokenizer.layout
         self.epoch = None  # whose permutation is kept
         self.tables = {name: state[name] for name in TABLES}
 
-    def batch(self, first, n):
-        """The segments number first .. first + n - 1 of an endless stream -> tokens, actions, rewards."""
+    def batch_u8(self, first, n, T, seed, stride, action_agg):
+        """The segments number first .. first + n - 1 of an endless stream -> tokens, actions, rewards.
+
+        (As of Episodes, so that data.draw_segments takes either.)"""
         N = len(self.tables["tokens"])
         rows = np.empty(n, int)
         for k in range(n):
             epoch, row = divmod(first + k, N)
-            rows[k] = self.order(epoch)[row]
-        lengths = dict(tokens=self.L, actions=self.T, rewards=self.T)
+            rows[k] = self.order(seed, epoch)[row]
+        lengths = dict(tokens=self.layout.length(T), actions=T, rewards=T)
         batch = {name: table[rows, : lengths[name]] for name, table in self.tables.items()}
         return dict(batch, tokens=batch["tokens"].long())
 
-    def order(self, epoch):
+    def order(self, seed, epoch):
         """A permutation of all rows, kept while the epoch lasts."""
         if self.epoch != epoch:
             self.epoch = epoch
-            rng = np.random.default_rng([self.seed, epoch])
+            rng = np.random.default_rng([seed, epoch])
             self.permutation = rng.permutation(len(self.tables["tokens"]))
         return self.permutation
-
-
-def draw_tokens(stored, cfg, seen, rank, world):
-    """As data.draw_segments, of a TokenFile."""
-    return lambda i: stored.batch(seen + (i * world + rank) * cfg.batch_size, cfg.batch_size)

@@ -344,13 +344,15 @@ def test_recolouring_changes_the_colours_of_every_second_clip_and_neither_shapes
 def test_a_closed_gate_copies_the_last_context_frame_and_an_open_one_draws():
     model, frames = build().eval(), pictures(2, 5)
     past = model.decode(model.encode(frames[:, :2]))
-    model.cond_decoder.conv_gate.weight.data.zero_()
-    model.cond_decoder.conv_gate.bias.data.fill_(-50)
+    last = model.cond_decoder.conv_out
+    first = 3 * model.config["patch"] ** 2  # of the channels that are the gate
+    last.weight.data[first:] = 0
+    last.bias.data[first:] = -50
     copied = model.decode(model.encode(frames))
     torch.testing.assert_close(copied[:, 2:], past[:, 1:2].expand(-1, 3, -1, -1, -1))
-    model.cond_decoder.conv_gate.bias.data.fill_(50)
+    last.bias.data[first:] = 50
     drawn = model.decode(model.encode(frames))
-    model.cond_decoder.conv_out.bias.data += 1
+    last.bias.data[:first] += 1
     torch.testing.assert_close(model.decode(model.encode(frames))[:, 2:], drawn[:, 2:] + 1)
 
 

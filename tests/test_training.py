@@ -188,12 +188,12 @@ def test_segments_tokenized_once_are_those_of_the_stream(push, trained, tmp_path
     file = tmp_path / "tokens.pt"
     tokenize_segments(file, str(push), trained.tokenizer, segments=7, segment_length=8, **how)
     tokenizer = load_tokenizer(trained.tokenizer)
-    cfg = SimpleNamespace(tokens=file, data=str(push), stride=1, action_agg="sample", seed=0)
+    cfg = SimpleNamespace(tokens=file, data=str(push), stride=1, action_agg="sample")
     stored = TokenFile(cfg, tokenizer, 6)
-    epochs = [stored.batch(first, 7) for first in (0, 7)]
+    epochs = [stored.batch_u8(first, 7, 6, seed=0, stride=1, action_agg="sample") for first in (0, 7)]
     segments = Episodes(push).batch(0, 7, 8, seed=3)
     for batch in epochs:
-        rows = stored.order(0 if batch is epochs[0] else 1)
+        rows = stored.order(0, 0 if batch is epochs[0] else 1)
         assert sorted(rows) == list(range(7))
         assert torch.equal(batch["tokens"], tokenizer.encode(segments["frames"][rows, :6]))
         assert torch.equal(batch["actions"], segments["actions"][rows, :6])

@@ -12,7 +12,7 @@ Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon"""
 import torch
 
 COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the polynomial; singular values end between 0.7 and 1.2
-OUTER = "emb", "conv_in", "conv_out", "conv_gate", "lm_head", "action", "reward"  # in names of other layers
+OUTER = "emb", "conv_in", "conv_out", "lm_head", "action", "reward"  # in names of other layers
 
 
 def orthogonalize(matrices, steps=5):

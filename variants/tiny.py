@@ -61,8 +61,8 @@ class FoldedEncoder(Encoder):
 class FoldedDecoder(Decoder):
     """The Decoder that goes with FoldedEncoder."""
 
-    def __init__(self, cfg, conditional, patch):
-        super().__init__(cfg, conditional, c_out=3 * patch**2)
+    def __init__(self, cfg, conditional, patch, c_out=3):
+        super().__init__(cfg, conditional, c_out * patch**2)
         self.patch = patch
 
     def forward(self, z, context=None):
@@ -76,18 +76,15 @@ class CopyingDecoder(FoldedDecoder):
     What does not change is as sharp as the context then, and only the rest has to be learned."""
 
     def __init__(self, cfg, conditional, patch):
-        super().__init__(cfg, conditional, patch)
-        self.conv_gate = nn.Conv2d(cfg["channels"][0], patch**2, 3, padding=1)
+        super().__init__(cfg, conditional, patch, c_out=4)
 
     def forward(self, z, context=None):
-        features = self.features(z, context)
-        h = F.silu(self.conv_norm_out(features[-1]))
-        drawn = F.pixel_shuffle(self.conv_out(h), self.patch)
+        channels, features = super().forward(z, context)
+        drawn, gate = channels.split([3, 1], 1)
         if context is None:
             return drawn, features
-        gate = torch.sigmoid(F.pixel_shuffle(self.conv_gate(h), self.patch))
         last = context["last"].repeat_interleave(len(z) // len(context["last"]), 0)
-        return last + gate * (drawn - last), features
+        return last + torch.sigmoid(gate) * (drawn - last), features
 
 
 def sinusoids(C, size):
