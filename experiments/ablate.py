@@ -1,7 +1,8 @@
 """experiments/ablate.py: what is each trick of the preset `tiny` worth? Each is left out, or added, alone.
 
-    TOKENIZERS    short runs of both models             --> PSNR of the reconstruction; PSNR, SSIM of what a
-    TRANSFORMERS  short runs on one trained tokenizer   -->   transformer of equally many updates imagines
+    TOKENIZERS    short runs of both models                    --> PSNR of the reconstruction;
+    TRANSFORMERS  short runs on one trained tokenizer              PSNR, SSIM of what a transformer of equally
+    TUNINGS       further updates of one trained transformer       many updates imagines
 
 Models that exist are not trained again. Two cores train two rows at a time:
 
@@ -19,14 +20,15 @@ from support.results import claim_result, report
 CONFIG = dict(
     **TRAINING,
     **VIDEOS,
-    part="tokenizer",  # or transformer
+    part="tokenizer",  # or transformer, tuning
     rows=(),  # of this part; none: all of them
-    ckpt="assets/push-tiny.pt",  # whose tokenizer the transformers stand on
+    ckpt="assets/push-tiny.pt",  # whose tokenizer the transformers stand on, and what is tuned
     tokens="",  # segments that it has encoded (prepare.py tokens)
     tokenizer_steps=600,
     steps=400,  # of the transformer
     segment_length=16,
     warmup=50,
+    tune_lr=5e-4,
     train_dtype="auto",  # of the transformer's training: bf16 is faster on CPUs that have it
     folder="out/ablate",
     out="out/ablate/numbers.json",
@@ -51,14 +53,17 @@ TRANSFORMERS = {  # and in train_gpt.py
     "no pos_init": dict(pos_init=0.0),
     "no codebook_init": dict(codebook_init=False),
     "AdamW": dict(muon=False),
+    "twice the learning rate": dict(lr=3e-3),
+    "segments of 16": dict(segment_length=16),
+    "six layers": dict(n_layer=6),
+}
+TUNINGS = {
+    "plain": {},
     "corrupt random": dict(corrupt=0.2),
     "corrupt own": dict(corrupt=0.2, corrupt_by="own"),
     "ema": dict(ema=0.99),
     "reward_weight 0.1": dict(reward_weight=0.1),
     "reward_weight 10": dict(reward_weight=10.0),
-    "twice the learning rate": dict(lr=3e-3),
-    "segments of 16": dict(segment_length=16),
-    "six layers": dict(n_layer=6),
 }
 
 
@@ -70,14 +75,16 @@ def train_row(cfg, row):
         changes = dict(TOKENIZERS[row], warmup=cfg.warmup)
         settings["tokenizer"] = f"{name}-alone.pt"
         train("train_tokenizer.py", settings["tokenizer"], cfg, cfg.tokenizer_steps, **changes)
-    else:
+    elif cfg.part == "transformer":
         settings |= dict(TRANSFORMERS[row], tokenizer=cfg.ckpt, tokens=cfg.tokens)
+    else:
+        settings |= dict(TUNINGS[row], init_from=cfg.ckpt, lr=cfg.tune_lr, tokens=cfg.tokens)
     train("train_gpt.py", f"{name}.pt", cfg, cfg.steps, **settings)
     return f"{name}.pt"
 
 
 def main(cfg):
-    parts = dict(tokenizer=TOKENIZERS, transformer=TRANSFORMERS)
+    parts = dict(tokenizer=TOKENIZERS, transformer=TRANSFORMERS, tuning=TUNINGS)
     if cfg.part not in parts:
         raise ValueError(f"part is {cfg.part!r}; expected one of {', '.join(parts)}")
     known = parts[cfg.part]
