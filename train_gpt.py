@@ -78,8 +78,7 @@ CONFIG = dict(
     log_every=10,
     eval_every=2500,  # evaluate and save
     eval_segments=64,
-    corrupt=0.0,  # up to this share of the codes that the model reads is wrong (variants/drift.py)
-    corrupt_by="random",  # or own
+    corrupt=0.0,  # up to this share of the codes that the model reads is random (variants/drift.py)
     ema=0.0,  # decay of the average of the weights, which is what is validated and saved; 0: none
     reward_weight=1.0,  # of the reward's error in the loss
     tokens="",  # a file of segments that prepare.py has tokenized, instead of new ones at every step
@@ -267,7 +266,7 @@ def main(cfg):
             is_last = micro == cfg.accumulate - 1
             with nullcontext() if world == 1 or is_last else ddp.no_sync():
                 with autocast:
-                    read = corrupt(model, *inputs[:2], cfg.corrupt, cfg.corrupt_by) if cfg.corrupt else None
+                    read = corrupt(model.layout, inputs[0], cfg.corrupt) if cfg.corrupt else None
                     loss, metrics = loss_of(*inputs, read=read, reward_weight=cfg.reward_weight)
                 (loss / cfg.accumulate).backward()
             total = total + loss.detach() / cfg.accumulate

@@ -59,8 +59,8 @@ TRANSFORMERS = {  # and in train_gpt.py
 }
 TUNINGS = {
     "plain": {},
-    "corrupt random": dict(corrupt=0.2),
-    "corrupt own": dict(corrupt=0.2, corrupt_by="own"),
+    "corrupt 0.2": dict(corrupt=0.2),
+    "corrupt 0.5": dict(corrupt=0.5),
     "ema": dict(ema=0.99),
     "reward_weight 0.1": dict(reward_weight=0.1),
     "reward_weight 10": dict(reward_weight=10.0),
