@@ -1,8 +1,8 @@
 """experiments/ablate.py: what is each trick of the preset `tiny` worth? Each is left out, or added, alone.
 
-    TOKENIZERS    short runs of both models                    --> PSNR of the reconstruction;
-    TRANSFORMERS  short runs on one trained tokenizer              PSNR, SSIM of what a transformer of equally
-    TUNINGS       further updates of one trained transformer       many updates imagines
+    TOKENIZERS    short runs of both models                   --> PSNR of the reconstruction,
+    TRANSFORMERS  short runs on one trained tokenizer         -->   PSNR and SSIM of what is
+    TUNINGS       further updates of one trained transformer  -->   imagined
 
 Models that exist are not trained again. Two cores train two rows at a time:
 
@@ -65,29 +65,31 @@ TUNINGS = {
     "reward_weight 0.1": dict(reward_weight=0.1),
     "reward_weight 10": dict(reward_weight=10.0),
 }
+PARTS = dict(tokenizer=TOKENIZERS, transformer=TRANSFORMERS, tuning=TUNINGS)
 
 
 def train_row(cfg, row):
     """Train what a row needs -> the path of its transformer."""
     name = f"{cfg.folder}/{cfg.part}-" + row.replace(" ", "-")
     settings = dict(segment_length=cfg.segment_length, warmup=cfg.warmup, dtype=cfg.train_dtype)
+    changes = PARTS[cfg.part][row]
     if cfg.part == "tokenizer":
-        changes = dict(TOKENIZERS[row], warmup=cfg.warmup)
         settings["tokenizer"] = f"{name}-alone.pt"
+        changes = dict(changes, warmup=cfg.warmup)
         train("train_tokenizer.py", settings["tokenizer"], cfg, cfg.tokenizer_steps, **changes)
-    elif cfg.part == "transformer":
-        settings |= dict(TRANSFORMERS[row], tokenizer=cfg.ckpt, tokens=cfg.tokens)
     else:
-        settings |= dict(TUNINGS[row], init_from=cfg.ckpt, lr=cfg.tune_lr, tokens=cfg.tokens)
+        start = dict(tokenizer=cfg.ckpt)
+        if cfg.part == "tuning":
+            start = dict(init_from=cfg.ckpt, lr=cfg.tune_lr)
+        settings |= dict(start, tokens=cfg.tokens, **changes)
     train("train_gpt.py", f"{name}.pt", cfg, cfg.steps, **settings)
     return f"{name}.pt"
 
 
 def main(cfg):
-    parts = dict(tokenizer=TOKENIZERS, transformer=TRANSFORMERS, tuning=TUNINGS)
-    if cfg.part not in parts:
-        raise ValueError(f"part is {cfg.part!r}; expected one of {', '.join(parts)}")
-    known = parts[cfg.part]
+    if cfg.part not in PARTS:
+        raise ValueError(f"part is {cfg.part!r}; expected one of {', '.join(PARTS)}")
+    known = PARTS[cfg.part]
     rows = cfg.rows or tuple(known)
     if unknown := sorted(set(rows) - set(known)):
         raise ValueError(f"rows are {', '.join(unknown)}; expected some of {', '.join(known)}")
