@@ -283,8 +283,8 @@ class GPT(nn.Module):
         """Hidden states (..., D) at frames' last tokens -> rewards (...) in environment units."""
         return symexp(self.reward(hidden).squeeze(-1).float())
 
-    def loss(self, tokens, actions=None, rewards=None, read=None, reward_weight=1.0):
-        """Cross-entropy of all future tokens, later slots included, plus weighted (symlog reward error)^2.
+    def loss(self, tokens, actions=None, rewards=None, read=None):
+        """Cross-entropy of all future tokens, later slots included, plus (symlog reward error)^2.
 
         tokens (B, L);  actions (B, T, A) or None;  rewards (B, T) in environment units, or None
         read   what the model reads in the place of `tokens`, if that is damaged: variants/drift.py
@@ -303,7 +303,7 @@ class GPT(nn.Module):
             ends = layout.ends(layout.future_frames(tokens.shape[1]))
             predicted = self.reward(h[:, ends.start - first :: ends.step]).squeeze(-1).float()  # (B, f)
             error = F.mse_loss(predicted, symlog(rewards[:, layout.context_frames :]))
-            loss = loss + reward_weight * error
+            loss = loss + error
             metrics["reward_mse"] = error.detach()
         return loss, metrics
 

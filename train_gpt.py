@@ -80,7 +80,6 @@ CONFIG = dict(
     eval_segments=64,
     corrupt=0.0,  # up to this share of the codes that the model reads is random (variants/drift.py)
     ema=0.0,  # decay of the average of the weights, which is what is validated and saved; 0: none
-    reward_weight=1.0,  # of the reward's error in the loss
     tokens="",  # a file of segments that prepare.py has tokenized, instead of new ones at every step
     top_k=100,  # codes, the most likely, that an imagined one is sampled from; 0: all
     temperature=1.0,  # of sampling; it and top_k are validated with, and kept in the checkpoint
@@ -99,8 +98,9 @@ def training_settings(model):
 
 PRESETS = dict(
     tiny=dict(
-        training_settings(tiny.TRANSFORMER), lr=1.5e-3, warmup=100, batch_size=8, max_steps=26_000,
-        eval_every=1000, grad_clip=1.0, codebook_init=True, muon=True, top_k=10,
+        training_settings(tiny.TRANSFORMER), lr=1.5e-3, warmup=100, batch_size=8, max_steps=10_000,
+        eval_every=1000, grad_clip=1.0, codebook_init=True, muon=True, corrupt=0.2, top_k=10,
+        temperature=0.5,
     ),
     small=training_settings(gpt.SMALL),
     medium=dict(training_settings(gpt.MEDIUM), batch_size=8, accumulate=2, grad_clip=1.0),
@@ -267,7 +267,7 @@ def main(cfg):
             with nullcontext() if world == 1 or is_last else ddp.no_sync():
                 with autocast:
                     read = corrupt(model.layout, inputs[0], cfg.corrupt) if cfg.corrupt else None
-                    loss, metrics = loss_of(*inputs, read=read, reward_weight=cfg.reward_weight)
+                    loss, metrics = loss_of(*inputs, read=read)
                 (loss / cfg.accumulate).backward()
             total = total + loss.detach() / cfg.accumulate
         if cfg.grad_clip:

@@ -59,11 +59,9 @@ TRANSFORMERS = {  # and in train_gpt.py
 }
 TUNINGS = {
     "plain": {},
-    "corrupt 0.2": dict(corrupt=0.2),
+    "no corrupt": dict(corrupt=0.0),
     "corrupt 0.5": dict(corrupt=0.5),
     "ema": dict(ema=0.99),
-    "reward_weight 0.1": dict(reward_weight=0.1),
-    "reward_weight 10": dict(reward_weight=10.0),
 }
 PARTS = dict(tokenizer=TOKENIZERS, transformer=TRANSFORMERS, tuning=TUNINGS)
 

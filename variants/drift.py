@@ -8,7 +8,7 @@ too, and still has to predict what is true, as in 1X's world-model challenge and
 arXiv 2311.01017). The model's own samples in their place, scheduled sampling in two passes (Mihaylova and
 Martins 2019, arXiv 1906.07651), helped half as much and cost a pass: results/README.md.
 
-Run: python train_gpt.py --preset tiny --corrupt 0.2        Letters: tokenizer.py"""
+Run: python train_gpt.py --preset tiny --corrupt 0.1        Letters: tokenizer.py"""
 
 import torch
 

@@ -15,7 +15,7 @@
                               the context's objects into the first future frame
     embed_codebooks           token embeddings start from the codebooks: similar codes, similar embeddings
     muon.py                   an optimizer that needs less than half of AdamW's updates
-    drift.py                  mistakes that the transformer reads in training, off by default
+    drift.py                  random codes that the transformer reads in training
 
 The paper's path through tokenizer.py and gpt.py enters none of this: checkpoints.py chooses these classes
 where one of their settings is on. Letters: tokenizer.py, gpt.py."""
