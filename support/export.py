@@ -17,13 +17,16 @@ def claim_exports(cfg):
 
 
 def export(world, path, data=""):
-    """Write a checkpoint to hand out, in half precision; `data` is what to show with it by default."""
+    """Write a checkpoint to hand out, in half precision, which samples as `world` does now.
+
+    data  what to show with it by default"""
     models = dict(gpt=world.gpt.checkpoint(), tokenizer=world.tokenizer.checkpoint())
     for model in models.values():
         for key, weight in model["weights"].items():
             if weight.is_floating_point():
                 model["weights"][key] = weight.half()
-    trained = dict(world.trained, data=data or world.trained["data"])
+    trained = dict(world.trained, temperature=world.temperature, top_k=world.top_k)
+    trained["data"] = data or trained["data"]
     save_checkpoint(path, **models, step=0, train_config=trained)
     print(f"{path}: {Path(path).stat().st_size / 1e6:.1f} MB")
 

@@ -174,6 +174,12 @@ def test_its_export_imagines_nearly_the_same(written, tmp_path):
         assert torch.allclose(weights[key], weight, atol=1e-3, rtol=1e-3)
 
 
+def test_an_export_samples_as_it_was_told_to(trained, tmp_path):
+    call_sample(ckpt=trained.gpt, export=tmp_path / "export.pt", temperature=0.25, top_k=3)
+    world = WorldModel.load(str(tmp_path / "export.pt"), "cpu")
+    assert (world.temperature, world.top_k) == (0.25, 3)
+
+
 # ---- those that hold no world model ----
 
 
