@@ -24,7 +24,6 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import gpt
 import recipes
@@ -79,7 +78,6 @@ CONFIG = dict(
     eval_every=2500,  # evaluate and save
     eval_segments=64,
     corrupt=0.0,  # up to this share of the codes that the model reads is random (variants/drift.py)
-    ema=0.0,  # decay of the average of the weights, which is what is validated and saved; 0: none
     tokens="",  # a file of segments that prepare.py has tokenized, instead of new ones at every step
     top_k=100,  # codes, the most likely, that an imagined one is sampled from; 0: all
     temperature=1.0,  # of sampling; it and top_k are validated with, and kept in the checkpoint
@@ -211,13 +209,6 @@ def main(cfg):
         seen = resumed["segments"]
         for optimizer, saved in zip(optimizers, resumed["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-    average = None
-    if cfg.ema:
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema))
-        if resumed:
-            average.n_averaged.copy_(resumed["n_averaged"])
-            model.load_state_dict(resumed["learner"])
-    result = average.module if average else model  # what is validated and saved
     torch.manual_seed(cfg.seed + rank + world * step)  # dropout differs between processes
     if resumed and world == 1:
         torch.set_rng_state(resumed["rng"].cpu())
@@ -232,11 +223,11 @@ def main(cfg):
     segments_per_step = cfg.batch_size * cfg.accumulate * world
 
     def save():
-        state = dict(optimizers=[optimizer.state_dict() for optimizer in optimizers])
-        state.update(rng=torch.get_rng_state(), train_config=vars(cfg), step=step, segments=seen)
-        if average:
-            state.update(learner=model.state_dict(), n_averaged=average.n_averaged)
-        save_checkpoint(progress.out, gpt=result.checkpoint(), tokenizer=tokenizer.checkpoint(), **state)
+        save_checkpoint(
+            progress.out, gpt=model.checkpoint(), tokenizer=tokenizer.checkpoint(), train_config=vars(cfg),
+            step=step, segments=seen, optimizers=[optimizer.state_dict() for optimizer in optimizers],
+            rng=torch.get_rng_state(),
+        )  # fmt: skip
 
     recorded = T - 1 if cfg.goal_conditioned else T  # frames of a segment; the goal is its last one, again
     source = train
@@ -274,15 +265,13 @@ def main(cfg):
             nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
         for optimizer in optimizers:
             optimizer.step()
-        if average:
-            average.update_parameters(model)
         step += 1
         seen += segments_per_step
         progress.losses.append(total)
         if progress.is_due(step):
             progress.log(step, lr, metrics, tokens=segments_per_step * model.layout.length(T))
             if progress.saves:
-                progress.validate(step, evaluate, result, tokenizer, val_segments, cfg, progress.picture)
+                progress.validate(step, evaluate, model, tokenizer, val_segments, cfg, progress.picture)
                 save()
                 progress.reset()
 

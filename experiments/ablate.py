@@ -61,7 +61,6 @@ TUNINGS = {
     "plain": {},
     "no corrupt": dict(corrupt=0.0),
     "corrupt 0.5": dict(corrupt=0.5),
-    "ema": dict(ema=0.99),
 }
 PARTS = dict(tokenizer=TOKENIZERS, transformer=TRANSFORMERS, tuning=TUNINGS)
 

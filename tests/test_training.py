@@ -144,17 +144,6 @@ def test_muon_takes_hidden_layers_and_adamw_the_others(trained):
     assert adamw | muon == {name for name, _ in model.named_parameters()} and not adamw & muon
 
 
-def test_what_is_saved_is_the_average_of_the_weights(push, trained, tmp_path):
-    settings = dict(GPT_RUN, data=push, tokenizer=trained.tokenizer, warmup=1, ema=0.75)
-    train(train_gpt, **{**settings, "max_steps": 1}, out=tmp_path / "one.pt")
-    train(train_gpt, **settings, out=tmp_path / "two.pt")
-    states = [load_checkpoint(tmp_path / f"{name}.pt") for name in ("one", "two")]
-    first, second = (state["learner"]["lm_head.weight"] for state in states)
-    assert not torch.equal(first, second)
-    torch.testing.assert_close(states[0]["gpt"]["weights"]["lm_head.weight"], first)
-    torch.testing.assert_close(states[1]["gpt"]["weights"]["lm_head.weight"], 0.75 * first + 0.25 * second)
-
-
 def test_corruption_replaces_future_codes_alone_and_more_of_them_later(trained):
     torch.manual_seed(0)
     layout = load_gpt(trained.gpt).layout
@@ -354,7 +343,7 @@ def test_a_killed_and_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_do
     if script is train_tokenizer:  # everything that has a state: revival, dropout, discriminator
         settings = {**TOKENIZER_RUN, "dropout": 0.1, "discriminator_start": 1, "batch_size": 2}
     else:
-        settings = {**GPT_RUN, "tokenizer": trained.tokenizer, "att_dropout": 0.1, "ema": 0.9, "corrupt": 0.5}
+        settings = {**GPT_RUN, "tokenizer": trained.tokenizer, "att_dropout": 0.1, "corrupt": 0.5}
     settings.update(data=push, max_steps=12, eval_every=3, schedule="cosine", warmup=3)
     whole, parts = tmp_path / "whole.pt", tmp_path / "parts.pt"
     train(script, **settings, out=whole)
