@@ -281,7 +281,7 @@ def test_two_processes_give_the_gradient_of_one_with_twice_the_batch(script, pus
     if script is train_tokenizer:  # revived codes and other colours are drawn, by each process for itself
         settings.update(revive_after=0, disguise=False, grad_clip=1e9)
     else:
-        settings.update(tokenizer=trained.tokenizer)
+        settings.update(tokenizer=trained.tokenizer, corrupt=0.0)
     settings["muon"] = False
     one, two = tmp_path / "one.pt", tmp_path / "two.pt"
     train(script, **{**settings, "batch_size": 8, "out": one})
@@ -308,7 +308,8 @@ def test_grad_clip_bounds_the_gradient_and_0_switches_it_off(script, push, train
 
 def test_two_micro_steps_give_the_gradient_of_one_with_twice_the_batch(push, trained, tmp_path):
     one, two = tmp_path / "one.pt", tmp_path / "two.pt"
-    settings = {**GPT_RUN, **ONE_STEP, "muon": False, "data": push, "tokenizer": trained.tokenizer}
+    settings = {**GPT_RUN, **ONE_STEP, "muon": False, "corrupt": 0.0}
+    settings.update(data=push, tokenizer=trained.tokenizer)
     train(train_gpt, **{**settings, "batch_size": 8, "out": one})
     train(train_gpt, **{**settings, "batch_size": 4, "out": two}, accumulate=2)
     assert torch.allclose(first_moments(two), first_moments(one), atol=1e-5)
