@@ -72,7 +72,8 @@ data/push-cyan/meta.json: | .venv/ready
 	$(RUN) prepare.py push --robot cyan --seed 1 --out data/push-cyan --episodes 1100
 
 analyses: .venv/ready-test data/push/meta.json data/push-cyan/meta.json
-	$(RUN) evaluate.py --samples 20 --repeats 3 --batch_size 80 --out results/push-prediction.json --overwrite true
+	$(RUN) evaluate.py --samples 20 --repeats 3 --batch_size 80 --temperature 1 --out results/push-prediction.json \
+	    --overwrite true
 	set -e; for name in decouple tokenizers transfer adapt scaling goal; do \
 	    $(RUN) -m experiments.$$name --out results/$$name.json --overwrite true; \
 	    mv results/$$name.png assets/$$name.png; done

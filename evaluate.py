@@ -13,7 +13,7 @@ command is given again.
 B videos at once, K futures of each, T frames, t context frames, h predicted frames, A action size.
 
 Run: python evaluate.py                                       the released checkpoint, 64 new episodes
-     python evaluate.py --samples 20                          the best of 20 futures of each
+     python evaluate.py --samples 20 --temperature 1          the best of 20 futures of each
      python evaluate.py --ckpt out/gpt.pt --data data/mine    validation segments of your own episodes
      torchrun --nproc_per_node=4 evaluate.py --preset bair --ckpt out/gpt.pt --data data/bair
 Speed and the analyses of section 4.4: python -m experiments.speed, and its like"""
@@ -59,7 +59,9 @@ CONFIG = dict(
     dtype="auto",  # of the transformer: bf16, float32; "auto": bf16 on GPUs, float32 on CPUs
     seed=0,
 )
-PAPER = dict(episodes=256, samples=100, batch_size=80, frames=("all", "future"), from_start=True)
+PAPER = dict(
+    episodes=256, samples=100, batch_size=80, frames=("all", "future"), from_start=True, temperature=1.0
+)  # fmt: skip
 PRESETS = dict(
     push={},
     bair=dict(PAPER, context_frames=1, horizon=15),
