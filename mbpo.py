@@ -101,8 +101,8 @@ CPU = dict(  # an agent and a world model that two cores can train
 )  # fmt: skip
 PUSH = dict(
     CPU, task="push", scene=3, init_from="assets/push-tiny.pt", keep_heads=True, steps=3600, seed_steps=300,
-    discount=0.95, std_decisions=2400, init_updates=100, gpt_every=5, temperature=0.5, top_k=10, starts=48,
-    rollout_every=50, eval_every=300, eval_episodes=50, save_every=1200,
+    discount=0.95, std_decisions=2400, init_updates=100, gpt_every=5, starts=48, rollout_every=50,
+    eval_every=300, eval_episodes=50, save_every=1200,
 )  # fmt: skip
 METAWORLD_TINY = dict(
     CPU, world="tiny", steps=20_000, seed_steps=1000, std_decisions=3000, init_updates=300, eval_every=2000,

@@ -11,7 +11,7 @@ zero projection.
 Where we differ from the authors: no augmentation unless asked for, and then of the stored square, while
 theirs crops from the whole picture; gradients are not clipped (as in their scripts, but for `medium`; Table 3
 says that they are); rewards are those of arriving (gpt.py). What the preset `tiny` does otherwise is in
-tiny.py and muon.py; it also samples from fewer codes (`top_k`), since it has fewer.
+tiny.py, muon.py and drift.py; it also samples from the likeliest codes alone (`top_k`, `temperature`).
 
 Run:   python train_gpt.py --preset tiny --data data/push --tokenizer out/tokenizer.pt
        torchrun --nproc_per_node=4 train_gpt.py --data data/mine --tokenizer out/tokenizer.pt
