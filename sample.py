@@ -205,11 +205,11 @@ class WorldModel:
         frames = []
         rewards = []
         actions = []
-        while len(frames) < horizon:
+        done = 0
+        while done < horizon:
             if not self.left:  # the end of the trained segment
                 self._read_context(self.recent, 1)
                 self.anchor = None
-            done = len(frames)
             if callable(policy_or_actions):
                 chunk = policy_or_actions(self.recent[:, -1])[:, None]  # it needs to see the frame before
             else:
@@ -222,20 +222,30 @@ class WorldModel:
             codes, rewards_chunk = self.gpt.imagine(self.cache, n, chunk, *sampling)
             rewards.append(rewards_chunk)
             self.left -= n
-            for code in codes.unbind(1):
-                frames.append(self._decode_frame(code))
-        frames = torch.stack(frames, 1)
+            done += n
+            frames.append(self._decode(codes))
+        frames = torch.cat(frames, 1)
         rewards = None if self.gpt.reward is None else torch.cat(rewards, 1)
         return frames, rewards, torch.cat(actions, 1) if actions else None
 
-    def _decode_frame(self, codes):
-        """Codes (B n_b, n) -> the next frame (B n_b, 3, H, W), which becomes the newest of `recent`."""
-        codes = codes.unflatten(0, (-1, self.n_branches))  # (B, n_b, n): branches stand in for future frames
+    def _decode(self, codes):
+        """Codes (B n_b, h, n) -> the next frames (B n_b, h, 3, H, W), which become the newest of `recent`.
+
+        A frame depends on its codes and the scene alone. Many futures of one scene have frames in common, and
+        each of these is decoded once; compiled code wants one shape instead."""
+        n_b = self.n_branches
+        h = codes.shape[1]
+        codes = codes.unflatten(0, (-1, n_b)).transpose(1, 2).flatten(1, 2)  # (B, h n_b, n)
+        origin = slice(None)
+        if len(codes) == 1 and codes.is_cpu:
+            codes, origin = codes.unique(dim=1, return_inverse=True)
         with self.autocast:
-            frame = self.decode(codes, self.scene).flatten(0, 1).float().clamp(0, 1)
+            parts = [self.decode(part, self.scene).float().clamp(0, 1) for part in codes.split(n_b, 1)]
+        frames = torch.cat(parts, 1)[:, origin].unflatten(1, (h, n_b)).transpose(1, 2).flatten(0, 1)
         first = int(self.goal_conditioned)  # a goal stays
-        self.recent = torch.cat([self.recent[:, :first], self.recent[:, first + 1 :], frame[:, None]], 1)
-        return frame
+        newest = torch.cat([self.recent[:, first:], frames], 1)[:, first - self.context_frames :]
+        self.recent = torch.cat([self.recent[:, :first], newest], 1)
+        return frames
 
 
 def main(cfg):

@@ -113,6 +113,22 @@ def test_branches_are_neighbours_and_continue_apart(trained, segments):
     assert torch.allclose(branches, greedy.rollout(actions, 6)[0], atol=1e-4)
 
 
+def test_equal_frames_of_one_scene_are_decoded_once(trained, segments):
+    model = load(trained.gpt, temperature=0.0)
+    model.reset(segments["frames"][:1, :2], n_branches=4)
+    decode, decoded = model.decode, []
+    model.decode = lambda codes, scene: decoded.append(codes.shape[1]) or decode(codes, scene)
+    actions = segments["actions"][:, :4].repeat_interleave(2, 0)  # two pairs
+    frames, _, _ = model.rollout(actions, 4)
+    assert sum(decoded) <= 8
+    assert torch.equal(frames[0], frames[1]) and torch.equal(frames[2], frames[3])
+    alone = load(trained.gpt, temperature=0.0)
+    for branch in (0, 2):
+        alone.reset(segments["frames"][:1, :2])
+        torch.testing.assert_close(frames[branch], alone.rollout(actions[branch : branch + 1], 4)[0][0])
+    assert torch.equal(model.recent, frames[:, 2:])
+
+
 def test_in_bfloat16_a_rollout_stays_in_range(trained, segments):
     model = load(trained.gpt, dtype="bf16")
     model.reset(segments["frames"][:, :2])
