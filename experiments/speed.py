@@ -3,10 +3,11 @@
     interactive  a `step` of one scene: action in, frame and reward out
     imagine      B scenes, against the authors' way (`rollout_naive`)
     branches     many futures of one scene, against as many copies of the scene and against the authors' way
+    decision     a planner's candidates in PushWorld, imagined by CKPT, against as many copies of the scene
     train        an update of the transformer
     tokenizers   Tables 7 and 8: the compressive tokenizer against two that encode frame by frame
 
-Weights are random. Seconds are wall clock; GB is peak memory, on GPUs only.
+Weights are random but for `decision`. Seconds are wall clock; GB is peak memory, on GPUs only.
 B scenes, n_b branches (futures of one scene), T frames, t context frames, h imagined frames, A action size.
 
 Run: python -m experiments.speed --preset tiny --parts imagine,train"""
@@ -18,19 +19,24 @@ import time
 
 import torch
 import torch.nn.functional as F
+from numpy.random import default_rng
 
 from checkpoints import new_gpt, new_tokenizer
 from common import configure, require_positive, run
+from envs.push import push_segments
 from experiments.lab import sizes, update_flops
+from plan import CONFIG as PLANNING
+from plan import coloured, imagine_candidates
 from sample import WorldModel
 from support.devices import autocast_for, find_device, uses_bf16
 from support.results import claim_result, cpu_name, provenance, read_result, write_result
 
 CONFIG = dict(
     preset="small",
-    parts=("interactive", "imagine", "branches", "train", "tokenizers"),
+    parts=("interactive", "imagine", "branches", "decision", "train", "tokenizers"),
     horizon=14,  # imagined frames
     batches=(1, 16),  # scenes imagined at once
+    ckpt="assets/push-tiny.pt",  # that decides
     branches=100,  # futures of one scene
     branch_horizon=8,  # imagined frames of each
     train_batch=4,  # segments of an update; 64 in the paper
@@ -139,6 +145,16 @@ def branches(cfg):
     return row
 
 
+def decision(cfg):
+    model = WorldModel.load(cfg.ckpt, cfg.device, dtype=cfg.dtype)
+    scene = push_segments(1, model.context_frames, size=model.tokenizer.config["resolution"])["frames"]
+    noise = coloured((cfg.branches, cfg.branch_horizon, model.action_dim), PLANNING["colour"], default_rng(0))
+    candidates = torch.from_numpy(0.5 * noise).clamp(-1, 1)
+    shared = cost(cfg.repeats, lambda: list(imagine_candidates(model, scene[0], candidates)))
+    copies = cost(cfg.repeats, imagine, model, scene.repeat(cfg.branches, 1, 1, 1, 1), candidates)
+    return dict(shared=shared, copies=copies, vs_copies=copies["seconds"] / shared["seconds"])
+
+
 def update_costs(cfg, kind, B):
     """Cost of an update of the transformer on B segments, whose tokens are of that kind of tokenizer."""
     tokenizer_settings, settings = sizes(cfg.preset)
@@ -197,8 +213,8 @@ def tokenizers(cfg):
     return {kind: tokenizer_costs(cfg, kind) for kind in ("4x4", f"{side}x{side}", "compressive")}
 
 
-PARTS = dict(interactive=interactive, imagine=imagination, branches=branches, train=training,
-             tokenizers=tokenizers)
+PARTS = dict(interactive=interactive, imagine=imagination, branches=branches, decision=decision,
+             train=training, tokenizers=tokenizers)
 
 
 def main(cfg):
