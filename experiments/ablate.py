@@ -1,8 +1,8 @@
 """experiments/ablate.py: what is each trick of the preset `tiny` worth? Each is left out, or added, alone.
 
-    TOKENIZERS    short runs of both models                   --> PSNR of the reconstruction,
-    TRANSFORMERS  short runs on one trained tokenizer         -->   PSNR and SSIM of what is
-    TUNINGS       further updates of one trained transformer  -->   imagined
+    TOKENIZERS    short runs of both models                   --> PSNR of the reconstruction, cross-entropy
+    TRANSFORMERS  short runs on one trained tokenizer         -->   of the true codes, PSNR and SSIM of what
+    TUNINGS       further updates of one trained transformer  -->   is imagined
 
 Models that exist are not trained again. Two cores train two rows at a time:
 
@@ -15,7 +15,8 @@ from pathlib import Path
 
 from common import configure, run
 from experiments.lab import TRAINING, VIDEOS, compare, open_world, train
-from support.results import claim_result, report
+from support.files import beside
+from support.results import claim_result, read_curve, report
 
 CONFIG = dict(
     **TRAINING,
@@ -92,9 +93,11 @@ def main(cfg):
         raise ValueError(f"rows are {', '.join(unknown)}; expected some of {', '.join(known)}")
     cfg.out = claim_result(cfg.out, cfg.overwrite)
     Path(cfg.folder).mkdir(parents=True, exist_ok=True)
-    columns = dict(reconstruction={}, psnr={}, ssim={})
+    columns = dict(reconstruction={}, loss={}, psnr={}, ssim={})
     for row in rows:
-        model = open_world(cfg, train_row(cfg, row))
+        path = train_row(cfg, row)
+        columns["loss"][row] = read_curve(beside(path, ".jsonl"))["val_ce"][-1][1]
+        model = open_world(cfg, path)
         found, missing = compare(cfg, {row: model})
         columns["reconstruction"][row] = found["psnr"][f"{row}: reconstruction"]
         columns["psnr"][row] = found["psnr"][row]

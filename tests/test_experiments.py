@@ -196,7 +196,7 @@ def test_episodes_that_are_not_there_name_the_command_that_makes_them(tmp_path):
 )
 def test_tricks_are_left_out_alone(analyse, part, row):
     numbers = analyse(ablate, part=part, rows=f"plain,{row}", segment_length=6)
-    for column in ("reconstruction", "psnr", "ssim"):
+    for column in ("reconstruction", "loss", "psnr", "ssim"):
         assert set(numbers[column]) == {"plain", row}
     assert (numbers["reconstruction"]["plain"] == numbers["reconstruction"][row]) == (part != "tokenizer")
 
