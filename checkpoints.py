@@ -61,9 +61,7 @@ def resize_context(weights, old, new):
 
 def tokenizer_from(state, **changes):
     """A tokenizer from its part of a checkpoint; `changes` are to its settings, context_frames among them."""
-    old = dict(state["config"])
-    if old.get("patch", 1) > 1:
-        old.setdefault("l2", tiny.TOKENIZER["l2"])  # checkpoints before it was a setting of the model
+    old = state["config"]
     config = {**old, **changes}
     grid = config.pop("grid", None)
     model = new_tokenizer(config, f"{grid}x{grid}" if grid else "compressive")
@@ -81,12 +79,8 @@ def gpt_from(state, layout=None, **changes):
 
     layout  that of another tokenizer, with as many codes and at most as many context frames
     raises  ValueError if weights are missing, left over or of another shape"""
-    old = dict(state["config"])
+    old = state["config"]
     weights = dict(state["weights"])
-    if "places" in old:  # the name of pos_init in older checkpoints
-        old["pos_init"] = old.pop("places")
-    if "places" in weights:
-        weights["pos_emb"] = weights.pop("places")
     config = {**old, **changes}
     model = new_gpt(layout or TokenLayout(**state["layout"]), config)
     expected = model.state_dict()

@@ -458,15 +458,6 @@ def test_a_checkpoint_rebuilds_the_same_model_and_takes_another_segment_length()
     assert torch.equal(longer(tokens, actions), model(tokens, actions))
 
 
-def test_a_checkpoint_from_before_pos_init_had_its_name_is_read():
-    model = build()
-    state = model.checkpoint()
-    state["config"] = {"places" if k == "pos_init" else k: v for k, v in state["config"].items()}
-    state["weights"] = {"places" if k == "pos_emb" else k: w for k, w in state["weights"].items()}
-    again = gpt_from(state)
-    assert again.config == model.config and torch.equal(again.pos_emb, model.pos_emb)
-
-
 def test_fewer_context_frames_keep_the_position_embeddings_of_the_last():
     model = build()
     one = gpt_from(model.checkpoint(), TokenLayout(1, 9, 4, 20, 12))
