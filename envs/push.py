@@ -279,15 +279,19 @@ def play_push(
             yield dict(columns, success=won[i], kind=kind, colours=world.colours[i].copy())
 
 
+def play_segments(n, T, seed=0, size=64):
+    """Yield n segments, each of an episode of its own: frames_u8 (T,H,W,3), actions (T,2), rewards (T)."""
+    length = max(60, T)
+    starts = np.random.default_rng([seed, n, T]).integers(0, length + 2 - T, n)
+    for start, episode in zip(starts, play_push(n, length, size, seed), strict=True):
+        episode["actions"] = np.pad(episode["actions"], ((0, 1), (0, 0)))  # none follows the last frame
+        yield {name: episode[name][start : start + T] for name in ("frames_u8", "actions", "rewards")}
+
+
 def push_segments(n, T, seed=0, size=64):
     """n segments of T frames (as Episodes.batch) that no data made with a seed below HELD_OUT contains."""
-    length = max(60, T)
-    starts = np.random.default_rng([seed + HELD_OUT, n, T]).integers(0, length + 2 - T, n)
-    columns = dict(frames_u8=[], actions=[], rewards=[])
-    for start, episode in zip(starts, play_push(n, length, size, seed + HELD_OUT), strict=True):
-        episode["actions"] = np.pad(episode["actions"], ((0, 1), (0, 0)))  # none follows the last frame
-        for name, column in columns.items():
-            column.append(episode[name][start : start + T])
-    actions = torch.from_numpy(np.stack(columns["actions"]))
-    rewards = torch.from_numpy(np.stack(columns["rewards"]))
-    return dict(frames=to_float(np.stack(columns["frames_u8"])), actions=actions, rewards=rewards)
+    segments = list(play_segments(n, T, seed + HELD_OUT, size))
+    columns = {name: np.stack([segment[name] for segment in segments]) for name in segments[0]}
+    actions = torch.from_numpy(columns["actions"])
+    rewards = torch.from_numpy(columns["rewards"])
+    return dict(frames=to_float(columns["frames_u8"]), actions=actions, rewards=rewards)

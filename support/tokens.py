@@ -3,10 +3,12 @@
     episodes --draw, encode--> tokens (N,L), actions (N,T,A), rewards (N,T) in one file --TokenFile--> batches
 
 Encoding takes a third of an update of `tiny`. Only without augmentation: what is stored does not change.
+With --data push, each segment is of a new episode of PushWorld, whose frames are not stored.
 
 Run: python prepare.py tokens --tokenizer out/tokenizer.pt --data data/push --out data/push-tokens.pt
      python train_gpt.py --preset tiny --tokens data/push-tokens.pt"""
 
+import itertools
 import zlib
 
 import numpy as np
@@ -16,13 +18,15 @@ from tqdm import tqdm
 from checkpoints import load_tokenizer
 from common import load_checkpoint, save_checkpoint
 from data import floats
+from envs.base import HELD_OUT
+from envs.push import play_segments
 from mixture import open_data
 from support.devices import find_device
 from support.files import claim
 
 TOKENS_CONFIG = dict(
     out="data/push-tokens.pt",
-    data="data/push",
+    data="data/push",  # or push: new episodes of PushWorld
     tokenizer="out/tokenizer.pt",
     segments=24_000,
     segment_length=32,  # frames
@@ -44,6 +48,22 @@ def checksum(tokenizer):
     return total
 
 
+def batches_of_pushworld(segments, batch_size, T, seed, size):
+    """Yield batches as Episodes.batch_u8; every segment has a new episode, of seeds from 500,000 on."""
+    if not 0 <= seed < HELD_OUT // 2:
+        raise ValueError(f"seed is {seed}; expected 0 to {HELD_OUT // 2 - 1}")
+    played = play_segments(segments, T, HELD_OUT // 2 + seed, size)
+    while batch := list(itertools.islice(played, batch_size)):
+        yield {name: torch.from_numpy(np.stack([segment[name] for segment in batch])) for name in batch[0]}
+
+
+def batches_of_folder(data, segments, batch_size, T, seed, **how):
+    """Yield batches of Episodes.batch_u8."""
+    episodes = open_data(data, "train")
+    for first in range(0, segments, batch_size):
+        yield episodes.batch_u8(first, min(batch_size, segments - first), T, seed, **how)
+
+
 @torch.inference_mode()
 def tokenize_segments(out, data, tokenizer, segments, segment_length, stride, action_agg, batch_size, device,
                       seed, overwrite):  # fmt: skip
@@ -51,11 +71,16 @@ def tokenize_segments(out, data, tokenizer, segments, segment_length, stride, ac
     out = claim(out, overwrite=overwrite)
     device = find_device(device)
     model = load_tokenizer(tokenizer).to(device, memory_format=torch.channels_last)
-    episodes = open_data(data, "train")
+    if data == "push":
+        if stride != 1:
+            raise ValueError(f"stride is {stride}; new episodes of PushWorld have 1")
+        size = model.config["resolution"]
+        batches = batches_of_pushworld(segments, batch_size, segment_length, seed, size)
+    else:
+        how = dict(stride=stride, action_agg=action_agg)
+        batches = batches_of_folder(data, segments, batch_size, segment_length, seed, **how)
     parts = {name: [] for name in TABLES}
-    for first in tqdm(range(0, segments, batch_size), "tokenize"):
-        n = min(batch_size, segments - first)
-        batch = episodes.batch_u8(first, n, segment_length, seed, stride, action_agg=action_agg)
+    for batch in tqdm(batches, "tokenize", -(-segments // batch_size)):
         tokens = model.encode(floats(batch)["frames"].to(device))
         parts["tokens"].append(tokens.int().cpu())
         parts["actions"].append(batch["actions"])
@@ -72,8 +97,9 @@ class TokenFile:
 
     def __init__(self, cfg, tokenizer, T):
         state = load_checkpoint(cfg.tokens, needs=(*TABLES, "source"))
-        source = dict(tokenizer=checksum(tokenizer))
-        source |= dict(data=cfg.data, stride=cfg.stride, action_agg=cfg.action_agg)
+        source = dict(tokenizer=checksum(tokenizer), stride=cfg.stride, action_agg=cfg.action_agg)
+        if state["source"]["data"] != "push":  # new episodes, which go with any folder of PushWorld's
+            source["data"] = cfg.data
         wrong = [key for key, value in source.items() if state["source"][key] != value]
         if wrong:
             raise ValueError(f"{cfg.tokens} was made with another {', '.join(wrong)}; make it anew")

@@ -17,7 +17,9 @@ import train_gpt
 import train_tokenizer
 from checkpoints import load_gpt, load_tokenizer, new_gpt, new_tokenizer
 from common import configure, load_checkpoint
-from data import Episodes, goal_first
+from data import Episodes, goal_first, to_float
+from envs.base import HELD_OUT
+from envs.push import play_segments
 from gpt import GPT
 from sample import WorldModel
 from support.tokens import TokenFile, tokenize_segments
@@ -191,6 +193,24 @@ def test_segments_tokenized_once_are_those_of_the_stream(push, trained, tmp_path
     tokenizer.quant_conv.bias.data += 1
     with pytest.raises(ValueError, match="made with another tokenizer, stride; make it anew"):
         TokenFile(cfg, tokenizer, 6)
+
+
+def test_new_episodes_of_pushworld_are_tokenized_without_a_folder(push, trained, tmp_path):
+    how = dict(data="push", tokenizer=trained.tokenizer, segment_length=8, action_agg="sample", device="cpu")
+    how.update(segments=5, batch_size=4, seed=3, overwrite=False)
+    file = tmp_path / "tokens.pt"
+    tokenize_segments(file, stride=1, **how)
+    tokenizer = load_tokenizer(trained.tokenizer)
+    stored = load_checkpoint(file)
+    segments = list(play_segments(5, 8, HELD_OUT // 2 + 3, size=32))
+    assert torch.equal(stored["tokens"][4:], tokenizer.encode(to_float(segments[4]["frames_u8"])[None]))
+    assert torch.equal(stored["rewards"][4], torch.from_numpy(segments[4]["rewards"]))
+    cfg = SimpleNamespace(tokens=file, data=str(push), stride=1, action_agg="sample")
+    assert len(TokenFile(cfg, tokenizer, 8).batch_u8(0, 5, 8, 0, 1, "sample")["tokens"]) == 5
+    with pytest.raises(ValueError, match="stride is 2; new episodes of PushWorld have 1"):
+        tokenize_segments(tmp_path / "other.pt", stride=2, **how)
+    with pytest.raises(ValueError, match="seed is -1; expected 0 to 499999"):
+        tokenize_segments(tmp_path / "other.pt", stride=1, **{**how, "seed": -1})
 
 
 def test_actions_and_rewards_may_be_left_out(trained):
