@@ -1,7 +1,7 @@
 # make demo       imagine with the released checkpoint, evaluate it, and train both models for a minute each
 # make test       ruff and the fast tests
 # make test-slow  interrupted runs, several processes, whole analyses, the paper's size
-# make train      train assets/push-tiny.pt (five hours on two cores; an interrupted run continues)
+# make train      train assets/push-tiny.pt (seven hours on two cores; an interrupted run continues)
 # make analyses   the protocol and the paper's analyses on PushWorld, with their pictures (four hours)
 # make mbpo       three runs with and three without imagination on PushWorld, and their curves (an hour)
 # make plan       random actions, world model and simulator plan 50 tasks of PushWorld, three seeds (an hour)
@@ -53,7 +53,7 @@ out/push/tokenizer.done: .venv/ready-test data/push/meta.json
 	touch $@
 
 out/push/tokens.pt: out/push/tokenizer.done
-	$(RUN) prepare.py tokens --data data/push --tokenizer out/push/tokenizer.pt --out $@
+	$(RUN) prepare.py tokens --data push --segments 60000 --tokenizer out/push/tokenizer.pt --out $@
 
 out/push/gpt.done: out/push/tokens.pt
 	$(TRAIN) train_gpt.py --preset tiny --batch_size $(BATCH) --data data/push --tokenizer out/push/tokenizer.pt \

@@ -96,7 +96,7 @@ def training_settings(model):
 
 PRESETS = dict(
     tiny=dict(
-        training_settings(tiny.TRANSFORMER), lr=1.5e-3, warmup=100, batch_size=8, max_steps=10_000,
+        training_settings(tiny.TRANSFORMER), lr=1.5e-3, warmup=100, batch_size=8, max_steps=18_000,
         eval_every=1000, grad_clip=1.0, codebook_init=True, muon=True, corrupt=0.2, top_k=10,
         temperature=0.5,
     ),
