@@ -295,5 +295,7 @@ def released(tmp_path_factory):
 @pytest.mark.slow
 def test_the_released_checkpoint_knows_more_than_the_last_frame_heeds_actions_and_foresees_rewards(released):
     psnr = released["psnr"]
-    assert psnr["model"] >= psnr["repeat_last"] + 3 and psnr["model"] >= psnr["wrong_actions"] + 1.5
-    assert released["reward_correlation"] > 0.7  # 0.80 over 256 episodes, but few episodes scatter by 0.05
+    assert psnr["model"] >= psnr["repeat_last"] + 5 and psnr["model"] >= psnr["wrong_actions"] + 5
+    assert released["ssim"]["model"] >= released["ssim"]["repeat_last"] + 0.03
+    assert psnr["reconstruction"] >= 29
+    assert released["reward_correlation"] > 0.75  # 0.89 over 256 episodes, but few episodes scatter by 0.05
