@@ -24,14 +24,16 @@ TRAIN = .venv/bin/torchrun --nproc_per_node=$(PROCESSES)
 	.venv/bin/pip install --quiet --requirement requirements-optional.txt
 	touch $@
 
+SHORT = --batch_size 4 --warmup 10 --max_minutes 1
+
 demo: .venv/ready
 	@rm -rf out/demo && start=$$(date +%s) && set -ex && \
 	$(RUN) sample.py --out out/demo && \
 	$(RUN) evaluate.py --episodes 256 --out out/demo/metrics.json && \
 	$(RUN) prepare.py push --out out/demo/push --episodes 200 && \
-	$(RUN) train_tokenizer.py --preset tiny --data out/demo/push --out out/demo/tokenizer.pt --max_minutes 1 && \
+	$(RUN) train_tokenizer.py --preset tiny --data out/demo/push --out out/demo/tokenizer.pt $(SHORT) --max_steps 200 && \
 	$(RUN) train_gpt.py --preset tiny --data out/demo/push --tokenizer out/demo/tokenizer.pt --out out/demo/gpt.pt \
-	    --max_minutes 1 && \
+	    $(SHORT) --max_steps 100 && \
 	$(RUN) -c "import json, sys; path, s = sys.argv[1:]; m = json.load(open(path)); m['seconds'] = int(s); \
 	    json.dump(m, open(path, 'w'), indent=1)" out/demo/metrics.json $$(( $$(date +%s) - start )) && \
 	ls -l out/demo
