@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import torch
 
-from data import to_float
+from data import floats
 from envs.base import HELD_OUT, World, foresee_at_once, random_policy
 
 # Grippers: colours of a disc and of the mark on it; half-side and rounding of the mark, in radii of the disc.
@@ -288,10 +288,11 @@ def play_segments(n, T, seed=0, size=64):
         yield {name: episode[name][start : start + T] for name in ("frames_u8", "actions", "rewards")}
 
 
+def stack_segments(segments):
+    """What play_segments yields -> a batch as Episodes.batch_u8."""
+    return {name: torch.from_numpy(np.stack([segment[name] for segment in segments])) for name in segments[0]}
+
+
 def push_segments(n, T, seed=0, size=64):
     """n segments of T frames (as Episodes.batch) that no data made with a seed below HELD_OUT contains."""
-    segments = list(play_segments(n, T, seed + HELD_OUT, size))
-    columns = {name: np.stack([segment[name] for segment in segments]) for name in segments[0]}
-    actions = torch.from_numpy(columns["actions"])
-    rewards = torch.from_numpy(columns["rewards"])
-    return dict(frames=to_float(columns["frames_u8"]), actions=actions, rewards=rewards)
+    return floats(stack_segments(list(play_segments(n, T, seed + HELD_OUT, size))))

@@ -19,7 +19,7 @@ from checkpoints import load_tokenizer
 from common import load_checkpoint, save_checkpoint
 from data import floats
 from envs.base import HELD_OUT
-from envs.push import play_segments
+from envs.push import play_segments, stack_segments
 from mixture import open_data
 from support.devices import find_device
 from support.files import claim
@@ -54,7 +54,7 @@ def batches_of_pushworld(segments, batch_size, T, seed, size):
         raise ValueError(f"seed is {seed}; expected 0 to {HELD_OUT // 2 - 1}")
     played = play_segments(segments, T, HELD_OUT // 2 + seed, size)
     while batch := list(itertools.islice(played, batch_size)):
-        yield {name: torch.from_numpy(np.stack([segment[name] for segment in batch])) for name in batch[0]}
+        yield stack_segments(batch)
 
 
 def batches_of_folder(data, segments, batch_size, T, seed, **how):
