@@ -74,6 +74,7 @@ CONFIG = dict(
     reward=0.0,  # of the sum of predicted rewards, which are for the pad, wherever push_anywhere has its goal
     classifier="",  # VP2's file, or TorchScript: frames (M, 3, 64, 64) -> logits of success
     classifier_weight=10.0,  # of the sum of these logits
+    last=0,  # score only so many frames, the horizon's last ones; 0: all
     diagnose=True,  # simulate the candidates of failed episodes: why did they fail?
     gifs=3,  # episodes to draw, of the first seed
     temperature=-1.0,  # -1: as the checkpoint says
@@ -83,9 +84,9 @@ CONFIG = dict(
     dtype="auto",
     seed=0,  # of tasks
 )
-PUSH = dict(  # icem's correlated noise succeeds here, mppi's does not
+PUSH = dict(  # icem's correlated noise succeeds here, mppi's does not; a way round a block may cost at first
     task="push_anywhere", out="out/plan/push.json", planner="icem", candidates=60, iterations=2, elites=6,
-    execute_mean=True, horizon=8, lead=7,
+    execute_mean=True, horizon=8, last=4, lead=7,
 )  # fmt: skip
 PRESETS = dict(push=PUSH, vp2={})
 MODELS = "random", "world_model", "oracle", "script"
@@ -180,11 +181,12 @@ class Score:
     def __call__(self, frames, rewards, goal):
         """Frames (N,h,3,H,W), rewards (N,h) or None, goal (3,H,W) -> (N,)."""
         cfg = self.cfg
+        frames = frames[:, -cfg.last :]
         total = -cfg.pixel * (frames - goal).square().sum((1, 2, 3, 4))
         if cfg.reward and rewards is None:
             raise ValueError("the model predicts no rewards; pass --reward 0")
         if cfg.reward:
-            total += cfg.reward * rewards.sum(1)
+            total += cfg.reward * rewards[:, -cfg.last :].sum(1)
         if self.classifier is not None:
             logits = torch.cat([self.classifier(part) for part in frames.flatten(0, 1).split(1024)])
             if logits.numel() != frames.shape[:2].numel():
@@ -308,7 +310,7 @@ def play(settings, model, seed, i):
 def check(cfg):
     require_positive(cfg, "episodes", "seeds", "steps", "lead", "candidates", "horizon")
     require_positive(cfg, "iterations", "elites")
-    require_not_negative(cfg, "batch", "gamma", "colour", "gifs", "workers", "seed")
+    require_not_negative(cfg, "batch", "gamma", "colour", "gifs", "workers", "seed", "last")
     require_not_negative(cfg, "beta", "momentum", most=1)
     if not cfg.models or set(cfg.models) - set(MODELS):
         raise ValueError(f"models is {','.join(cfg.models)!r}; expected some of {', '.join(MODELS)}")

@@ -198,6 +198,8 @@ def test_scores_are_weighted_sums_over_frames(classifier):
     assert Score(settings(), cpu)(frames, rewards, goal).tolist() == [-squares, 0.0]
     both = Score(settings(pixel=0.5, reward=2.0), cpu)(frames, rewards, goal)
     assert both.tolist() == [-0.5 * squares + 2 * 6, 0.0]
+    late = Score(settings(reward=2.0, last=1), cpu)(frames, rewards, goal)
+    assert late.tolist() == [-squares / 3 + 2 * 3, 0.0]
     logits = Score(settings(pixel=0.0, classifier=classifier), cpu)(frames, None, goal)
     assert logits.tolist() == pytest.approx([10 * 3 * 0.5, 0.0])
     with pytest.raises(ValueError, match="the model predicts no rewards; pass --reward 0"):
