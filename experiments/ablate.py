@@ -25,8 +25,8 @@ CONFIG = dict(
     rows=(),  # of this part; none: all of them
     ckpt="assets/push-tiny.pt",  # whose tokenizer the transformers stand on, and what is tuned
     tokens="",  # segments that it has encoded (prepare.py tokens)
-    tokenizer_steps=600,
-    steps=400,  # of the transformer
+    tokenizer_steps=500,
+    steps=500,  # of the transformer
     segment_length=16,
     warmup=50,
     tune_lr=5e-4,
@@ -54,9 +54,7 @@ TRANSFORMERS = {  # and in train_gpt.py
     "no pos_init": dict(pos_init=0.0),
     "no codebook_init": dict(codebook_init=False),
     "AdamW": dict(muon=False),
-    "twice the learning rate": dict(lr=3e-3),
-    "segments of 16": dict(segment_length=16),
-    "six layers": dict(n_layer=6),
+    "no corrupt": dict(corrupt=0.0),
 }
 TUNINGS = {
     "plain": {},
