@@ -187,12 +187,12 @@ def setup_ddp():
 
 def lr_at(step, lr, warmup, max_steps, schedule):
     """Learning rate of update `step`: linear warm-up, then "constant" or "cosine" to 0 at max_steps."""
+    if schedule not in ("constant", "cosine"):
+        raise ValueError(f"schedule is {schedule!r}; expected constant or cosine")
     if step < warmup:
         return lr * (step + 1) / warmup
     if schedule == "constant":
         return lr
-    if schedule != "cosine":
-        raise ValueError(f"schedule is {schedule!r}; expected constant or cosine")
     return lr * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, max_steps - warmup))))
 
 

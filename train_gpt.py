@@ -11,7 +11,8 @@ zero projection.
 Where we differ from the authors: no augmentation unless asked for, and then of the stored square, while
 theirs crops from the whole picture; gradients are not clipped (as in their scripts, but for `medium`; Table 3
 says that they are); rewards are those of arriving (gpt.py). What the preset `tiny` does otherwise is in
-tiny.py, muon.py and drift.py; it also samples from the likeliest codes alone (`top_k`, `temperature`).
+variants/ (tiny.py, muon.py, drift.py); it also samples from the likeliest codes alone (`top_k`,
+`temperature`).
 
 Run:   python train_gpt.py --preset tiny --data data/push --tokenizer out/tokenizer.pt
        torchrun --nproc_per_node=4 train_gpt.py --data data/mine --tokenizer out/tokenizer.pt
@@ -34,6 +35,7 @@ from common import (
     configure,
     load_checkpoint,
     lr_at,
+    require_not_negative,
     run,
     save_checkpoint,
 )
@@ -113,8 +115,8 @@ class Loss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, *args, **options):
-        return self.model.loss(*args, **options)
+    def forward(self, tokens, actions, rewards, read=None):
+        return self.model.loss(tokens, actions, rewards, read)
 
 
 def tokenize(batch, tokenizer, model, dtype="auto"):
@@ -145,9 +147,9 @@ def evaluate(model, tokenizer, segments, cfg, picture):
         loss, metrics = model.loss(tokens, actions, rewards)
         metrics["loss"] = loss
         context, dynamics = model.layout.unpack(tokens)
-        led = None if actions is None else actions[:, t - 1 :]  # actions[k] leads to frame k + 1
+        leading = None if actions is None else actions[:, t - 1 :]  # actions[k] leads to frame k + 1
         cache = model.prefill(model.layout.pack(context))
-        codes, _ = model.imagine(cache, dynamics.shape[1], led, cfg.temperature, cfg.top_k, generator)
+        codes, _ = model.imagine(cache, dynamics.shape[1], leading, cfg.temperature, cfg.top_k, generator)
         future = tokenizer.decode_future(codes, tokenizer.decode_context(context)).clamp(0, 1)
         errors = (future - batch["frames"][:, t:]).square().mean((2, 3, 4))
         metrics["psnr"] = -10 * torch.log10(errors + 1e-8).mean()
@@ -187,6 +189,8 @@ def build(cfg, data):
 
 
 def main(cfg):
+    require_not_negative(cfg, "temperature", "top_k")
+    require_not_negative(cfg, "corrupt", most=1)
     progress = Progress(cfg)
     rank = progress.rank
     world = progress.world
@@ -232,8 +236,8 @@ def main(cfg):
     recorded = T - 1 if cfg.goal_conditioned else T  # frames of a segment; the goal is its last one, again
     source = train
     if cfg.tokens:
-        if cfg.augment or cfg.goal_conditioned:
-            raise ValueError("tokens are of frames without augmentation and goal; leave --tokens out")
+        if cfg.augment or cfg.goal_conditioned or cfg.episodes:
+            raise ValueError("tokens are of all episodes, without augmentation and goal; leave --tokens out")
         source = TokenFile(cfg, tokenizer, T)
     fetch = draw_segments(source, cfg, recorded, seen, rank, world, cfg.augment, action_agg=cfg.action_agg)
     batches = prefetch(fetch, 0, (cfg.max_steps - step) * cfg.accumulate, device)

@@ -43,7 +43,7 @@ from mixture import open_data
 from support.devices import autocast_for, can_compile
 from support.networks import perceptual_loss
 from support.pictures import save_contact_sheet
-from tokenizer import Decoder, Discriminator, Encoder, VectorQuantizer
+from tokenizer import Decoder, Discriminator, Encoder
 from variants import tiny
 from variants.muon import optimizers_for
 
@@ -163,8 +163,8 @@ def main(cfg):
     R = model.config["resolution"]
     if train.frame_shape != (R, R, 3):
         raise ValueError(f"{cfg.data} has frames {train.frame_shape}, expected {R} x {R}; import --size {R}")
-    for module in model.children():
-        if isinstance(module, VectorQuantizer) and cfg.freeze_codebooks:
+    for name, module in model.named_children():
+        if cfg.freeze_codebooks and "quantize" in name:
             module.requires_grad_(False)
             module.revive_after = 0
     parameters = [p for p in model.parameters() if p.requires_grad]

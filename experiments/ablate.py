@@ -1,13 +1,15 @@
 """experiments/ablate.py: what is each trick of the preset `tiny` worth? Each is left out, or added, alone.
 
-    TOKENIZERS    short runs of both models                   --> PSNR of the reconstruction, cross-entropy
-    TRANSFORMERS  short runs on one trained tokenizer         -->   of the true codes, PSNR and SSIM of what
-    TUNINGS       further updates of one trained transformer  -->   is imagined
+    TOKENIZERS    short runs of both models                   --+
+    TRANSFORMERS  short runs on one trained tokenizer         --+--> loss, PSNR, SSIM
+    TUNINGS       further updates of one trained transformer  --+
 
 Models that exist are not trained again. Two cores train two rows at a time:
 
     OMP_NUM_THREADS=1 python -m experiments.ablate --part tokenizer --rows plain --out out/ablate/a.json
     python -m experiments.ablate --part tokenizer               the table, when all rows are there
+
+`loss` is the cross-entropy of the true codes (nats); the rest is of imagined frames and reconstructions.
 
 Run: python -m experiments.ablate"""
 
@@ -32,7 +34,7 @@ CONFIG = dict(
     tune_lr=5e-4,
     train_dtype="auto",  # of the transformer's training: bf16 is faster on CPUs that have it
     folder="out/ablate",
-    out="out/ablate/numbers.json",
+    out="",  # by default FOLDER/PART.json
 )
 FSQ = dict(fsq=True, context_codes=1000, dynamics_codes=1000)
 TOKENIZERS = {  # what each row changes in train_tokenizer.py
@@ -89,17 +91,16 @@ def main(cfg):
     rows = cfg.rows or tuple(known)
     if unknown := sorted(set(rows) - set(known)):
         raise ValueError(f"rows are {', '.join(unknown)}; expected some of {', '.join(known)}")
-    cfg.out = claim_result(cfg.out, cfg.overwrite)
+    cfg.out = claim_result(cfg.out or f"{cfg.folder}/{cfg.part}.json", cfg.overwrite)
     Path(cfg.folder).mkdir(parents=True, exist_ok=True)
-    columns = dict(reconstruction={}, loss={}, psnr={}, ssim={})
+    columns = dict(loss={})
     for row in rows:
         path = train_row(cfg, row)
         columns["loss"][row] = read_curve(beside(path, ".jsonl"))["val_ce"][-1][1]
-        model = open_world(cfg, path)
-        found, missing = compare(cfg, {row: model})
-        columns["reconstruction"][row] = found["psnr"][f"{row}: reconstruction"]
-        columns["psnr"][row] = found["psnr"][row]
-        columns["ssim"][row] = found["ssim"][row]
+        found, missing = compare(cfg, {row: open_world(cfg, path)})
+        for metric, rows_found in found.items():
+            for kind in (row, f"{row}: reconstruction", "repeat_last"):
+                columns.setdefault(metric, {})[kind] = rows_found[kind]
     report(cfg.out, columns, missing=missing)
 
 

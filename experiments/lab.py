@@ -77,11 +77,17 @@ def train(script, out, cfg, steps, **settings):
         wrong = [k for k, v in settings.items() if state["train_config"].get(k) != v]
         if wrong:
             raise ValueError(f"{out} was trained with other {', '.join(wrong)}; delete it to train it anew")
+        for key in ("tokenizer", "init_from", "tokens"):
+            source = Path(settings.get(key, ""))
+            if source.is_file() and source.stat().st_mtime > Path(out).stat().st_mtime:
+                raise ValueError(f"{out} is older than {source}; delete it to train it anew")
         if state["step"] >= steps:
             return
         settings = dict(resume=True)
     command = [str(Path(__file__).parent.with_name(script)), f"--out={out}"]
-    command += [f"--{k}={v}" for k, v in settings.items()]
+    for key, value in settings.items():
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        command.append(f"--{key}={text}")
     if cfg.processes > 1:
         command = ["-m", "torch.distributed.run", f"--nproc_per_node={cfg.processes}", *command]
     print("$ python", *command, flush=True)
@@ -117,7 +123,7 @@ def open_world(cfg, ckpt, tokenizer=""):
 
 def validation(cfg, model):
     """Validation segments, whose last frames are the same for models with and without a goal."""
-    return segments_for(model, cfg.data, cfg.videos, cfg.horizon + model.goal_conditioned, cfg.seed)
+    return segments_for(model, cfg.data, cfg.videos, cfg.horizon + int(model.goal_conditioned), cfg.seed)
 
 
 def compare(cfg, models, frames="future"):

@@ -85,7 +85,8 @@ def optimizers_for(model, groups, cfg):
     by_muon = {id(p) for p in matrices}
     for group in groups:
         group["params"] = [p for p in group["params"] if id(p) not in by_muon]
-    optimizers = [torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.999), fused=True)]
+    how = dict(lr=cfg.lr, betas=(0.9, 0.999), weight_decay=cfg.weight_decay, fused=True)
+    optimizers = [torch.optim.AdamW(groups, **how)]
     if matrices:
         optimizers.append(Muon(matrices, cfg.lr, cfg.weight_decay))
     return optimizers

@@ -111,7 +111,7 @@ class TinyTokenizer(Tokenizer):
     """A Tokenizer with these tricks; inside, a frame has resolution / patch pixels of 3 patch^2 channels."""
 
     def __init__(self, patch, copy, still, disguise, fsq, pos_init, l2, **cfg):
-        if cfg["resolution"] % patch:
+        if patch < 1 or cfg["resolution"] % patch:
             raise ValueError(f"resolution is {cfg['resolution']}; expected a multiple of patch = {patch}")
         self.patch = patch  # these three are needed by what Tokenizer's constructor calls
         self.copy = copy
@@ -154,7 +154,9 @@ class TinyTokenizer(Tokenizer):
         changed = ~self.unchanged(frames)
         ids = torch.zeros_like(changed, dtype=torch.long)
         wq = quantizer.embedding(ids)
-        if not changed.any():
+        if self.training:
+            changed[0, 0, 0] |= ~changed.any()  # every process calls the quantizer, which has collectives
+        elif not changed.any():
             return wq, ids, 0 * w.sum()
         found, found_ids, loss = quantizer(w[changed])
         if self.training:
@@ -226,6 +228,8 @@ class TinyGPT(GPT):
         self.config = dict(self.config, pos_init=pos_init)
         D = cfg["n_embd"]
         d = D // cfg["n_head"]
+        if D % 8:
+            raise ValueError(f"n_embd is {D}; with pos_init, expected a multiple of 8")
         self.pos_emb = nn.Parameter(pos_init * position_table(layout, D))
         self.register_buffer("place", place_in_frame(layout, self.rope.shape[1]), persistent=False)
         zeros = torch.zeros(d, D // 2)
