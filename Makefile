@@ -1,7 +1,7 @@
 # make demo       imagine with the released checkpoint, evaluate it, and train both models for a minute each
 # make test       ruff and the fast tests
 # make test-slow  interrupted runs, several processes, whole analyses, the paper's size
-# make train      train assets/push-tiny.pt (seven hours on two cores; an interrupted run continues)
+# make train      train a model like assets/push-tiny.pt and replace it (seven hours on two cores; a run continues)
 # make analyses   the protocol and the paper's analyses on PushWorld, with their pictures (four hours)
 # make mbpo       three runs with and three without imagination on PushWorld, and their curves (an hour)
 # make plan       random actions, world model and simulator plan 50 tasks of PushWorld, three seeds (an hour)
@@ -46,20 +46,25 @@ test-slow: .venv/ready-test
 	$(RUN) -m pytest -q -m "slow and not gpu" tests
 
 data/push/meta.json: | .venv/ready
-	$(RUN) prepare.py push --out data/push --episodes 18000
+	$(RUN) prepare.py push --out data/push
+
+data/push-18000/meta.json: | .venv/ready
+	$(RUN) prepare.py push --out data/push-18000 --episodes 18000
 
 # Two processes of one thread are faster than one of two threads. An interrupted run continues.
-out/push/tokenizer.done: .venv/ready-test data/push/meta.json
-	$(TRAIN) train_tokenizer.py --preset tiny --batch_size $(BATCH) --data data/push --out out/push/tokenizer.pt \
-	    $$(test -e out/push/tokenizer.pt && echo --resume true)
+out/push/tokenizer.done: | .venv/ready-test data/push-18000/meta.json
+	$(TRAIN) train_tokenizer.py --preset tiny --batch_size $(BATCH) --data data/push-18000 \
+	    --out out/push/tokenizer.pt $$(test -e out/push/tokenizer.pt && echo --resume true)
 	touch $@
 
 out/push/tokens.pt: out/push/tokenizer.done
-	$(RUN) prepare.py tokens --data push --segments 60000 --tokenizer out/push/tokenizer.pt --out $@
+	$(RUN) prepare.py tokens --data push --segments 60000 --tokenizer out/push/tokenizer.pt \
+	    --out $@ --overwrite true
 
 out/push/gpt.done: out/push/tokens.pt
-	$(TRAIN) train_gpt.py --preset tiny --batch_size $(BATCH) --data data/push --tokenizer out/push/tokenizer.pt \
-	    --tokens out/push/tokens.pt --segment_length 32 --out out/push/gpt.pt $(TRAIN_GPT) \
+	$(TRAIN) train_gpt.py --preset tiny --batch_size $(BATCH) --data data/push-18000 \
+	    --tokenizer out/push/tokenizer.pt --tokens out/push/tokens.pt --segment_length 32 \
+	    --out out/push/gpt.pt $(TRAIN_GPT) \
 	    $$(test -e out/push/gpt.pt && echo --resume true)
 	touch $@
 
@@ -67,7 +72,7 @@ train: out/push/gpt.done
 	$(RUN) sample.py --ckpt out/push/gpt.pt --data push --export assets/push-tiny.pt --overwrite true
 	$(RUN) evaluate.py --episodes 256 --out results/push-tiny.json --overwrite true
 	$(RUN) -m experiments.dreams --out results/dreams.json --overwrite true
-	$(RUN) -m experiments.curves --logs out/push/tokenizer.jsonl,out/push/gpt.jsonl --out results/push-tiny.png \
+	$(RUN) -m experiments.curves --logs out/push/gpt.jsonl --metric val_ce --out results/push-tiny.png \
 	    --overwrite true
 
 data/push-cyan/meta.json: | .venv/ready

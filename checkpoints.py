@@ -6,6 +6,8 @@
 Which class a model is follows from its settings: the paper's Tokenizer and GPT, the laptop's (tiny.py), or a
 per-frame tokenizer (per_frame.py)."""
 
+import zlib
+
 import torch
 
 import gpt
@@ -99,6 +101,14 @@ def gpt_from(state, layout=None, **changes):
         raise ValueError(f"weights missing, left over or of another shape: {names}; {model.layout}")
     model.load_state_dict(weights)
     return model
+
+
+def checksum(model):
+    """CRC-32 of a model's weights, to recognise it by."""
+    total = 0
+    for x in model.parameters():
+        total = zlib.crc32(x.detach().float().cpu().contiguous().numpy(), total)
+    return total
 
 
 def load_tokenizer(path, **changes):

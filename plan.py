@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from checkpoints import checksum
 from common import configure, require_not_negative, require_positive, run
 from data import to_float
 from envs import make_environment
@@ -74,7 +75,7 @@ CONFIG = dict(
     reward=0.0,  # of the sum of predicted rewards, which are for the pad, wherever push_anywhere has its goal
     classifier="",  # VP2's file, or TorchScript: frames (M, 3, 64, 64) -> logits of success
     classifier_weight=10.0,  # of the sum of these logits
-    last=0,  # score only so many frames, the horizon's last ones; 0: all
+    last=0,  # frames that are scored, the horizon's last ones; 0: all
     diagnose=True,  # simulate the candidates of failed episodes: why did they fail?
     gifs=3,  # episodes to draw, of the first seed
     temperature=-1.0,  # -1: as the checkpoint says
@@ -84,7 +85,9 @@ CONFIG = dict(
     dtype="auto",
     seed=0,  # of tasks
 )
-PUSH = dict(  # icem's correlated noise succeeds here, mppi's does not; a way round a block may cost at first
+# icem's correlated noise succeeds here, mppi's does not. Only the last frames are scored, because the way
+# round a block first leads away from the goal.
+PUSH = dict(
     task="push_anywhere", out="out/plan/push.json", planner="icem", candidates=60, iterations=2, elites=6,
     execute_mean=True, horizon=8, last=4, lead=7,
 )  # fmt: skip
@@ -181,12 +184,13 @@ class Score:
     def __call__(self, frames, rewards, goal):
         """Frames (N,h,3,H,W), rewards (N,h) or None, goal (3,H,W) -> (N,)."""
         cfg = self.cfg
-        frames = frames[:, -cfg.last :]
+        last = cfg.last or frames.shape[1]
+        frames = frames[:, -last:]
         total = -cfg.pixel * (frames - goal).square().sum((1, 2, 3, 4))
         if cfg.reward and rewards is None:
             raise ValueError("the model predicts no rewards; pass --reward 0")
         if cfg.reward:
-            total += cfg.reward * rewards[:, -cfg.last :].sum(1)
+            total += cfg.reward * rewards[:, -last:].sum(1)
         if self.classifier is not None:
             logits = torch.cat([self.classifier(part) for part in frames.flatten(0, 1).split(1024)])
             if logits.numel() != frames.shape[:2].numel():
@@ -310,7 +314,8 @@ def play(settings, model, seed, i):
 def check(cfg):
     require_positive(cfg, "episodes", "seeds", "steps", "lead", "candidates", "horizon")
     require_positive(cfg, "iterations", "elites")
-    require_not_negative(cfg, "batch", "gamma", "colour", "gifs", "workers", "seed", "last")
+    require_not_negative(cfg, "batch", "gamma", "colour", "gifs", "workers", "seed")
+    require_not_negative(cfg, "last", most=cfg.horizon)
     require_not_negative(cfg, "beta", "momentum", most=1)
     if not cfg.models or set(cfg.models) - set(MODELS):
         raise ValueError(f"models is {','.join(cfg.models)!r}; expected some of {', '.join(MODELS)}")
@@ -324,12 +329,13 @@ def main(cfg):
     check(cfg)
     cfg.out = str(resolve(cfg.out))
     settings = json.dumps(vars(cfg))
+    bench = open_bench(settings)  # an error comes once, not from each process
     ours = {k: v for k, v in json.loads(settings).items() if k not in RUN_SETTINGS}  # of records
+    ours["weights"] = [checksum(bench.world.tokenizer), checksum(bench.world.gpt)]
     records_file = beside(cfg.out, "-episodes.json")
     saved = read_result(records_file)
     continues = saved.get("settings") == ours
     claim(cfg.out, ("-episodes.json",), cfg.overwrite or continues)
-    bench = open_bench(settings)  # an error comes once, not from each process
     workers = cfg.workers or (1 if bench.world.device.type == "cuda" else os.cpu_count() or 1)
     episodes = min(cfg.episodes, len(bench.goals)) if cfg.goals else cfg.episodes
     records = {}

@@ -120,6 +120,8 @@ class WorldModel:
         folder = official.find(path)
         if folder:
             trained = {**TRAINED, "goal_conditioned": goal_conditioned}
+        elif goal_conditioned:
+            raise ValueError(f"{path} says whether it is goal-conditioned; leave --goal_conditioned out")
         else:
             trained = trained_settings(path)
         changes = dict(context_frames=context_frames) if context_frames else {}

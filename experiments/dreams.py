@@ -54,21 +54,26 @@ def are_there(imagined, truth, colours):
 @torch.no_grad()
 def main(cfg):
     require_positive(cfg, "videos", "batch_size")
+    if min(cfg.frames, default=0) < 1:
+        raise ValueError(f"frames are {cfg.frames}; expected numbers of 1 or more")
     cfg.out = claim_result(cfg.out, cfg.overwrite)
     sampling = dict(temperature=cfg.temperature, seed=cfg.seed, dtype=cfg.dtype)
     world = WorldModel.load(cfg.ckpt, cfg.device, **sampling)
+    if world.goal_conditioned:
+        raise ValueError(f"{cfg.ckpt} is goal-conditioned; dreams need a model without goals")
     t = world.context_frames
     h = max(cfg.frames)
-    episodes = list(play_push(cfg.videos, t + h - 1, seed=HELD_OUT + 1 + cfg.seed))
+    size = world.tokenizer.config["resolution"]
+    episodes = list(play_push(cfg.videos, t + h - 1, size, HELD_OUT + 1 + cfg.seed))
     clips = to_float(np.stack([episode["frames_u8"] for episode in episodes]))
     actions = torch.from_numpy(np.stack([episode["actions"] for episode in episodes]))[:, t - 1 :]
     blocks = torch.from_numpy(np.stack([episode["colours"] for episode in episodes]))
     gripper = torch.tensor(ROBOTS["red"][0]).expand(cfg.videos, 1, 3)
     colours = torch.cat([gripper, blocks], 1) / 255
     dreams = []
-    for part, led in zip(clips.split(cfg.batch_size), actions.split(cfg.batch_size), strict=True):
+    for part, leading in zip(clips.split(cfg.batch_size), actions.split(cfg.batch_size), strict=True):
         world.reset(part[:, :t].to(world.device))
-        dreams.append(world.rollout(led, h)[0].cpu())
+        dreams.append(world.rollout(leading, h)[0].cpu())
     dreams = torch.cat(dreams)
     truth = clips[:, t:]
     error = psnr(dreams, truth).mean(0)

@@ -228,7 +228,7 @@ def main(cfg):
     numbers = {} if cfg.overwrite else read_result(out)
     out = claim_result(out, cfg.overwrite or "measured" in numbers, endings=())
     for part in cfg.parts:
-        name = f"{part}_{cfg.preset}"
+        name = part if part == "decision" else f"{part}_{cfg.preset}"
         numbers[name] = PARTS[part](cfg)
         print(name, json.dumps(numbers[name], indent=1))
         settings = {**vars(cfg), "device": str(cfg.device)}

@@ -18,7 +18,7 @@ CONFIG = dict(
     **TRAINING,
     **VIDEOS,
     kinds=("compressive", "16x16", "4x4"),
-    patch=2,
+    patch=4,
     steps=1000,
     folder="out/tokenizers",
     out="out/tokenizers/numbers.json",
@@ -35,7 +35,6 @@ def main(cfg):
     videos = [clips[:2]]
     for kind in cfg.kinds:
         path = f"{cfg.folder}/{kind}.pt"
-        # without decoupling: the paper's objective
         train("train_tokenizer.py", path, cfg, cfg.steps, kind=kind, patch=cfg.patch)
         tokenizer = load_tokenizer(path).to(device).eval()
         decoded = []

@@ -23,9 +23,9 @@ def draw(path, goal, frames_u8, decisions):
 def diagnose(bench, decisions, task):
     """Why an episode failed: {reason: distance}, means over its decisions (after appendix C.3).
 
-    The simulator tells how near each candidate comes to the goal. What the nearest one lacks to success was
-    `never sampled`; what the best by score on true frames lacks more was `ranked low`; what the best by the
-    model's frames lacks still more was `imagined wrong`."""
+    The simulator tells how near each candidate comes to the goal. Three gaps in distance add up: from success
+    to the nearest candidate (`never sampled`), from there to the best by the score on true frames (`ranked
+    low`), and from there to the best by the score on imagined frames (`imagined wrong`)."""
     gaps = []
     for decision in decisions:
         bench.env.restore(decision.state)

@@ -30,7 +30,9 @@ def cpu_name():
 
 def command_line():
     """How this script was called, without --overwrite."""
-    return re.sub(r" --overwrite[ =]\S+", "", " ".join(["python", *sys.argv]))
+    script = Path(sys.argv[0])
+    name = f"-m experiments.{script.stem}" if script.parent.name == "experiments" else str(script)
+    return re.sub(r" --overwrite[ =]\S+", "", " ".join(["python", name, *sys.argv[1:]]))
 
 
 def provenance():

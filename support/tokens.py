@@ -9,13 +9,12 @@ Run: python prepare.py tokens --tokenizer out/tokenizer.pt --data data/push --ou
      python train_gpt.py --preset tiny --tokens data/push-tokens.pt"""
 
 import itertools
-import zlib
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from checkpoints import load_tokenizer
+from checkpoints import checksum, load_tokenizer
 from common import load_checkpoint, save_checkpoint
 from data import floats
 from envs.base import HELD_OUT
@@ -40,14 +39,6 @@ TOKENS_CONFIG = dict(
 TABLES = "tokens", "actions", "rewards"
 
 
-def checksum(tokenizer):
-    """Of a tokenizer's weights: whose codes are these?"""
-    total = 0
-    for x in tokenizer.parameters():
-        total = zlib.crc32(x.detach().float().cpu().contiguous().numpy(), total)
-    return total
-
-
 def batches_of_pushworld(segments, batch_size, T, seed, size):
     """Yield batches as Episodes.batch_u8; every segment has a new episode, of seeds from 500,000 on."""
     if not 0 <= seed < HELD_OUT // 2:
@@ -68,6 +59,9 @@ def batches_of_folder(data, segments, batch_size, T, seed, **how):
 def tokenize_segments(out, data, tokenizer, segments, segment_length, stride, action_agg, batch_size, device,
                       seed, overwrite):  # fmt: skip
     """Random segments of the training episodes, encoded: a file for train_gpt.py --tokens."""
+    if min(segments, segment_length, batch_size) < 1:
+        sizes = segments, segment_length, batch_size
+        raise ValueError(f"segments, segment_length, batch_size are {sizes}; expected 1 or more")
     out = claim(out, overwrite=overwrite)
     device = find_device(device)
     model = load_tokenizer(tokenizer).to(device, memory_format=torch.channels_last)

@@ -11,20 +11,12 @@ import torch
 from conftest import ROOT
 
 import common
-import data
-import drq
-import evaluate
 import gpt
-import mbpo
 import prepare
-import sample
 import tokenizer
-import train_gpt
-import train_tokenizer
 from common import configure, load_checkpoint, log, lr_at, run, save_checkpoint, start_log, stop_signal
-from support import export, segments
 from support.devices import autocast_for
-from variants import muon, tiny
+from variants import tiny
 
 CONFIG = dict(preset="a", steps=10, lr=1e-3, flag=True, channels=(1, 2), out="x")
 PRESETS = dict(a={}, b=dict(steps=20, lr=2.0))
@@ -112,26 +104,6 @@ def nodes_of(module, kind):
     return [node for part in code for node in ast.walk(part) if isinstance(node, kind)]
 
 
-def attributes_read(module):
-    """Names that the module reads as cfg.name or self.cfg.name."""
-    nodes = [n for n in nodes_of(module, ast.Attribute) if isinstance(n.ctx, ast.Load)]
-    return {n.attr for n in nodes if ast.unparse(n.value) in ("cfg", "self.cfg")}
-
-
-READERS = {  # modules that read a script's settings for it
-    train_tokenizer: (common, data, muon),
-    train_gpt: (common, data, muon),
-    sample: (export, segments),
-}
-MODELS = {train_tokenizer: train_tokenizer.MODEL, train_gpt: train_gpt.MODEL, mbpo: drq.AGENT}
-
-
-@pytest.mark.parametrize("script", [train_tokenizer, train_gpt, sample, evaluate, mbpo])
-def test_every_setting_of_a_script_is_read(script):
-    read = {"preset"}.union(*map(attributes_read, (script, *READERS.get(script, ()))))  # it: by configure
-    assert not set(script.CONFIG) - read - set(MODELS.get(script, ()))
-
-
 @pytest.mark.parametrize("model", [tokenizer, gpt])
 def test_every_setting_of_a_model_is_read(model):
     assert not set(model.SMALL) - {node.value for node in nodes_of(model, ast.Constant)}
@@ -160,13 +132,6 @@ def test_what_a_preset_that_fine_tunes_sets_counts_as_given():
     assert configure(config, "", ["--preset=b"], presets).given == ("preset",)
 
 
-@pytest.mark.parametrize("script", [train_tokenizer, train_gpt, mbpo])
-def test_presets_change_only_settings_that_exist_and_keep_their_types(script):
-    for preset in script.PRESETS.values():
-        assert not set(preset) - set(script.CONFIG)
-        assert all(isinstance(v, type(script.CONFIG[k])) for k, v in preset.items())
-
-
 ROOMS = "support", "variants", "envs", "importers", "experiments"
 FILES = sorted([*ROOT.glob("*.py"), *(path for room in ROOMS for path in ROOT.glob(f"{room}/*.py"))])
 NAMES = [path.relative_to(ROOT).as_posix() for path in FILES if path.name != "__init__.py"]
@@ -187,9 +152,10 @@ def test_lr_warms_up_linearly_then_stays_or_falls_as_a_cosine():
     assert lr_at(0, 8.0, 0, 12, "cosine") == 8
 
 
-def test_an_unknown_schedule_is_an_error():
+@pytest.mark.parametrize("step", [0, 5])
+def test_an_unknown_schedule_is_an_error(step):
     with pytest.raises(ValueError, match="schedule is 'linear'; expected constant or cosine"):
-        lr_at(5, 1.0, 2, 10, "linear")
+        lr_at(step, 1.0, 2, 10, "linear")
 
 
 def test_mixed_precision_is_on_where_it_is_asked_for():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from conftest import ROOT, flags
 
 import plan
 import prepare
-from common import configure
+from common import configure, load_checkpoint, save_checkpoint
 from data import Episodes
 from envs import PushWorld, make_environment
 from envs.push import push_segments
@@ -325,7 +326,8 @@ SMALL = dict(episodes=2, seeds=2, candidates=4, horizon=3, steps=3, gifs=1)
 
 def test_an_interrupted_run_continues_and_says_why_episodes_fail(trained, tmp_path, capsys):
     out, models = tmp_path / "push.json", ("random", "world_model")
-    numbers = run_plan(out, ckpt=trained.gpt, models=models, **SMALL)
+    ckpt = shutil.copy(trained.gpt, tmp_path / "gpt.pt")
+    numbers = run_plan(out, ckpt=ckpt, models=models, **SMALL)
     log = tmp_path / "push-episodes.json"
     saved = episodes_of(out)
     assert len(saved["records"]) == 2 * 2 * 2 and len(numbers["world_model"]["seeds"]) == 2
@@ -334,22 +336,28 @@ def test_an_interrupted_run_continues_and_says_why_episodes_fail(trained, tmp_pa
     assert numbers["world_model"]["min"] <= numbers["world_model"]["mean"] <= numbers["world_model"]["max"]
     marked = [dict(record, mark=1) for record in saved["records"][:5]]  # played, not to be played again
     log.write_text(json.dumps(dict(saved, records=marked)))
-    again = run_plan(out, ckpt=trained.gpt, models=models, **SMALL)
+    again = run_plan(out, ckpt=ckpt, models=models, **SMALL)
     assert again["world_model"]["least_distance"] == numbers["world_model"]["least_distance"]
     assert len(episodes_of(out)["records"]) == 8 and episodes_of(out)["records"][:5] == marked
     assert "never sampled" in capsys.readouterr().out
-    fewer = run_plan(out, ckpt=trained.gpt, models=("random",), **{**SMALL, "seeds": 1})
+    fewer = run_plan(out, ckpt=ckpt, models=("random",), **{**SMALL, "seeds": 1})
     assert fewer["random"]["seeds"] == numbers["random"]["seeds"][:1] and "world_model" not in fewer
     assert len(episodes_of(out)["records"]) == 8  # of the others too
     with pytest.raises(ValueError, match="push.json exists: --overwrite true replaces it"):
-        run_plan(out, ckpt=trained.gpt, models=models, gamma=1.0, **SMALL)
+        run_plan(out, ckpt=ckpt, models=models, gamma=1.0, **SMALL)
+    state = load_checkpoint(ckpt)
+    state["gpt"]["weights"]["reward.bias"] += 1
+    save_checkpoint(ckpt, **state)
+    with pytest.raises(ValueError, match="push.json exists: --overwrite true replaces it"):  # another model
+        run_plan(out, ckpt=ckpt, models=models, **SMALL)
+    shutil.copy(trained.gpt, ckpt)
     log.write_text("{torn")
     with pytest.raises(ValueError, match="push.json exists: --overwrite true replaces it"):
-        run_plan(out, ckpt=trained.gpt, models=models, **SMALL)
+        run_plan(out, ckpt=ckpt, models=models, **SMALL)
     out.unlink()
     with pytest.raises(ValueError, match="push-episodes.json is there, of something else; pass another"):
-        run_plan(out, ckpt=trained.gpt, models=models, **SMALL)
-    other = run_plan(out, ckpt=trained.gpt, models=("random",), overwrite=True, **SMALL)
+        run_plan(out, ckpt=ckpt, models=models, **SMALL)
+    other = run_plan(out, ckpt=ckpt, models=("random",), overwrite=True, **SMALL)
     assert other["random"]["seeds"] == numbers["random"]["seeds"] and len(episodes_of(out)["records"]) == 4
 
 

@@ -323,9 +323,11 @@ def test_code_0_is_not_revived_and_a_batch_without_changes_can_be_learned_from()
         model.loss(frames)
     assert torch.equal(model.dynamics_quantize.embedding.weight[0], code)
     frames[:, 3] = frames[:, 2]
+    idle = model.dynamics_quantize.idle.clone()
     loss, _ = model.loss(frames)
     loss.backward()
     assert loss.isfinite()
+    assert not torch.equal(model.dynamics_quantize.idle, idle)  # several processes count together, always
 
 
 def test_recolouring_changes_the_colours_of_every_second_clip_and_neither_shapes_nor_range():

@@ -140,6 +140,9 @@ def test_muon_takes_hidden_layers_and_adamw_the_others(trained):
     assert muon == {name for name, p in model.named_parameters() if "blocks" in name and p.ndim == 2}
     assert adamw | muon == {name for name, _ in model.named_parameters()} and not adamw & muon
     model = load_tokenizer(trained.tokenizer)
+    cfg = configure(train_tokenizer.CONFIG, "", ["--preset=tiny"], train_tokenizer.PRESETS)
+    groups = [dict(params=[*model.parameters()])]
+    assert all(o.param_groups[0]["weight_decay"] == 0 for o in optimizers_for(model, groups, cfg))
     adamw, muon = split_by_optimizer(model, [dict(params=[*model.parameters()])], cfg)
     assert {"encoder.down_blocks.0.resnets.0.conv1.weight", "cond_decoder.cross.0.q.weight"} <= muon
     assert {"encoder.conv_in.weight", "quantize.embedding.weight", "cond_decoder.cross.0.q_pos_emb"} <= adamw
@@ -211,6 +214,8 @@ def test_new_episodes_of_pushworld_are_tokenized_without_a_folder(push, trained,
         tokenize_segments(tmp_path / "other.pt", stride=2, **how)
     with pytest.raises(ValueError, match="seed is -1; expected 0 to 499999"):
         tokenize_segments(tmp_path / "other.pt", stride=1, **{**how, "seed": -1})
+    with pytest.raises(ValueError, match=r"are \(5, 8, 0\); expected 1 or more"):
+        tokenize_segments(tmp_path / "other.pt", stride=1, **{**how, "batch_size": 0})
 
 
 def test_actions_and_rewards_may_be_left_out(trained):
@@ -430,6 +435,21 @@ def test_data_of_another_resolution_is_refused_by_both_scripts(trained, tmp_path
     with pytest.raises(ValueError, match=r"frames \(16, 16, 3\), expected 32 x 32; import"):
         train(train_tokenizer, **TOKENIZER_RUN, data=tmp_path / "data", out=out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [("top_k", -1, "0 or more"), ("temperature", -1.0, "0 or more"), ("corrupt", 20.0, "0 to 1")],
+)
+def test_sampling_and_corruption_out_of_range_are_refused_before_training(key, value, expected, tmp_path):
+    with pytest.raises(ValueError, match=f"--{key} is {value}; expected {expected}"):
+        train(train_gpt, **{**GPT_RUN, key: value}, data="nowhere", out=tmp_path / "x.pt")
+
+
+def test_tokens_of_all_episodes_do_not_go_with_some_of_them(push, trained, tmp_path):
+    settings = dict(GPT_RUN, data=push, tokenizer=trained.tokenizer, out=tmp_path / "x.pt", tokens="any.pt")
+    with pytest.raises(ValueError, match="tokens are of all episodes, .*; leave --tokens out"):
+        train(train_gpt, **settings, episodes=2)
 
 
 def test_a_missing_tokenizer_is_one_line_without_a_traceback(push, tmp_path):
