@@ -75,7 +75,7 @@ CONFIG = dict(
     reward=0.0,  # of the sum of predicted rewards, which are for the pad, wherever push_anywhere has its goal
     classifier="",  # VP2's file, or TorchScript: frames (M, 3, 64, 64) -> logits of success
     classifier_weight=10.0,  # of the sum of these logits
-    last=0,  # frames that are scored, the horizon's last ones; 0: all
+    last=0,  # frames that are scored, the horizon's last ones; 0, or more than it has: all
     diagnose=True,  # simulate the candidates of failed episodes: why did they fail?
     gifs=3,  # episodes to draw, of the first seed
     temperature=-1.0,  # -1: as the checkpoint says
@@ -314,8 +314,7 @@ def play(settings, model, seed, i):
 def check(cfg):
     require_positive(cfg, "episodes", "seeds", "steps", "lead", "candidates", "horizon")
     require_positive(cfg, "iterations", "elites")
-    require_not_negative(cfg, "batch", "gamma", "colour", "gifs", "workers", "seed")
-    require_not_negative(cfg, "last", most=cfg.horizon)
+    require_not_negative(cfg, "batch", "gamma", "colour", "gifs", "workers", "seed", "last")
     require_not_negative(cfg, "beta", "momentum", most=1)
     if not cfg.models or set(cfg.models) - set(MODELS):
         raise ValueError(f"models is {','.join(cfg.models)!r}; expected some of {', '.join(MODELS)}")
@@ -329,17 +328,20 @@ def main(cfg):
     check(cfg)
     cfg.out = str(resolve(cfg.out))
     settings = json.dumps(vars(cfg))
-    bench = open_bench(settings)  # an error comes once, not from each process
     ours = {k: v for k, v in json.loads(settings).items() if k not in RUN_SETTINGS}  # of records
-    ours["weights"] = [checksum(bench.world.tokenizer), checksum(bench.world.gpt)]
     records_file = beside(cfg.out, "-episodes.json")
     saved = read_result(records_file)
     continues = saved.get("settings") == ours
     claim(cfg.out, ("-episodes.json",), cfg.overwrite or continues)
+    bench = open_bench(settings)  # an error comes once, not from each process
+    weights = [checksum(bench.world.tokenizer), checksum(bench.world.gpt)]
+    is_same_model = saved.get("weights") == weights
+    if continues and not is_same_model and not cfg.overwrite:
+        raise ValueError(f"{records_file} is of another model at {cfg.ckpt}; --overwrite true replaces it")
     workers = cfg.workers or (1 if bench.world.device.type == "cuda" else os.cpu_count() or 1)
     episodes = min(cfg.episodes, len(bench.goals)) if cfg.goals else cfg.episodes
     records = {}
-    for record in saved["records"] if continues else ():
+    for record in saved["records"] if continues and is_same_model else ():
         records[record["model"], record["seed"], record["episode"]] = record
     jobs = list(itertools.product(cfg.models, range(cfg.seeds), range(episodes)))
     todo = [job for job in jobs if job not in records]
@@ -348,7 +350,8 @@ def main(cfg):
         played = run_jobs(functools.partial(play, settings), todo, workers)
         for record in tqdm(played, "plan", len(jobs), initial=len(jobs) - len(todo)):
             records[record["model"], record["seed"], record["episode"]] = record
-            write_whole(records_file, json.dumps(dict(settings=ours, records=[*records.values()])).encode())
+            log = dict(settings=ours, weights=weights, records=[*records.values()])
+            write_whole(records_file, json.dumps(log).encode())
     except KeyboardInterrupt:
         raise SystemExit(f"\n{records_file} keeps the episodes played; the same command continues") from None
     print(f"\n{cfg.task}: {episodes} tasks, {cfg.seeds} seeds, {cfg.planner}")

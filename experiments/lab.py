@@ -36,6 +36,7 @@ VIDEOS = dict(
     device="",
     dtype="auto",
 )
+SOURCES = "tokenizer", "init_from", "tokens"  # settings of a training that name files
 TUNING = dict(
     TRAINING,
     ckpt="assets/push-tiny.pt",
@@ -77,8 +78,8 @@ def train(script, out, cfg, steps, **settings):
         wrong = [k for k, v in settings.items() if state["train_config"].get(k) != v]
         if wrong:
             raise ValueError(f"{out} was trained with other {', '.join(wrong)}; delete it to train it anew")
-        for key in ("tokenizer", "init_from", "tokens"):
-            source = Path(settings.get(key, ""))
+        for name in SOURCES:
+            source = Path(settings.get(name, ""))
             if source.is_file() and source.stat().st_mtime > Path(out).stat().st_mtime:
                 raise ValueError(f"{out} is older than {source}; delete it to train it anew")
         if state["step"] >= steps:

@@ -348,9 +348,11 @@ def test_an_interrupted_run_continues_and_says_why_episodes_fail(trained, tmp_pa
     state = load_checkpoint(ckpt)
     state["gpt"]["weights"]["reward.bias"] += 1
     save_checkpoint(ckpt, **state)
-    with pytest.raises(ValueError, match="push.json exists: --overwrite true replaces it"):  # another model
+    plan.open_bench.cache_clear()
+    with pytest.raises(ValueError, match="push-episodes.json is of another model at .*gpt.pt; --overwrite"):
         run_plan(out, ckpt=ckpt, models=models, **SMALL)
     shutil.copy(trained.gpt, ckpt)
+    plan.open_bench.cache_clear()
     log.write_text("{torn")
     with pytest.raises(ValueError, match="push.json exists: --overwrite true replaces it"):
         run_plan(out, ckpt=ckpt, models=models, **SMALL)
