@@ -29,6 +29,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from checkpoints import checksum
 from common import configure, require_positive, run, save_checkpoint, setup_ddp
 from sample import WorldModel
 from support.files import beside
@@ -296,10 +297,9 @@ def parts_folder(cfg, model, data, networks):
     """The folder of measured batches, from which an interrupted run continues: one for each set of settings,
     weights and videos, whose checksum is in its name."""
     settings = {k: str(v) for k, v in vars(cfg).items() if k not in ("out", "overwrite", "device", "given")}
-    checksum = zlib.crc32(repr([settings, list(networks)]).encode())
-    for x in [*model.gpt.parameters(), *model.tokenizer.parameters(), *data.values()]:
-        checksum = zlib.crc32(x.detach().cpu().flatten().view(torch.uint8).numpy(), checksum)
-    return beside(cfg.out, f".parts-{checksum:08x}")
+    tensors = [*model.gpt.parameters(), *model.tokenizer.parameters(), *data.values()]
+    key = [settings, list(networks), checksum(tensors)]
+    return beside(cfg.out, f".parts-{zlib.crc32(repr(key).encode()):08x}")
 
 
 def main(cfg):

@@ -334,7 +334,7 @@ def main(cfg):
     continues = saved.get("settings") == ours
     claim(cfg.out, ("-episodes.json",), cfg.overwrite or continues)
     bench = open_bench(settings)  # an error comes once, not from each process
-    weights = [checksum(bench.world.tokenizer), checksum(bench.world.gpt)]
+    weights = checksum([*bench.world.tokenizer.parameters(), *bench.world.gpt.parameters()])
     is_same_model = saved.get("weights") == weights
     if continues and not is_same_model and not cfg.overwrite:
         raise ValueError(f"{records_file} is of another model at {cfg.ckpt}; --overwrite true replaces it")

@@ -80,7 +80,7 @@ def tokenize_segments(out, data, tokenizer, segments, segment_length, stride, ac
         parts["actions"].append(batch["actions"])
         parts["rewards"].append(batch["rewards"])
     tables = {name: torch.cat(rows) for name, rows in parts.items()}
-    source = dict(tokenizer=checksum(model), data=data, stride=stride, action_agg=action_agg)
+    source = dict(tokenizer=checksum(model.parameters()), data=data, stride=stride, action_agg=action_agg)
     save_checkpoint(out, **tables, source=source)
 
 
@@ -91,7 +91,8 @@ class TokenFile:
 
     def __init__(self, cfg, tokenizer, T):
         state = load_checkpoint(cfg.tokens, needs=(*TABLES, "source"))
-        source = dict(tokenizer=checksum(tokenizer), stride=cfg.stride, action_agg=cfg.action_agg)
+        weights = checksum(tokenizer.parameters())
+        source = dict(tokenizer=weights, stride=cfg.stride, action_agg=cfg.action_agg)
         if state["source"]["data"] != "push":  # new episodes, which go with any folder of PushWorld's
             source["data"] = cfg.data
         wrong = [key for key, value in source.items() if state["source"][key] != value]
