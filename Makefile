@@ -45,9 +45,6 @@ test: .venv/ready-test
 test-slow: .venv/ready-test
 	$(RUN) -m pytest -q -m "slow and not gpu" tests
 
-data/push/meta.json: | .venv/ready
-	$(RUN) prepare.py push --out data/push
-
 data/push-18000/meta.json: | .venv/ready
 	$(RUN) prepare.py push --out data/push-18000 --episodes 18000
 
@@ -78,11 +75,12 @@ train: out/push/gpt.done
 data/push-cyan/meta.json: | .venv/ready
 	$(RUN) prepare.py push --robot cyan --seed 1 --out data/push-cyan --episodes 1100
 
-analyses: .venv/ready-test data/push/meta.json data/push-cyan/meta.json
+analyses: .venv/ready-test data/push-18000/meta.json data/push-cyan/meta.json
 	$(RUN) evaluate.py --samples 20 --repeats 3 --batch_size 80 --temperature 1 --out results/push-prediction.json \
 	    --overwrite true
 	set -e; for name in decouple tokenizers transfer adapt scaling goal; do \
-	    $(RUN) -m experiments.$$name --out results/$$name.json --overwrite true; \
+	    case $$name in tokenizers|scaling|goal) data="--data data/push-18000";; *) data=;; esac; \
+	    $(RUN) -m experiments.$$name $$data --out results/$$name.json --overwrite true; \
 	    mv results/$$name.png assets/$$name.png; done
 
 # Two runs at a time, of one thread each; an interrupted run continues and a finished one is left alone. The
