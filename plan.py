@@ -42,7 +42,7 @@ from sample import WorldModel
 from support.files import beside, claim, resolve, write_whole
 from support.plan_report import diagnose, draw, tabulate
 from support.processes import run_jobs
-from support.results import read_result, write_result
+from support.results import provenance, read_result, write_result
 
 CONFIG = dict(
     preset="push",  # or vp2, the benchmark's planner
@@ -326,6 +326,7 @@ def check(cfg):
 
 def main(cfg):
     check(cfg)
+    provenance()  # of the code that starts
     cfg.out = str(resolve(cfg.out))
     settings = json.dumps(vars(cfg))
     ours = {k: v for k, v in json.loads(settings).items() if k not in RUN_SETTINGS}  # of records

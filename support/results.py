@@ -10,6 +10,7 @@ import platform
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,9 @@ def command_line():
     return re.sub(r" --overwrite[ =]\S+", "", " ".join(["python", name, *sys.argv[1:]]))
 
 
+@cache
 def provenance():
-    """The command, the commit and the machine behind a result."""
+    """The command, the commit and the machine behind a result, as they are when first asked for."""
     here = dict(cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL, text=True)
     try:  # results and pictures may have changed
         commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], **here).strip()
@@ -60,6 +62,7 @@ def read_result(path):
 
 def claim_result(out, overwrite, endings=(".md", ".png")):
     """`claim` a result before the work. Only the same command may replace it without `overwrite`."""
+    provenance()  # the files may change while this code works
     is_same = read_result(out).get("command") == command_line()
     return claim(out, endings, overwrite or is_same)
 

@@ -1,6 +1,7 @@
 """experiments/: speed, the loader, the analyses of section 4.4, on models that have learned for two steps."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -180,6 +181,19 @@ def test_what_was_trained_is_not_trained_again_and_an_interrupted_training_conti
     common.save_checkpoint(out, **{**state, "step": 1})
     lab.train("train_tokenizer.py", out, cfg, 2, **settings)
     assert "--resume=True" in capfd.readouterr().out and common.load_checkpoint(out)["step"] == 2
+
+
+def test_a_model_that_is_older_than_what_it_stands_on_is_not_taken_for_its_own(tmp_path):
+    cfg = configure(tokenizers.CONFIG, "", [])
+    source, out = tmp_path / "tokenizer.pt", tmp_path / "gpt.pt"
+    settings = {key: getattr(cfg, key) for key in ("preset", "data", "batch_size", "seed")}
+    settings.update(max_steps=2, tokenizer=str(source))
+    common.save_checkpoint(out, step=2, train_config=settings)
+    lab.train("train_gpt.py", out, cfg, 2, tokenizer=str(source))
+    source.touch()
+    os.utime(out, (0, 0))
+    with pytest.raises(ValueError, match="gpt.pt is older than .*tokenizer.pt; delete it to train it anew"):
+        lab.train("train_gpt.py", out, cfg, 2, tokenizer=str(source))
 
 
 def test_episodes_that_are_not_there_name_the_command_that_makes_them(tmp_path):

@@ -259,6 +259,12 @@ def test_a_fine_tuned_tokenizer_keeps_its_frozen_codebooks(push, trained, tmp_pa
     assert not torch.equal(old["encoder.conv_in.weight"], new["encoder.conv_in.weight"])
 
 
+def test_codes_that_are_fixed_by_themselves_can_be_frozen_too(push, tmp_path):
+    settings = {**TOKENIZER_RUN, "data": push, "fsq": True, "context_codes": 1000, "dynamics_codes": 1000}
+    train(train_tokenizer, **settings, out=tmp_path / "a.pt", freeze_codebooks=True)
+    assert load_checkpoint(tmp_path / "a.pt")["step"] == TOKENIZER_RUN["max_steps"]
+
+
 def test_init_from_refuses_sizes_and_takes_what_may_change(push, trained, tmp_path):
     out = tmp_path / "x.pt"
     with pytest.raises(ValueError, match="--init_from sets channels, code_dim; leave them out"):
