@@ -83,7 +83,6 @@ CONFIG = dict(
     tokens="",  # a file of segments that prepare.py has tokenized, instead of new ones at every step
     top_k=100,  # codes, the most likely, that an imagined one is sampled from; 0: all
     temperature=1.0,  # of sampling; it and top_k are validated with, and kept in the checkpoint
-    codebook_init=False,  # start from tiny.embed_codebooks
     compile=True,  # on GPUs
     dtype="auto",  # of matrix products: bf16, float32, or by "auto" the former on GPUs, the latter on CPUs
     seed=0,
@@ -99,8 +98,7 @@ def training_settings(model):
 PRESETS = dict(
     tiny=dict(
         training_settings(tiny.TRANSFORMER), lr=1.5e-3, warmup=100, batch_size=8, max_steps=18_000,
-        eval_every=1000, grad_clip=1.0, codebook_init=True, muon=True, corrupt=0.2, top_k=10,
-        temperature=0.5,
+        eval_every=1000, grad_clip=1.0, muon=True, corrupt=0.2, top_k=10, temperature=0.5,
     ),
     small=training_settings(gpt.SMALL),
     medium=dict(training_settings(gpt.MEDIUM), batch_size=8, accumulate=2, grad_clip=1.0),
@@ -182,10 +180,7 @@ def build(cfg, data):
         given = changes_given(cfg, MODEL, ("segment_length", "att_dropout"))
         return tokenizer, load_gpt(cfg.init_from, tokenizer.layout, **given, **heads), None
     settings = {key: getattr(cfg, key) for key in MODEL}
-    model = new_gpt(tokenizer.layout, {**settings, **heads})
-    if cfg.codebook_init:
-        tiny.embed_codebooks(model, tokenizer)
-    return tokenizer, model, None
+    return tokenizer, new_gpt(tokenizer.layout, {**settings, **heads}), None
 
 
 def main(cfg):

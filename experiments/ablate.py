@@ -54,7 +54,6 @@ TOKENIZERS = {  # what each row changes in train_tokenizer.py
 TRANSFORMERS = {  # and in train_gpt.py
     "plain": {},
     "no pos_init": dict(pos_init=0.0),
-    "no codebook_init": dict(codebook_init=False),
     "AdamW": dict(muon=False),
     "no corrupt": dict(corrupt=0.0),
 }

@@ -10,12 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import GPT as GPT_SETTINGS
-from conftest import GPT_RUN, GPT_TUNE, TOKENIZER, TOKENIZER_RUN, TOKENIZER_TUNE, flags, python, train
+from conftest import GPT_RUN, GPT_TUNE, TOKENIZER_RUN, TOKENIZER_TUNE, flags, python, train
 
 import train_gpt
 import train_tokenizer
-from checkpoints import load_gpt, load_tokenizer, new_gpt, new_tokenizer
+from checkpoints import load_gpt, load_tokenizer
 from common import configure, load_checkpoint
 from data import Episodes, goal_first, to_float
 from envs.base import HELD_OUT
@@ -24,7 +23,6 @@ from gpt import GPT
 from sample import WorldModel
 from support.tokens import TokenFile, tokenize_segments
 from support.writer import EpisodeWriter
-from variants import tiny
 from variants.drift import corrupt
 from variants.muon import optimizers_for
 from variants.per_frame import PerFrameTokenizer
@@ -106,22 +104,6 @@ def test_two_steps_of_the_transformer_write_one_file_with_both_models(trained):
     assert {"loss", "lr", "ms", "wait", "tok/s", "ce", "accuracy", "reward_mse"} <= set(steps[0])
     assert {"val_ce", "val_psnr"} <= set(steps[-1])
     assert trained.gpt.with_suffix(".png").stat().st_size > 0
-
-
-def test_codebook_init_makes_codes_that_look_alike_similar_words():
-    tokenizer = new_tokenizer(TOKENIZER)
-    model = new_gpt(tokenizer.layout, GPT_SETTINGS)
-    slots = model.embed.weight[-2:].clone()
-    vectors = torch.randn(2, 32, 8)
-    vectors[:, 1] = vectors[:, 0]
-    for codebook, v in zip((tokenizer.quantize, tokenizer.dynamics_quantize), vectors, strict=True):
-        codebook.embedding.weight.data.copy_(v)
-    tiny.embed_codebooks(model, tokenizer)
-    assert torch.equal(model.embed.weight[-2:], slots)
-    for table in (model.embed.weight, model.lm_head.weight):
-        for first in (0, 32):
-            torch.testing.assert_close(table[first], table[first + 1])
-            assert 0.01 < table[first : first + 32].std() < 0.03
 
 
 def split_by_optimizer(model, groups, cfg):

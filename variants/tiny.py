@@ -13,7 +13,6 @@
     TinyGPT        pos_init   learned position embeddings beside RoPE, and heads that start by attending to
                               where the next token lies; with RoPE alone the model is slow to learn to copy
                               the context's objects into the first future frame
-    embed_codebooks           token embeddings start from the codebooks: similar codes, similar embeddings
     muon.py                   an optimizer that needs less than half of AdamW's updates
     drift.py                  random codes that the transformer reads in training
 
@@ -243,19 +242,3 @@ class TinyGPT(GPT):
 
     def undecayed(self):
         return ["embed.weight", "pos_emb"]
-
-
-@torch.no_grad()
-def embed_codebooks(model, vqgan):
-    """Start a GPT's token embeddings and output layer from random projections of the codebooks' vectors."""
-    first = 0
-    for codebook, K in (
-        (vqgan.quantize, vqgan.layout.context_codes),
-        (vqgan.dynamics_quantize, vqgan.layout.dynamics_codes),
-    ):
-        vectors = codebook.embedding(torch.arange(K))
-        vectors = (vectors - vectors.mean(0)) / vectors.std()
-        for table in (model.embed.weight, model.lm_head.weight):
-            projection = torch.randn(vectors.shape[1], table.shape[1]) * 0.02 / vectors.shape[1] ** 0.5
-            table[first : first + len(vectors)] = vectors @ projection
-        first += len(vectors)
