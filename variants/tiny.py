@@ -10,9 +10,8 @@
                    pos_init   the cross-attention starts with sinusoids as position embeddings and keys
                               projected like queries, so that each pixel first attends to its own place
                    l2         a squared error beside the absolute one finds small moving things sooner
-    TinyGPT        pos_init   learned position embeddings beside RoPE, and heads that start by attending to
-                              where the next token lies; with RoPE alone the model is slow to learn to copy
-                              the context's objects into the first future frame
+    TinyGPT        pos_init   learned position embeddings beside RoPE, with which the model learns far sooner
+                              to copy the context's objects into the first future frame
     muon.py                   an optimizer that needs less than half of AdamW's updates
     drift.py                  random codes that the transformer reads in training
 
@@ -226,16 +225,10 @@ class TinyGPT(GPT):
         super().__init__(layout, **cfg)
         self.config = dict(self.config, pos_init=pos_init)
         D = cfg["n_embd"]
-        d = D // cfg["n_head"]
         if D % 8:
             raise ValueError(f"n_embd is {D}; with pos_init, expected a multiple of 8")
         self.pos_emb = nn.Parameter(pos_init * position_table(layout, D))
         self.register_buffer("place", place_in_frame(layout, self.rope.shape[1]), persistent=False)
-        zeros = torch.zeros(d, D // 2)
-        for block in self.blocks:  # one head of each starts by attending to where the next token lies
-            match = 0.1 * torch.randn(d, D // 2)
-            block.qkv.weight.data[:d] = torch.cat([zeros, match], 1)  # queries: the successor's place,
-            block.qkv.weight.data[D : D + d] = torch.cat([match, zeros], 1)  # keys: their own
 
     def add_positions(self, x, positions):
         return x + self.pos_emb[self.place[positions]]
