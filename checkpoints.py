@@ -37,7 +37,8 @@ def new_tokenizer(settings, kind="compressive"):
         grid, x, same = kind.partition("x")
         if grid != same or not grid.isdecimal():
             raise ValueError(f"kind is {kind!r}; expected compressive, or a square such as 16x16 or 4x4")
-        return PerFrameTokenizer(int(grid), **settings)
+        without = {**tiny.TOKENIZER_OFF, "patch": settings["patch"], "l2": settings["l2"]}
+        return PerFrameTokenizer(int(grid), **{**settings, **without})
     extras = {key: settings.pop(key) for key in tiny.TOKENIZER_OFF}
     if extras == tiny.TOKENIZER_OFF:
         return Tokenizer(**settings)

@@ -107,6 +107,14 @@ def changes_given(cfg, model, free):
     return given
 
 
+def require_unchanged(cfg, state, keys):
+    """Raise ValueError if the command line gives a resumed run other settings than its models have."""
+    saved = state["train_config"]
+    if wrong := [key for key in cfg.given if key in keys and getattr(cfg, key) != saved.get(key)]:
+        names = ", ".join(wrong)
+        raise ValueError(f"{cfg.out} began with another {names}; leave it out, or use --init_from")
+
+
 def require_positive(cfg, *keys):
     """Raise ValueError unless all these settings are at least 1."""
     for key in keys:
@@ -260,6 +268,8 @@ class Progress:
     def __init__(self, cfg):
         counts = "batch_size", "accumulate", "max_steps", "log_every", "eval_every", "eval_segments"
         require_positive(cfg, *counts)
+        require_not_negative(cfg, "lr", "weight_decay", "warmup", "grad_clip")
+        lr_at(0, cfg.lr, cfg.warmup, cfg.max_steps, cfg.schedule)  # before anything is lost, if it is unknown
         self.cfg = cfg
         self.out = claim(cfg.out, (".jsonl", ".png"), cfg.overwrite, cfg.resume)
         self.numbers = beside(self.out, ".jsonl")
@@ -305,7 +315,7 @@ class Progress:
         bad = (~losses.isfinite()).nonzero()
         if agreed(len(bad) > 0, self.device):
             where = step - len(losses) + int(bad[0]) + 1 if len(bad) else "nearby, on another process"
-            raise FloatingPointError(f"loss is not finite at step {where}; lower --lr ({self.out} is older)")
+            raise FloatingPointError(f"loss is not finite at step {where}; lower --lr{self.older()}")
         seconds = time.time() - self.since
         if self.rank == 0:
             numbers = dict(loss=losses.mean().item(), lr=lr, ms=1000 * seconds / len(losses))
@@ -320,12 +330,14 @@ class Progress:
         self.saves = self.rank == 0 and (self.ends or step % self.cfg.eval_every == 0)
         self.reset()
 
+    def older(self):
+        return f" ({self.out} is older)" if self.out.exists() else ""
+
     def validate(self, step, evaluate, model, *args):
         """Log evaluate(model, *args), metrics.   raises  FloatingPointError if weights are not finite"""
         for parameter in model.parameters():
             if not parameter.isfinite().all():
-                message = f"weights not finite at step {step}; lower --lr ({self.out} is older)"
-                raise FloatingPointError(message)
+                raise FloatingPointError(f"weights not finite at step {step}; lower --lr{self.older()}")
         if not self.stop.is_set():  # whoever stops a run does not wait for an evaluation
             values = evaluate(model, *args)
             log(step, self.numbers, **{f"val_{name}": value for name, value in values.items()})

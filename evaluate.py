@@ -298,7 +298,7 @@ def parts_folder(cfg, model, data, networks):
     weights and videos, whose checksum is in its name."""
     settings = {k: str(v) for k, v in vars(cfg).items() if k not in ("out", "overwrite", "device", "given")}
     tensors = [*model.gpt.parameters(), *model.tokenizer.parameters(), *data.values()]
-    key = [settings, list(networks), checksum(tensors)]
+    key = [settings, model.temperature, model.top_k, list(networks), checksum(tensors)]
     return beside(cfg.out, f".parts-{zlib.crc32(repr(key).encode()):08x}")
 
 

@@ -215,7 +215,7 @@ def tokenizer_config(model):
     """The authors' config.json for a tokenizer.   raises ValueError where their code cannot run it"""
     cfg = model.config
     if not isinstance(model, Tokenizer) or "patch" in cfg:
-        raise ValueError("the authors' code cannot run this tokenizer: patch, pos_init, or tokens per frame")
+        raise ValueError("the authors' code cannot run this tokenizer: tricks of tiny, or tokens per frame")
     found = (model.grid, cfg["dynamics_grid"], cfg["n_head"], cfg["norm_groups"])
     if found != (16, 4, 4, 32):
         raise ValueError("the authors' code cannot run this tokenizer: latent grid, dynamics_grid, n_head, "

@@ -335,11 +335,13 @@ def main(cfg):
     continues = saved.get("settings") == ours
     claim(cfg.out, ("-episodes.json",), cfg.overwrite or continues)
     bench = open_bench(settings)  # an error comes once, not from each process
-    weights = checksum([*bench.world.tokenizer.parameters(), *bench.world.gpt.parameters()])
-    is_same_model = saved.get("weights") == weights
+    world = bench.world
+    weights = checksum([*world.tokenizer.parameters(), *world.gpt.parameters()])
+    model = dict(weights=weights, temperature=world.temperature, top_k=world.top_k)
+    is_same_model = saved.get("model") == model
     if continues and not is_same_model and not cfg.overwrite:
         raise ValueError(f"{records_file} is of another model at {cfg.ckpt}; --overwrite true replaces it")
-    workers = cfg.workers or (1 if bench.world.device.type == "cuda" else os.cpu_count() or 1)
+    workers = cfg.workers or (1 if world.device.type == "cuda" else os.cpu_count() or 1)
     episodes = min(cfg.episodes, len(bench.goals)) if cfg.goals else cfg.episodes
     records = {}
     for record in saved["records"] if continues and is_same_model else ():
@@ -351,7 +353,7 @@ def main(cfg):
         played = run_jobs(functools.partial(play, settings), todo, workers)
         for record in tqdm(played, "plan", len(jobs), initial=len(jobs) - len(todo)):
             records[record["model"], record["seed"], record["episode"]] = record
-            log = dict(settings=ours, weights=weights, records=[*records.values()])
+            log = dict(settings=ours, model=model, records=[*records.values()])
             write_whole(records_file, json.dumps(log).encode())
     except KeyboardInterrupt:
         raise SystemExit(f"\n{records_file} keeps the episodes played; the same command continues") from None

@@ -3,6 +3,7 @@
     PushWorld, RoboDesk, robosuite, Meta-World --push, script, metaworld--+
                                                                           +--> a folder of episodes (data.py)
     videos, npz, HDF5, TFRecords, LeRobot ... --importers.IMPORTERS-------+
+    episodes --tokens, by a trained tokenizer--> a file of segments that it has encoded (support/tokens.py)
 
 Run: python prepare.py push --out data/push --episodes 2000     (--help after a command lists its settings)
      python prepare.py video --src FOLDER --out data/mine --size 64"""

@@ -81,7 +81,7 @@ class WorldModel:
     def __init__(self, tokenizer, gpt, device="cpu", trained=TRAINED, temperature=-1.0, top_k=-1, seed=0):
         temperature = trained["temperature"] if temperature == -1 else temperature
         top_k = trained["top_k"] if top_k == -1 else top_k
-        if temperature < 0 or top_k < 0:
+        if not (temperature >= 0 and top_k >= 0):  # nan is neither
             raise ValueError(f"temperature is {temperature}, top_k {top_k}; expected both at least 0")
         if tokenizer.layout != gpt.layout:
             raise ValueError(f"the tokenizer has {tokenizer.layout}, the transformer {gpt.layout}")

@@ -473,7 +473,7 @@ class Tokenizer(nn.Module):
         self.dynamics_quantize = self.quantizer(cfg["dynamics_codes"], cfg)
         self.apply(init_weights)
 
-    pixel_loss = staticmethod(F.l1_loss)  # this and the next four are for `variants` to override
+    pixel_loss = staticmethod(F.l1_loss)  # this and the next four are there for `variants` to override
 
     def networks(self, cfg, conditional):
         return Encoder(cfg, conditional), Decoder(cfg, conditional)

@@ -36,6 +36,7 @@ from common import (
     load_checkpoint,
     lr_at,
     require_not_negative,
+    require_unchanged,
     run,
     save_checkpoint,
 )
@@ -175,6 +176,7 @@ def build(cfg, data):
         raise ValueError("goal_conditioned needs 2 context frames, goal and present; the tokenizer has 1")
     heads = dict(action_dim=data.action_dim if cfg.actions else 0, reward=cfg.rewards and data.has_reward)
     if cfg.resume:
+        require_unchanged(cfg, state, (*MODEL, "muon", "actions", "rewards", "goal_conditioned"))
         return tokenizer, gpt_from(state["gpt"]), state
     if cfg.init_from:
         given = changes_given(cfg, MODEL, ("segment_length", "att_dropout"))
@@ -184,8 +186,8 @@ def build(cfg, data):
 
 
 def main(cfg):
-    require_not_negative(cfg, "temperature", "top_k")
-    require_not_negative(cfg, "corrupt", most=1)
+    require_not_negative(cfg, "temperature", "top_k", "pos_init")
+    require_not_negative(cfg, "corrupt", "att_dropout", most=1)
     progress = Progress(cfg)
     rank = progress.rank
     world = progress.world
@@ -225,7 +227,7 @@ def main(cfg):
         save_checkpoint(
             progress.out, gpt=model.checkpoint(), tokenizer=tokenizer.checkpoint(), train_config=vars(cfg),
             step=step, segments=seen, optimizers=[optimizer.state_dict() for optimizer in optimizers],
-            rng=torch.get_rng_state(),
+            rng=torch.get_rng_state(), tokens=source.checksum if cfg.tokens else None,
         )  # fmt: skip
 
     recorded = T - 1 if cfg.goal_conditioned else T  # frames of a segment; the goal is its last one, again
@@ -233,7 +235,9 @@ def main(cfg):
     if cfg.tokens:
         if cfg.augment or cfg.goal_conditioned or cfg.episodes:
             raise ValueError("tokens are of all episodes, without augmentation and goal; leave --tokens out")
-        source = TokenFile(cfg, tokenizer, T)
+        source = TokenFile(cfg, tokenizer, T, train)
+        if resumed and resumed.get("tokens") not in (None, source.checksum):
+            raise ValueError(f"{cfg.out} has read other tokens than those of {cfg.tokens}; use --init_from")
     fetch = draw_segments(source, cfg, recorded, seen, rank, world, cfg.augment, action_agg=cfg.action_agg)
     batches = prefetch(fetch, 0, (cfg.max_steps - step) * cfg.accumulate, device)
     val_segments = val.segments(cfg.eval_segments, recorded, cfg.stride, cfg.seed, cfg.action_agg)

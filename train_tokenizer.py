@@ -35,6 +35,8 @@ from common import (
     configure,
     load_checkpoint,
     lr_at,
+    require_not_negative,
+    require_unchanged,
     run,
     save_checkpoint,
 )
@@ -137,6 +139,7 @@ def build(cfg):
     """The tokenizer to train and, with --resume, the state to go on from."""
     if cfg.resume:
         state = load_checkpoint(cfg.out, needs=("tokenizer", "step", "segments", "optimizers", "rng"))
+        require_unchanged(cfg, state, (*MODEL, "kind", "muon", "freeze_codebooks"))
         return tokenizer_from(state["tokenizer"]), state
     if not cfg.init_from:
         return new_tokenizer({key: getattr(cfg, key) for key in MODEL}, cfg.kind), None
@@ -147,6 +150,10 @@ def build(cfg):
 
 
 def main(cfg):
+    require_not_negative(cfg, "l2", "pos_init", "commitment")
+    require_not_negative(cfg, "still", "dropout", most=1)
+    if cfg.kind != "compressive" and cfg.fsq:
+        raise ValueError(f"--kind {cfg.kind} has no fsq; leave it out")
     progress = Progress(cfg)
     rank = progress.rank
     world = progress.world

@@ -15,7 +15,7 @@ Run: python -m experiments.ablate"""
 
 from pathlib import Path
 
-from common import configure, run
+from common import configure, require_positive, run
 from experiments.lab import TRAINING, VIDEOS, compare, open_world, train
 from support.files import beside
 from support.results import claim_result, read_curve, report
@@ -86,6 +86,9 @@ def train_row(cfg, row):
 def main(cfg):
     if cfg.part not in PARTS:
         raise ValueError(f"part is {cfg.part!r}; expected one of {', '.join(PARTS)}")
+    require_positive(cfg, "tokenizer_steps", "steps", "videos", "horizon", "batch_size")
+    if cfg.tokens and cfg.part == "tokenizer":
+        raise ValueError("each tokenizer of this part makes its own tokens; leave --tokens out")
     known = PARTS[cfg.part]
     rows = cfg.rows or tuple(known)
     if unknown := sorted(set(rows) - set(known)):

@@ -9,6 +9,7 @@ Run: python prepare.py tokens --tokenizer out/tokenizer.pt --data data/push --ou
      python train_gpt.py --preset tiny --tokens data/push-tokens.pt"""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -62,6 +63,8 @@ def tokenize_segments(out, data, tokenizer, segments, segment_length, stride, ac
     if min(segments, segment_length, batch_size) < 1:
         sizes = segments, segment_length, batch_size
         raise ValueError(f"segments, segment_length, batch_size are {sizes}; expected 1 or more")
+    if action_agg not in ("sample", "sum"):
+        raise ValueError(f"action_agg is {action_agg!r}; expected sample or sum")
     out = claim(out, overwrite=overwrite)
     device = find_device(device)
     model = load_tokenizer(tokenizer).to(device, memory_format=torch.channels_last)
@@ -80,21 +83,28 @@ def tokenize_segments(out, data, tokenizer, segments, segment_length, stride, ac
         parts["actions"].append(batch["actions"])
         parts["rewards"].append(batch["rewards"])
     tables = {name: torch.cat(rows) for name, rows in parts.items()}
+    data = data if data == "push" else str(Path(data).resolve())
     source = dict(tokenizer=checksum(model.parameters()), data=data, stride=stride, action_agg=action_agg)
     save_checkpoint(out, **tables, source=source)
+    print(f"written to {out}: {segments} segments of {segment_length} frames")
 
 
 class TokenFile:
     """Batches of what `tokenize_segments` has written; each pass over it is in another order.
 
+    train   the episodes that segments would come from otherwise
     raises  ValueError if another tokenizer, folder, stride or action_agg made it, or segments are short"""
 
-    def __init__(self, cfg, tokenizer, T):
+    def __init__(self, cfg, tokenizer, T, train):
+        if not Path(cfg.tokens).is_file():
+            raise FileNotFoundError(f"no tokens at {cfg.tokens}; make them: python prepare.py tokens --help")
         state = load_checkpoint(cfg.tokens, needs=(*TABLES, "source"))
         weights = checksum(tokenizer.parameters())
         source = dict(tokenizer=weights, stride=cfg.stride, action_agg=cfg.action_agg)
         if state["source"]["data"] != "push":  # new episodes, which go with any folder of PushWorld's
-            source["data"] = cfg.data
+            source["data"] = str(Path(cfg.data).resolve())
+        elif not getattr(train, "meta", {"source": "a mixture"})["source"].startswith("PushWorld"):
+            raise ValueError(f"{cfg.tokens} holds PushWorld's segments, {cfg.data} other episodes")
         wrong = [key for key, value in source.items() if state["source"][key] != value]
         if wrong:
             raise ValueError(f"{cfg.tokens} was made with another {', '.join(wrong)}; make it anew")
@@ -103,6 +113,7 @@ class TokenFile:
         self.layout = tokenizer.layout
         self.epoch = None  # whose permutation is kept
         self.tables = {name: state[name] for name in TABLES}
+        self.checksum = checksum(self.tables.values())
 
     def batch_u8(self, first, n, T, seed, stride, action_agg):
         """The segments number first .. first + n - 1 of an endless stream -> tokens, actions, rewards.

@@ -275,7 +275,7 @@ def test_the_command_line_exports_what_it_loads_again(tmp_path):
 
 
 @pytest.mark.parametrize(("sizes", "pos_init", "reward", "message"), [
-    (dict(patch=4, channels=(32, 32)), 0.0, False, "cannot run this tokenizer: patch"),
+    (dict(patch=4, channels=(32, 32)), 0.0, False, "cannot run this tokenizer: tricks of tiny"),
     (dict(channels=(32, 32)), 0.0, False, r"norm_groups are \(32, 4, 4, 32\), theirs \(16, 4, 4, 32\)"),
     (dict(norm_groups=16), 0.0, False, r"norm_groups are \(16, 4, 4, 16\), theirs \(16, 4, 4, 32\)"),
     ({}, 0.1, False, "no learned position embeddings"),

@@ -287,7 +287,7 @@ def test_fsq_passes_the_gradient_through_rounding_and_refuses_other_numbers_of_c
     z = torch.randn(8, 4, requires_grad=True)
     FiniteScalarQuantizer(1000, 4)(z)[0].sum().backward()
     assert z.grad.abs().min() > 0
-    with pytest.raises(ValueError, match="4096 codes; with fsq, expected one of 240, 1000, 4375, 15360"):
+    with pytest.raises(ValueError, match="4096 codes; with fsq, expected .* of 240, 1000, 4375, 15360"):
         build(fsq=True, context_codes=4096)
 
 
@@ -330,14 +330,15 @@ def test_code_0_is_not_revived_and_a_batch_without_changes_can_be_learned_from()
     assert not torch.equal(model.dynamics_quantize.idle, idle)  # several processes count together, always
 
 
-def test_recolouring_changes_the_colours_of_every_second_clip_and_neither_shapes_nor_range():
+def test_recolouring_changes_the_colours_of_half_of_the_clips_and_neither_shapes_nor_range():
     torch.manual_seed(0)
-    frames = pictures(4, 3)
+    frames = pictures(40, 3)
     frames[:, 2] = frames[:, 1]
     other = tiny.recolour(frames)
     assert other.shape == frames.shape and 0 <= other.min() and other.max() <= 1
-    assert torch.equal(other[::2], frames[::2]) and torch.equal(other[:, 2], other[:, 1])
-    for a, b in zip(frames[1::2], other[1::2], strict=True):  # channels are affine images of old ones
+    changed = (other != frames).flatten(1).any(1)
+    assert 10 < changed.sum() < 30 and torch.equal(other[:, 2], other[:, 1])
+    for a, b in zip(frames[changed][:4], other[changed][:4], strict=True):  # channels are affine images
         old, new = (x.transpose(0, 1).flatten(1) for x in (a, b))
         similar = torch.corrcoef(torch.cat([old, new]))[:3, 3:].abs()
         torch.testing.assert_close(similar.amax(0), torch.ones(3))

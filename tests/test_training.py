@@ -163,7 +163,7 @@ def test_segments_tokenized_once_are_those_of_the_stream(push, trained, tmp_path
     tokenize_segments(file, str(push), trained.tokenizer, segments=7, segment_length=8, **how)
     tokenizer = load_tokenizer(trained.tokenizer)
     cfg = SimpleNamespace(tokens=file, data=str(push), stride=1, action_agg="sample")
-    stored = TokenFile(cfg, tokenizer, 6)
+    stored = TokenFile(cfg, tokenizer, 6, Episodes(push))
     epochs = [stored.batch_u8(first, 7, 6, seed=0, stride=1, action_agg="sample") for first in (0, 7)]
     segments = Episodes(push).batch(0, 7, 8, seed=3)
     for batch in epochs:
@@ -174,11 +174,11 @@ def test_segments_tokenized_once_are_those_of_the_stream(push, trained, tmp_path
     assert not torch.equal(epochs[0]["tokens"], epochs[1]["tokens"])
     train(train_gpt, **GPT_RUN, data=push, tokenizer=trained.tokenizer, tokens=file, out=tmp_path / "x.pt")
     with pytest.raises(ValueError, match="segments of 8 frames; expected 9"):
-        TokenFile(cfg, tokenizer, 9)
+        TokenFile(cfg, tokenizer, 9, Episodes(push))
     cfg.stride = 2
     tokenizer.quant_conv.bias.data += 1
     with pytest.raises(ValueError, match="made with another tokenizer, stride; make it anew"):
-        TokenFile(cfg, tokenizer, 6)
+        TokenFile(cfg, tokenizer, 6, Episodes(push))
 
 
 def test_new_episodes_of_pushworld_are_tokenized_without_a_folder(push, trained, tmp_path):
@@ -192,7 +192,11 @@ def test_new_episodes_of_pushworld_are_tokenized_without_a_folder(push, trained,
     assert torch.equal(stored["tokens"][4:], tokenizer.encode(to_float(segments[4]["frames_u8"])[None]))
     assert torch.equal(stored["rewards"][4], torch.from_numpy(segments[4]["rewards"]))
     cfg = SimpleNamespace(tokens=file, data=str(push), stride=1, action_agg="sample")
-    assert len(TokenFile(cfg, tokenizer, 8).batch_u8(0, 5, 8, 0, 1, "sample")["tokens"]) == 5
+    opened = TokenFile(cfg, tokenizer, 8, Episodes(push))
+    assert len(opened.batch_u8(0, 5, 8, 0, 1, "sample")["tokens"]) == 5
+    other = SimpleNamespace(meta=dict(source="videos"))
+    with pytest.raises(ValueError, match="holds PushWorld's segments, .*push other episodes"):
+        TokenFile(cfg, tokenizer, 8, other)
     with pytest.raises(ValueError, match="stride is 2; new episodes of PushWorld have 1"):
         tokenize_segments(tmp_path / "other.pt", stride=2, **how)
     with pytest.raises(ValueError, match="seed is -1; expected 0 to 499999"):
@@ -447,6 +451,24 @@ def test_a_missing_tokenizer_is_one_line_without_a_traceback(push, tmp_path):
     assert done.returncode == 1
     assert done.stderr.strip().startswith(f"FileNotFoundError: no checkpoint at {tmp_path / 'none.pt'}")
     assert "\n" not in done.stderr.strip()
+
+
+def test_what_a_resumed_run_began_with_stays_and_an_unknown_schedule_loses_nothing(push, trained, tmp_path):
+    for script, path, other in (
+        (train_tokenizer, trained.tokenizer, dict(still=0.5)),
+        (train_tokenizer, trained.tokenizer, dict(freeze_codebooks=True)),
+        (train_gpt, trained.gpt, dict(muon=False)),
+        (train_gpt, trained.gpt, dict(pos_init=0.5)),
+    ):
+        out = tmp_path / path.name
+        out.write_bytes(path.read_bytes())
+        with pytest.raises(ValueError, match=f"began with another {next(iter(other))}; leave it out"):
+            train(script, out=out, resume=True, max_steps=4, **other)
+        with pytest.raises(ValueError, match="schedule is 'linear'; expected constant or cosine"):
+            train(script, out=out, data=push, overwrite=True, schedule="linear")
+        with pytest.raises(ValueError, match="--lr is -1.0; expected 0 or more"):
+            train(script, out=out, data=push, overwrite=True, lr=-1.0)
+        assert out.read_bytes() == path.read_bytes()
 
 
 def test_resuming_without_a_checkpoint_and_training_without_data_are_named(push, tmp_path):

@@ -21,18 +21,20 @@ class FiniteScalarQuantizer(nn.Module):
     def __init__(self, K, D):
         super().__init__()
         if K not in LEVELS:
-            raise ValueError(f"{K} codes; with fsq, expected one of {', '.join(map(str, LEVELS))}")
+            known = ", ".join(map(str, LEVELS))
+            raise ValueError(f"{K} codes; with fsq, expected context_codes and dynamics_codes of {known}")
         levels = torch.tensor(LEVELS[K])
         self.inward = nn.Linear(D, len(levels))
         self.outward = nn.Linear(len(levels), D)
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("place", levels.cumprod(0) // levels, persistent=False)  # value of a digit's 1
-        self.register_buffer("idle", torch.zeros(K, dtype=torch.long))  # training passes since its last use
+        self.register_buffer("idle", torch.full((K,), 1000))  # training passes since its last use
 
     def digits(self, z):
         """Vectors (..., D) -> digits (..., d) before rounding, each from 0 to its levels - 1."""
         with torch.autocast(z.device.type, enabled=False):
-            return (self.levels - 1) * torch.sigmoid(1.6 * self.inward(z.float()))
+            squashed = torch.sigmoid(1.6 * self.inward(z.float()))  # uniform, about, for a normal variable
+            return (self.levels - 1) * squashed
 
     def vectors(self, digits):
         return self.outward(2 * digits / (self.levels - 1) - 1)

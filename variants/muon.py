@@ -1,4 +1,4 @@
-"""variants/muon.py: an optimizer for matrices, with which `tiny` needs less than half of AdamW's updates.
+"""variants/muon.py: an optimizer for matrices, with which `tiny` learns faster than with AdamW.
 
     gradients (K, M, N) of one shape --momentum--> --Newton-Schulz--> all singular values near 1 --> step
 

@@ -4,7 +4,7 @@
                    copy       the decoder copies what does not change from the last context frame
                    still      one code stands wherever nothing has changed since the context: otherwise most
                               codes are noise, which no transformer can predict
-                   disguise   dynamics codes of every second clip come from a copy in other colours, so that
+                   disguise   dynamics codes of half of the clips come from copies in other colours, so that
                               they tell where things are, while their looks come from the context
                    fsq        another quantizer (fsq.py), off by default
                    pos_init   the cross-attention starts with sinusoids as position embeddings and keys
@@ -12,7 +12,7 @@
                    l2         a squared error beside the absolute one finds small moving things sooner
     TinyGPT        pos_init   learned position embeddings beside RoPE, with which the model learns far sooner
                               to copy the context's objects into the first future frame
-    muon.py                   an optimizer that needs less than half of AdamW's updates
+    muon.py                   an optimizer that is 2.4 dB ahead of AdamW after 600 updates of the tokenizer
     drift.py                  random codes that the transformer reads in training
 
 The paper's path through tokenizer.py and gpt.py enters none of this: checkpoints.py chooses these classes
@@ -95,14 +95,14 @@ def sinusoids(C, size):
 
 
 def recolour(frames):
-    """Clips (B, T, 3, H, W), every second one in other colours: channels shuffled, squeezed, inverted."""
+    """Clips (B, T, 3, H, W), about half of them in other colours: channels shuffled, squeezed, inverted."""
     B = len(frames)
     order = torch.rand(B, 3, device=frames.device).argsort(1)[:, None, :, None, None]
     low, high = torch.rand(2, B, 1, 3, 1, 1, device=frames.device) * 0.4
     squeezed = low + (1 - high - low) * frames.gather(2, order.expand_as(frames))
     inverted = torch.where(torch.rand_like(low) < 0.5, 1 - squeezed, squeezed)
-    is_even = torch.arange(B, device=frames.device).view(-1, 1, 1, 1, 1) % 2 == 0
-    return torch.where(is_even, frames, inverted)
+    stays = torch.rand(B, 1, 1, 1, 1, device=frames.device) < 0.5
+    return torch.where(stays, frames, inverted)
 
 
 class TinyTokenizer(Tokenizer):
