@@ -4,7 +4,7 @@
     imagine      B scenes, against the authors' way (`rollout_naive`)
     branches     many futures of one scene, against as many copies of the scene and against the authors' way
     decision     a planner's candidates in PushWorld, imagined by CKPT, against as many copies of the scene
-    train        an update of the transformer
+    train        an update of the transformer from tokens, and against encoding its segments each time
     tokenizers   Tables 7 and 8: the compressive tokenizer against two that encode frame by frame
 
 Weights are random but for `decision`. Seconds are wall clock; GB is peak memory, on GPUs only.
@@ -179,7 +179,16 @@ def update_costs(cfg, kind, B):
 
 
 def training(cfg):
-    return update_costs(cfg, "compressive", cfg.train_batch)
+    row = update_costs(cfg, "compressive", cfg.train_batch)
+    tokenizer_settings, settings = sizes(cfg.preset)
+    tokenizer = new_tokenizer(tokenizer_settings, "compressive").eval()
+    tokenizer.to(cfg.device, memory_format=torch.channels_last)
+    R = tokenizer_settings["resolution"]
+    clips = torch.rand(cfg.train_batch, settings["segment_length"], 3, R, R, device=cfg.device)
+    with torch.no_grad(), autocast_for(cfg.device, cfg.dtype):
+        row["encode"] = cost(cfg.repeats, tokenizer.encode, clips)
+    row["vs_encoding"] = 1 + row["encode"]["seconds"] / row["seconds"]
+    return row
 
 
 def tokenizer_costs(cfg, kind):

@@ -50,6 +50,7 @@ def test_speed_is_measured_and_written_down(tmp_path, capsys):
     assert set(numbers["branches_tiny"]) == {"shared", "copies", "naive", "vs_naive"}
     assert numbers["decision"]["shared"]["seconds"] > 0
     assert numbers["interactive_tiny"]["frames_per_s"] > 0 and numbers["train_tiny"]["flops_per_s"] > 0
+    assert numbers["train_tiny"]["vs_encoding"] > 1
     assert set(numbers["tokenizers_tiny"]) == {"4x4", "16x16", "compressive"}
     assert {"tokenize", "detokenize", "generate", "update"} < set(numbers["tokenizers_tiny"]["4x4"])
     assert {"commit", "machine"} <= set(numbers) and "branches_tiny" in capsys.readouterr().out
