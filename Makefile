@@ -1,7 +1,8 @@
 # make demo       imagine with the released checkpoint, evaluate it, and train both models for a minute each
 # make test       ruff and the fast tests
 # make test-slow  interrupted runs, several processes, whole analyses, the paper's size
-# make train      train a model like assets/push-tiny.pt and replace it (seven hours on two cores; a run continues)
+# make train      train a model like assets/push-tiny.pt and replace it (seven hours on two cores, not yet run on a
+#                 GPU; a run continues)
 # make analyses   the protocol and the paper's analyses on PushWorld, with their pictures (four hours)
 # make mbpo       three runs with and three without imagination on PushWorld, and their curves (an hour)
 # make plan       random actions, world model and simulator plan 50 tasks of PushWorld, three seeds (an hour)
