@@ -12,12 +12,14 @@ mbpo.py."""
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common import load_checkpoint
 from data import to_float
 from support.files import write_whole
 
@@ -172,6 +174,20 @@ class DrQ(nn.Module):
         self.actor_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.actor_optimizer.step()
+
+
+def load_agent(path, A, size):
+    """The agent of a checkpoint of mbpo.py, for A-D actions and frames of size x size pixels.
+
+    raises  FileNotFoundError, or ValueError saying what is wrong with the file"""
+    state = load_checkpoint(path, needs=("agent", "train_config"))
+    agent = DrQ(A, size, SimpleNamespace(**state["train_config"]))
+    try:
+        agent.load_state_dict(state["agent"])
+    except RuntimeError:
+        ours = f"{size} x {size} frames and {A}-D actions"
+        raise ValueError(f"the agent of {path} takes other than {ours}") from None
+    return agent.eval()
 
 
 class Replay:

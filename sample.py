@@ -97,6 +97,7 @@ class WorldModel:
         self.generator = torch.Generator(device).manual_seed(seed)
         self.seeds = itertools.count(seed + 1)  # of sessions
         self.recent = None  # the newest t frames, (B n_b, t, 3, H, W)
+        self.codes = None  # of the frames that were imagined last, (B n_b, h, n)
         self.left = 0  # frames until a new context is due
         self.n_branches = 1
         self.scene = None  # what the decoder attends to, `Tokenizer.decode_context`
@@ -222,6 +223,7 @@ class WorldModel:
             n = min(self.left, horizon - done) if chunk is None else chunk.shape[1]
             sampling = self.temperature, self.top_k, self.generator
             codes, rewards_chunk = self.gpt.imagine(self.cache, n, chunk, *sampling)
+            self.codes = codes
             rewards.append(rewards_chunk)
             self.left -= n
             done += n

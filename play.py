@@ -1,0 +1,364 @@
+"""play.py: step into the imagined world, live, in a browser.
+
+    page --POST /do {"do": "step", "action": [..]}--> Game --WorldModel--> frames, rewards, codes
+      ^                                                |  --PushWorld--> what would really have happened
+      +-------- pictures and numbers, as JSON ---------+
+
+The page (assets/play.html) asks for one step at a time: a slow model is slow, and never behind. It is served
+to this machine alone unless --host says otherwise, and to one visitor at a time.
+
+R pixels per side, A action size, n_b futures side by side (1, or FUTURES after a fork).
+
+Run: python play.py                                              the released checkpoint, PushWorld
+     python play.py --ckpt out/gpt.pt --data data/mine           scenes from your own episodes
+     python play.py --ckpt out/mbpo/agent.pt --agent out/mbpo/agent.pt     an agent where it has learned"""
+
+import base64
+import io
+import math
+import time
+import webbrowser
+from pathlib import Path
+from types import SimpleNamespace
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+from PIL import Image, ImageOps  # imageio brings it
+
+import plan
+from common import configure, run
+from data import to_float, to_u8
+from drq import load_agent
+from envs.base import HELD_OUT
+from envs.push import PushWorld
+from sample import WorldModel
+from support.segments import segments_for
+from support.server import Server
+
+CONFIG = dict(
+    ckpt="assets/push-tiny.pt",
+    tokenizer="",  # checkpoint of another tokenizer
+    data="",  # a folder of episodes (its validation split) or "push"; by default the model's own
+    agent="",  # a checkpoint of mbpo.py, whose agent can be let play
+    host="127.0.0.1",  # 0.0.0.0: anybody in the network may play
+    port=8000,  # 0: any that is free
+    open=True,  # the page, in the default browser
+    device="",
+    dtype="auto",
+    seed=0,  # of the first scene
+)
+PAGE = Path(__file__).with_name("assets") / "play.html"
+PLANNER = SimpleNamespace(**{**plan.CONFIG, **plan.PUSH})
+FUTURES = 4
+UNDO = 64  # steps that can be taken back
+RECORD = 1000  # newest steps that are recorded
+MOST_PIXELS = 40_000_000  # of a picture that is dropped on the page
+WORLD = "recent", "left", "scene", "n_branches", "cache", "codes"  # what a step changes in a WorldModel
+
+
+def encoded(frame):
+    """A frame (3, R, R) in [0, 1] -> base64 of its bytes (R, R, 3)."""
+    return base64.b64encode(to_u8(frame).tobytes()).decode()
+
+
+def only(step, future):
+    """A recorded step (frames, action, rewards) with one of its futures alone."""
+    frames_u8, action, rewards = step
+    kept = slice(future, future + 1) if len(frames_u8) > 1 else slice(1)
+    return frames_u8[kept], action, rewards and rewards[kept]
+
+
+def number(value, least, most, name):
+    """A finite number in a range.   raises  ValueError"""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ValueError(f"{name} is {str(value)[:40]}; expected a number from {least} to {most}")
+    return value
+
+
+class Game:
+    """A dream, the true world beside it, and a record of both. Public methods are the page's commands.
+
+    raises  ValueError or TypeError at a command that cannot be followed, which leaves all as it was"""
+
+    def __init__(self, world, cfg):
+        self.world = world
+        self.size = world.tokenizer.config["resolution"]
+        self.data = cfg.data or world.trained["data"] or "push"
+        if self.data != "push" and not cfg.data and not Path(self.data).is_dir():
+            print(f"{self.data}, its training data, is not here; scenes are PushWorld's, or pass --data")
+            self.data = "push"
+        A = world.action_dim
+        self.players = {}
+        if self.data == "push" and A == PushWorld.action_dim:
+            self.players["script"] = self.scripted
+        if cfg.agent:
+            self.agent = load_agent(cfg.agent, A, self.size).to(world.device)
+            self.players["agent"] = self.trained
+        if A and world.gpt.reward is not None:
+            self.mind = world.session()
+            self.players["planner"] = self.planned
+        self.looks = False  # under the hood
+        self.logits = []  # then: what the newest codes were drawn from
+        self.watch()
+        self.scene(cfg.seed)
+
+    # ---- where a dream starts ----
+
+    def scene(self, seed):
+        """Another scene: PushWorld's of this seed, or a segment of the data."""
+        seed = int(number(seed, 0, 10**6 - 1, "seed"))
+        t = self.world.context_frames
+        if self.data != "push":
+            segment = segments_for(self.world, self.data, 1, 1, seed)
+            return self.begin(segment["frames"][:, :t])
+        truth = PushWorld(1, self.size, HELD_OUT + seed)
+        rest = np.zeros((1, truth.action_dim))
+        frames_u8 = [truth.reset()] + [truth.step(rest)[0] for _ in range(t - 1)]
+        return self.begin(to_float(np.stack(frames_u8, 1)), truth if "script" in self.players else None)
+
+    def picture(self, file):
+        """A picture of the visitor's, base64 of a file: cut to a square, it stands still."""
+        try:
+            image = Image.open(io.BytesIO(base64.b64decode(file, validate=True)))
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"it has more than {MOST_PIXELS:,} pixels")
+            square = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (self.size, self.size))
+        except Exception as error:  # damaged files raise many kinds
+            raise ValueError(f"this picture cannot be read: {str(error)[:100]}") from None
+        frame = to_float(np.array(square))
+        return self.begin(frame.repeat(1, self.world.context_frames, 1, 1, 1))
+
+    def begin(self, frames, truth=None):
+        """Dream on from context frames (1, t, 3, R, R)."""
+        self.world.reset(frames)
+        self.world.codes = None
+        self.start = frames, truth and truth.state()
+        self.truth = truth
+        self.record = []  # (bytes (n_b, R, R, 3), action or None, rewards or None) of each step
+        self.marks = []
+        self.memory = {}  # the planner's
+        self.hood = {}
+        return self.about()
+
+    def back(self):
+        """To the frames that this dream began with."""
+        frames, state = self.start
+        if self.truth:
+            self.truth.restore(state)
+        return self.begin(frames, self.truth)
+
+    # ---- steps ----
+
+    def step(self, action=None, player=""):
+        """One frame on.   action  A numbers in [-1, 1], without a player;  player  one of `players`"""
+        began = time.perf_counter()
+        world = self.world
+        if player:
+            if player not in self.players:
+                raise ValueError(f"no player {str(player)[:40]!r} here; expected {', '.join(self.players)}")
+            action = self.players[player]()
+        elif world.action_dim:
+            if not isinstance(action, list) or len(action) != world.action_dim:
+                raise ValueError(f"action is {str(action)[:40]}; expected {world.action_dim} numbers")
+            action = [number(x, -1, 1, "action") for x in action]
+        else:
+            action = None
+        self.remember()
+        self.logits.clear()
+        decided = time.perf_counter()
+        frames, rewards = world.step(action and torch.tensor([action] * world.n_branches))
+        frames_u8 = to_u8(frames)
+        numbers = dict(model_ms=1000 * (time.perf_counter() - decided), action=action)
+        if rewards is not None:
+            numbers["rewards"] = rewards.tolist()
+        if self.truth:
+            _, true_reward, _, _ = self.truth.step(np.array([action]))
+            numbers["true_reward"] = float(true_reward[0])
+        self.record.append((frames_u8, action, numbers.get("rewards")))
+        del self.record[:-RECORD]
+        self.hood = self.under_the_hood() if self.looks else {}
+        return {**self.show(), **numbers, "ms": 1000 * (time.perf_counter() - began)}
+
+    def scripted(self):
+        """The scripted player's action, which sees the true world."""
+        if not self.truth:
+            raise ValueError("the script has to see the true world; it plays in PushWorld's own scenes alone")
+        return self.truth.expert()[0].clip(-1, 1).tolist()
+
+    def trained(self):
+        """The action of mbpo.py's agent, which sees the dream."""
+        seen = self.world.recent[:1]
+        first = seen[:, :1].expand(-1, self.agent.cfg.stack, -1, -1, -1)  # stands for the frames before it
+        return self.agent.act(torch.cat([first, seen], 1))[0].tolist()
+
+    def planned(self):
+        """The first action of the plan of which the dream promises the highest rewards (plan.py)."""
+        shape = PLANNER.candidates, PLANNER.horizon, self.world.action_dim
+        frames = self.world.recent[0]
+
+        def score(candidates):
+            futures = plan.imagine_candidates(self.mind, frames, candidates)
+            return torch.cat([rewards.sum(1) for _, rewards in futures]).double().cpu().numpy()
+
+        std = np.full(shape[2], 0.5)
+        rng = np.random.default_rng(len(self.record))
+        best, self.memory = plan.icem(score, self.memory, shape, std, PLANNER, rng)
+        return best[0].tolist()
+
+    def remember(self):
+        """Note where all is, for `undo`."""
+        world = self.world
+        mark = {name: getattr(world, name) for name in WORLD}
+        cache = dict(pending=world.cache.pending, length=world.cache.length)
+        ours = dict(record=self.record[:], memory=self.memory, hood=self.hood)
+        self.marks.append((mark, cache, world.generator.get_state(), self.truth and self.truth.state(), ours))
+        del self.marks[:-UNDO]
+        if not world.left:
+            world.cache = None  # a new context takes new memory: marks keep the old one
+
+    def undo(self):
+        """One step, fork or choice back: the same frame, and the same random numbers ahead."""
+        if not self.marks:
+            raise ValueError("nothing to undo: the dream begins here")
+        mark, cache, noise, state, ours = self.marks.pop()
+        vars(self.world).update(mark)
+        vars(self.world.cache).update(cache)
+        self.world.generator.set_state(noise)
+        if self.truth:
+            self.truth.restore(state)
+        vars(self).update(ours)
+        return self.show()
+
+    def fork(self):
+        """FUTURES futures of the present, which take the same actions and differ by chance."""
+        return self.go_on_with(0, FUTURES)
+
+    def choose(self, future):
+        """Go on with one future of a fork alone."""
+        return self.go_on_with(int(number(future, 0, self.world.n_branches - 1, "future")), 1)
+
+    def go_on_with(self, future, n_branches):
+        self.remember()
+        self.record = [only(step, future) for step in self.record]
+        self.hood = {}
+        self.world.cache = None
+        self.world.reset(self.world.recent[future : future + 1], n_branches)
+        return self.show()
+
+    # ---- settings ----
+
+    def sampling(self, temperature, top_k):
+        """How codes are drawn from now on."""
+        codes = self.world.gpt.layout.dynamics_codes
+        temperature = float(number(temperature, 0, 10, "temperature"))
+        self.world.top_k = int(number(top_k, 0, codes, "top_k"))
+        self.world.temperature = temperature
+        return {}
+
+    def look(self, on):
+        """Look under the hood from the next step on, or no longer."""
+        self.looks = bool(on)
+        self.hood = {}
+        return self.show()
+
+    # ---- what the page gets ----
+
+    def about(self):
+        """What it needs to know once, and `show`."""
+        world = self.world
+        return dict(
+            self.show(), size=self.size, actions=world.action_dim, has_truth=self.truth is not None,
+            has_rewards=world.gpt.reward is not None, players=list(self.players), data=self.data,
+            grid=math.isqrt(world.gpt.layout.tokens_future), codes=world.gpt.layout.dynamics_codes,
+            temperature=world.temperature, top_k=world.top_k,
+        )  # fmt: skip
+
+    def show(self):
+        """Pictures and numbers of the present."""
+        newest = self.world.recent[:, -1].cpu()
+        found = dict(self.hood, dream=[encoded(frame) for frame in newest], can_undo=bool(self.marks))
+        if self.truth:
+            true = to_float(self.truth.render()[0])
+            error = (newest[0] - true).square().mean().item()
+            found["psnr"] = -10 * math.log10(error + 1e-8)
+            found["truth"] = encoded(true)
+            found["difference"] = encoded(0.5 + (newest[0] - true) / 2)
+        return found
+
+    @torch.no_grad()
+    def under_the_hood(self):
+        """The newest frame's codes, bits of entropy of each, and the frame drawn without the context."""
+        logits = torch.stack(self.logits)[:, 0].float()  # of the first future: (n, K)
+        entropy = torch.distributions.Categorical(logits=logits).entropy() / math.log(2)
+        codes = self.world.codes[:1, -1:]
+        with self.world.autocast:
+            alone = self.world.tokenizer.decode_future(codes, None)[0, 0].float()
+        return dict(ids=codes.flatten().tolist(), bits=entropy.tolist(), alone=encoded(alone))
+
+    def watch(self):
+        """Keep what codes are drawn from."""
+        code_logits = self.world.gpt.code_logits
+
+        def watched(h):
+            logits = code_logits(h)
+            if self.looks:
+                self.logits.append(logits)
+            return logits
+
+        self.world.gpt.code_logits = watched
+
+    def recorded(self):
+        """Frames (T, R, R, 3) as bytes, actions (T - 1, A) and rewards (T,) of what was played."""
+        first = to_u8(self.start[0][0])
+        rest = [[0.0] * self.world.action_dim] * (len(first) - 1)
+        steps = [only(step, 0) for step in self.record]
+        frames_u8 = np.concatenate([first, *(frames for frames, _, _ in steps)])
+        actions = np.array(rest + [action or [] for _, action, _ in steps], np.float32)
+        rewards = np.array([0.0] * len(first) + [rewards[0] if rewards else 0 for _, _, rewards in steps])
+        return frames_u8, actions, rewards.astype(np.float32)
+
+    def episode(self):
+        """What was played, as the bytes of an .npz episode (importers/video.py)."""
+        frames_u8, actions, rewards = self.recorded()
+        arrays = dict(image=frames_u8)
+        if self.world.action_dim:
+            arrays["action"] = actions
+        if self.world.gpt.reward is not None:
+            arrays["reward"] = rewards
+        file = io.BytesIO()
+        np.savez_compressed(file, **arrays)
+        return file.getvalue()
+
+    def gif(self):
+        """What was played, as the bytes of a GIF."""
+        scale = max(1, 256 // self.size)
+        frames_u8 = self.recorded()[0].repeat(scale, 1).repeat(scale, 2)
+        return iio.imwrite("<bytes>", frames_u8, extension=".gif", duration=125, loop=0)
+
+
+COMMANDS = "scene picture back step undo fork choose sampling look about".split()
+
+
+def serve(game, host, port):
+    """A `Server` of a Game, which listens already."""
+    commands = {name: getattr(game, name) for name in COMMANDS}
+    files = {"/episode.npz": ("application/octet-stream", game.episode), "/episode.gif": ("image/gif", game.gif)}
+    return Server(PAGE, commands, files, host, port)
+
+
+def main(cfg):
+    world = WorldModel.load(cfg.ckpt, cfg.device, cfg.tokenizer, dtype=cfg.dtype)
+    server = serve(Game(world, cfg), cfg.host, cfg.port)
+    address = f"http://{cfg.host}:{server.server_port}"
+    print(f"{address}   Ctrl-C ends it")
+    if cfg.open:
+        webbrowser.open(address)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print()
+
+
+if __name__ == "__main__":
+    run(main, configure(CONFIG, __doc__))
