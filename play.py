@@ -52,7 +52,8 @@ PAGE = Path(__file__).with_name("assets") / "play.html"
 PLANNER = SimpleNamespace(**{**plan.CONFIG, **plan.PUSH})
 FUTURES = 4
 UNDO = 64  # steps that can be taken back
-RECORD = 1000  # newest steps that are recorded
+CONTEXTS = 4  # among them: each keeps a KV cache
+RECORD = 2**24  # bytes of frames that are recorded, the newest
 MOST_PIXELS = 40_000_000  # of a picture that is dropped on the page
 WORLD = "recent", "left", "scene", "n_branches", "cache", "codes"  # what a step changes in a WorldModel
 
@@ -135,7 +136,8 @@ class Game:
         self.world.codes = None
         self.start = frames, truth and truth.state()
         self.truth = truth
-        self.record = []  # (bytes (n_b, R, R, 3), action or None, rewards or None) of each step
+        self.steps = 0
+        self.record = []  # (bytes (n_b, R, R, 3), action or None, rewards or None) of the newest steps
         self.marks = []
         self.memory = {}  # the planner's
         self.hood = {}
@@ -175,8 +177,9 @@ class Game:
         if self.truth:
             _, true_reward, _, _ = self.truth.step(np.array([action]))
             numbers["true_reward"] = float(true_reward[0])
+        self.steps += 1
         self.record.append((frames_u8, action, numbers.get("rewards")))
-        del self.record[:-RECORD]
+        del self.record[: -RECORD // frames_u8.nbytes]
         self.hood = self.under_the_hood() if self.looks else {}
         return {**self.show(), **numbers, "ms": 1000 * (time.perf_counter() - began)}
 
@@ -202,7 +205,7 @@ class Game:
             return torch.cat([rewards.sum(1) for _, rewards in futures]).double().cpu().numpy()
 
         std = np.full(shape[2], 0.5)
-        rng = np.random.default_rng(len(self.record))
+        rng = np.random.default_rng(self.steps)
         best, self.memory = plan.icem(score, self.memory, shape, std, PLANNER, rng)
         return best[0].tolist()
 
@@ -211,9 +214,11 @@ class Game:
         world = self.world
         mark = {name: getattr(world, name) for name in WORLD}
         cache = dict(pending=world.cache.pending, length=world.cache.length)
-        ours = dict(record=self.record[:], memory=self.memory, hood=self.hood)
+        ours = dict(steps=self.steps, record=self.record[:], memory=self.memory, hood=self.hood)
         self.marks.append((mark, cache, world.generator.get_state(), self.truth and self.truth.state(), ours))
         del self.marks[:-UNDO]
+        while len({id(mark["cache"]) for mark, *_ in self.marks}) > CONTEXTS:
+            del self.marks[0]
         if not world.left:
             world.cache = None  # a new context takes new memory: marks keep the old one
 
@@ -271,13 +276,14 @@ class Game:
             self.show(), size=self.size, actions=world.action_dim, has_truth=self.truth is not None,
             has_rewards=world.gpt.reward is not None, players=list(self.players), data=self.data,
             grid=math.isqrt(world.gpt.layout.tokens_future), codes=world.gpt.layout.dynamics_codes,
-            temperature=world.temperature, top_k=world.top_k,
+            temperature=world.temperature, top_k=world.top_k, looks=self.looks,
         )  # fmt: skip
 
     def show(self):
         """Pictures and numbers of the present."""
         newest = self.world.recent[:, -1].cpu()
-        found = dict(self.hood, dream=[encoded(frame) for frame in newest], can_undo=bool(self.marks))
+        found = dict(self.hood, dream=[encoded(frame) for frame in newest])
+        found.update(steps=self.steps, can_undo=bool(self.marks))
         if self.truth:
             true = to_float(self.truth.render()[0])
             error = (newest[0] - true).square().mean().item()
@@ -343,7 +349,10 @@ COMMANDS = "scene picture back step undo fork choose sampling look about".split(
 def serve(game, host, port):
     """A `Server` of a Game, which listens already."""
     commands = {name: getattr(game, name) for name in COMMANDS}
-    files = {"/episode.npz": ("application/octet-stream", game.episode), "/episode.gif": ("image/gif", game.gif)}
+    files = {
+        "/episode.npz": ("application/octet-stream", game.episode),
+        "/episode.gif": ("image/gif", game.gif),
+    }
     return Server(PAGE, commands, files, host, port)
 
 
