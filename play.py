@@ -167,9 +167,10 @@ class Game:
         else:
             action = None
         self.remember()
+        self.memory = self.memory if player == "planner" else {}
         self.logits.clear()
         decided = time.perf_counter()
-        frames, rewards = world.step(action and torch.tensor([action] * world.n_branches))
+        frames, rewards = world.step(action and torch.tensor([action] * len(world.recent)))
         frames_u8 = to_u8(frames)
         numbers = dict(model_ms=1000 * (time.perf_counter() - decided), action=action)
         if rewards is not None:
@@ -241,7 +242,7 @@ class Game:
 
     def choose(self, future):
         """Go on with one future of a fork alone."""
-        return self.go_on_with(int(number(future, 0, self.world.n_branches - 1, "future")), 1)
+        return self.go_on_with(int(number(future, 0, len(self.world.recent) - 1, "future")), 1)
 
     def go_on_with(self, future, n_branches):
         self.remember()

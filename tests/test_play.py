@@ -57,14 +57,14 @@ def test_a_step_shows_dream_truth_difference_and_both_rewards(game):
 
 def test_undo_restores_every_step_bit_for_bit_across_contexts_forks_and_choices(game):
     def go(k):
-        if k == 7:
+        if k == 3:
             return game.fork()
-        if k == 10:
+        if k == 10:  # another context later
             return game.choose(2)
         return game.step([np.cos(k), np.sin(k)])
 
     first = [go(k) for k in range(14)]
-    assert [len(found["dream"]) for found in first] == [1] * 7 + [FUTURES] * 3 + [1] * 4
+    assert [len(found["dream"]) for found in first] == [1] * 3 + [FUTURES] * 7 + [1] * 4
     for k in reversed(range(1, 14)):
         found = game.undo()
         for name in ("dream", "truth", "steps"):
