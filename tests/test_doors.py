@@ -9,10 +9,12 @@ from conftest import GPT_RUN, GPT_TUNE, TOKENIZER_TUNE, flags, train
 import evaluate
 import mbpo
 import plan
+import play
 import sample
 import train_gpt
 import train_tokenizer
 from common import configure, load_checkpoint
+from drq import load_agent
 from envs.push import push_segments
 from sample import TRAINED, WorldModel
 
@@ -55,6 +57,12 @@ def as_ckpt_of_plan(path, push, out):
          device="cpu", workers=1, gifs=0, diagnose=False, out=out / "p.json")
 
 
+def as_ckpt_of_play(path, push, out):
+    world = WorldModel.load(path, "cpu")
+    game = play.Game(world, configure(play.CONFIG, "", flags(data=push)))
+    assert game.step([0.0] * world.action_dim)["steps"] == 1
+
+
 def as_start_of_mbpo(path, push, out):
     train(mbpo, **MBPO, init_from=path, out=out / "a.pt")
 
@@ -72,14 +80,15 @@ def as_start_of_train_tokenizer(path, push, out):
 
 
 TAKERS = {f.__name__: f for f in (
-    as_ckpt_of_sample, as_ckpt_of_evaluate, as_ckpt_of_plan, as_start_of_mbpo, as_start_of_train_gpt,
-    as_tokenizer_of_train_gpt, as_start_of_train_tokenizer,
+    as_ckpt_of_sample, as_ckpt_of_evaluate, as_ckpt_of_plan, as_ckpt_of_play, as_start_of_mbpo,
+    as_start_of_train_gpt, as_tokenizer_of_train_gpt, as_start_of_train_tokenizer,
 )}  # fmt: skip
 WORLD = {"gpt", "export", "agent"}
 FITS = dict(  # which checkpoints hold what a script takes; what becomes of the others
     as_ckpt_of_sample=(WORLD | {"free"}, ""),
     as_ckpt_of_evaluate=(WORLD | {"free"}, ""),
     as_ckpt_of_plan=(WORLD, "takes 0-D actions, push_anywhere 2-D; pass --ckpt"),
+    as_ckpt_of_play=(WORLD | {"free"}, ""),
     as_start_of_mbpo=(WORLD | {"free"}, ""),
     as_start_of_train_gpt=(WORLD | {"free"}, ""),
     as_tokenizer_of_train_gpt=(WORLD | {"free", "tokenizer"}, ""),
@@ -105,6 +114,20 @@ def test_another_tokenizer_may_come_from_every_checkpoint_that_holds_one(written
         models = dict(ckpt=written.gpt, tokenizer=getattr(written, name))
         call(sample, **models, data=push, n=1, horizon=2, device="cpu", out=tmp_path / name)
         assert (tmp_path / name / "sheet.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["agent", "alone"])
+def test_an_agent_of_mbpo_plays_in_the_dream(name, written):
+    cfg = configure(play.CONFIG, "", flags(agent=getattr(written, name), data="push"))
+    game = play.Game(WorldModel.load(written.gpt, "cpu"), cfg)
+    first = game.step(player="agent")["action"]
+    game.undo()
+    assert game.step(player="agent")["action"] == first and len(first) == 2  # it does not guess
+    cfg.agent = str(written.gpt)
+    with pytest.raises(ValueError, match="gpt.pt holds no agent.*; expected one with"):
+        play.Game(WorldModel.load(written.gpt, "cpu"), cfg)
+    with pytest.raises(ValueError, match="takes other than 32 x 32 frames and 5-D actions"):
+        load_agent(getattr(written, name), 5, 32)
 
 
 def test_a_checkpoint_of_mbpo_says_what_its_world_model_is_for(written, tmp_path):
