@@ -401,8 +401,7 @@ class MBPO:
 
     def act(self, frames_u8, std=0.0):
         """Actions (n, A) for the frames of an episode so far, a list of bytes (n,H,W,3)."""
-        padded = [frames_u8[0]] * self.cfg.stack + frames_u8  # the first frame stands for those before it
-        stacks = np.stack(padded[-self.cfg.stack :], 1)
+        stacks = np.stack(frames_u8[-self.cfg.stack :], 1)
         return self.agent.act(to_float(torch.from_numpy(stacks).to(self.device)), std).cpu().numpy()
 
     def play_episode(self):

@@ -192,9 +192,7 @@ class Game:
 
     def trained(self):
         """The action of mbpo.py's agent, which sees the dream."""
-        seen = self.world.recent[:1]
-        first = seen[:, :1].expand(-1, self.agent.cfg.stack, -1, -1, -1)  # stands for the frames before it
-        return self.agent.act(torch.cat([first, seen], 1))[0].tolist()
+        return self.agent.act(self.world.recent[:1])[0].tolist()
 
     def planned(self):
         """The first action of the plan of which the dream promises the highest rewards (plan.py)."""
