@@ -356,6 +356,7 @@ def serve(game, host, port):
 
 
 def main(cfg):
+    torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # the browser needs a core, too
     world = WorldModel.load(cfg.ckpt, cfg.device, cfg.tokenizer, dtype=cfg.dtype)
     server = serve(Game(world, cfg), cfg.host, cfg.port)
     address = f"http://{cfg.host}:{server.server_port}"

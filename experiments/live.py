@@ -30,10 +30,10 @@ CONFIG = dict(
     out="out/live/play.json",
     overwrite=False,
 )
-COUNT = """() => {  // steps that the page has made, and what the server said of them
-  const plain = step;
+COUNT = """() => {  // steps that the page has shown, and what the server said of them
+  const plain = showStep;
   window.made = 0; window.model_ms = 0; window.worst = [];
-  step = async () => { await plain(); made++; model_ms += last.model_ms ?? 0; };
+  showStep = found => { plain(found); if (found) { made++; model_ms += found.model_ms; } };
   const told = say;
   say = (text, isError) => { if (isError) worst.push(text); told(text, isError); };
 }"""

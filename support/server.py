@@ -18,6 +18,8 @@ BAD_MESSAGE = ValueError, TypeError, RecursionError  # what wrong commands and w
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # a connection stays open
     timeout = 600  # seconds of silence until it is closed
+    disable_nagle_algorithm = True  # else each answer waits 40 ms for the browser to confirm its first part
+    wbufsize = -1  # an answer is sent at once
 
     def answer(self, body, kind, status=200):
         self.send_response(status)
