@@ -27,7 +27,7 @@ import torch
 from PIL import Image, ImageOps  # imageio brings it
 
 import plan
-from common import configure, run
+from common import configure, require_not_negative, run
 from data import to_float, to_u8
 from drq import load_agent
 from envs.base import HELD_OUT
@@ -356,9 +356,14 @@ def serve(game, host, port):
 
 
 def main(cfg):
+    require_not_negative(cfg, "port", most=65535)
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # the browser needs a core, too
     world = WorldModel.load(cfg.ckpt, cfg.device, cfg.tokenizer, dtype=cfg.dtype)
-    server = serve(Game(world, cfg), cfg.host, cfg.port)
+    game = Game(world, cfg)
+    try:
+        server = serve(game, cfg.host, cfg.port)
+    except OSError as error:
+        raise ValueError(f"no page at {cfg.host}:{cfg.port} ({error.strerror}); pass another --port") from None
     address = f"http://{cfg.host}:{server.server_port}"
     print(f"{address}   Ctrl-C ends it")
     if cfg.open:

@@ -258,6 +258,15 @@ def test_a_second_visitor_waits_until_the_first_leaves_or_falls_silent(server):
     assert "error" not in ask(server, dict(do="about"))
 
 
+def test_a_port_that_is_taken_or_none_is_one_line(server, trained):
+    settings = dict(ckpt=str(trained.gpt), data="push", open=False)
+    for port, told in ((server.server_port, "in use.*; pass another --port"), (70_000, "expected 0 to 65535")):
+        cfg = configure(play.CONFIG, "", [])
+        vars(cfg).update(settings, port=port)
+        with pytest.raises(ValueError, match=told):
+            play.main(cfg)
+
+
 def test_page_gif_and_episode_are_served_and_no_other_file(server):
     def get(path):
         with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}{path}", timeout=30) as answer:
