@@ -363,7 +363,8 @@ def main(cfg):
     try:
         server = serve(game, cfg.host, cfg.port)
     except OSError as error:
-        raise ValueError(f"no page at {cfg.host}:{cfg.port} ({error.strerror}); pass another --port") from None
+        where = f"{cfg.host}:{cfg.port}"
+        raise ValueError(f"no page at {where} ({error.strerror}); pass another --port") from None
     address = f"http://{cfg.host}:{server.server_port}"
     print(f"{address}   Ctrl-C ends it")
     if cfg.open:

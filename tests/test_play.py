@@ -260,7 +260,7 @@ def test_a_second_visitor_waits_until_the_first_leaves_or_falls_silent(server):
 
 def test_a_port_that_is_taken_or_none_is_one_line(server, trained):
     settings = dict(ckpt=str(trained.gpt), data="push", open=False)
-    for port, told in ((server.server_port, "in use.*; pass another --port"), (70_000, "expected 0 to 65535")):
+    for port, told in ((server.server_port, "in use.*; pass another"), (70_000, "expected 0 to 65535")):
         cfg = configure(play.CONFIG, "", [])
         vars(cfg).update(settings, port=port)
         with pytest.raises(ValueError, match=told):
