@@ -142,8 +142,9 @@ class DrQ(nn.Module):
         """Actions (B, A) in [-1, 1] for the newest k of frames (B, T, 3, H, W) in [0, 1], oldest first.
 
         Where there are fewer than k, the first one stands for those before it."""
-        missing = max(0, self.cfg.stack - frames.shape[1])
-        stacks = torch.cat([frames[:, :1]] * missing + [frames[:, -self.cfg.stack :]], 1)
+        stacks = frames[:, -self.cfg.stack :]
+        if missing := self.cfg.stack - stacks.shape[1]:
+            stacks = torch.cat([stacks[:, :1]] * missing + [stacks], 1)
         return noisy_action(self.actor(self.encoder(self.preprocess(stacks))), std)
 
     def update(self, batch, std):

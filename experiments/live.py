@@ -9,6 +9,7 @@ Run: python -m experiments.live"""
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -89,10 +90,6 @@ class Visit:
         return (steps - made) / passed, (total_ms - model_ms) / 1000 / passed
 
 
-def median(values):
-    return float(np.median(values))
-
-
 def speed(browser, cfg):
     visit = Visit(browser, cfg)
     rows = dict(beside=[], alone=[], share=[])
@@ -108,8 +105,8 @@ def speed(browser, cfg):
         rows["alone"].append(visit.hold("ArrowRight", cfg.seconds)[0])
     visit.close()
     return dict(
-        frames_per_s=median(rows["beside"]), frames_per_s_dream_alone=median(rows["alone"]),
-        overhead_share=median(rows["share"]), measured=rows,
+        frames_per_s=statistics.median(rows["beside"]), frames_per_s_dream_alone=statistics.median(rows["alone"]),
+        overhead_share=statistics.median(rows["share"]), measured=rows,
     )  # fmt: skip
 
 
