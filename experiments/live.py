@@ -105,9 +105,11 @@ def speed(browser, cfg):
         rows["alone"].append(visit.hold("ArrowRight", cfg.seconds)[0])
     visit.close()
     return dict(
-        frames_per_s=statistics.median(rows["beside"]), frames_per_s_dream_alone=statistics.median(rows["alone"]),
-        overhead_share=statistics.median(rows["share"]), measured=rows,
-    )  # fmt: skip
+        frames_per_s=statistics.median(rows["beside"]),
+        frames_per_s_dream_alone=statistics.median(rows["alone"]),
+        overhead_share=statistics.median(rows["share"]),
+        measured=rows,
+    )
 
 
 def act_at_random(page, rng):
