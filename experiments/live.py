@@ -84,7 +84,7 @@ class Visit:
         self.page.keyboard.down(key)
         self.page.wait_for_timeout(1000 * seconds)
         self.page.keyboard.up(key)
-        self.page.evaluate("queue")
+        self.page.evaluate("answered()")
         passed = time.perf_counter() - began
         steps, total_ms = self.page.evaluate("[made, model_ms]")
         return (steps - made) / passed, (total_ms - model_ms) / 1000 / passed
@@ -122,7 +122,7 @@ def act_at_random(page, rng):
         page.keyboard.down("ArrowUp")
         page.wait_for_timeout(1000)
         page.keyboard.up("ArrowUp")
-        page.evaluate("queue")
+        page.evaluate("answered()")
         page.locator(".dream").nth(int(rng.integers(page.locator(".dream").count()))).click()
     elif what < 6:
         page.click("#scene")
@@ -136,7 +136,7 @@ def act_at_random(page, rng):
         body = NONSENSE[rng.integers(len(NONSENSE))]
         headers = {"Content-Type": "application/json"}
         page.evaluate("([body, headers]) => fetch('/do', {method: 'POST', headers, body})", [body, headers])
-    page.evaluate("queue")
+    page.evaluate("answered()")
 
 
 def hour(browser, cfg):

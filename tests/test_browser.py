@@ -77,9 +77,9 @@ class Visit:
 
     def rest(self):
         """Until the page has shown what it asked for."""
-        self.page.evaluate("queue")
+        self.page.evaluate("answered()")
         self.page.wait_for_timeout(50)
-        self.page.evaluate("queue")
+        self.page.evaluate("answered()")
 
     def wait(self, is_done, seconds=30):
         for _ in range(20 * seconds):
