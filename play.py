@@ -21,7 +21,6 @@ import webbrowser
 from pathlib import Path
 from types import SimpleNamespace
 
-import imageio.v3 as iio
 import numpy as np
 import torch
 from PIL import Image, ImageOps  # imageio brings it
@@ -32,7 +31,10 @@ from data import to_float, to_u8
 from drq import load_agent
 from envs.base import HELD_OUT
 from envs.push import PushWorld
+from mixture import open_data
 from sample import WorldModel
+from support import recorder
+from support.hood import Hood
 from support.segments import segments_for
 from support.server import Server
 
@@ -63,18 +65,24 @@ def encoded(frame):
     return base64.b64encode(to_u8(frame).tobytes()).decode()
 
 
-def only(step, future):
-    """A recorded step (frames, action, rewards) with one of its futures alone."""
-    frames_u8, action, rewards = step
-    kept = slice(future, future + 1) if len(frames_u8) > 1 else slice(1)
-    return frames_u8[kept], action, rewards and rewards[kept]
-
-
 def number(value, least, most, name):
     """A finite number in a range.   raises  ValueError"""
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise ValueError(f"{name} is {str(value)[:40]}; expected a number from {least} to {most}")
     return value
+
+
+def spans_of(world, data):
+    """The least and the greatest action (A, 2) in 64 segments of the data; -1 and 1 without such data."""
+    A = world.action_dim
+    if A and data != "push":
+        trained = world.trained
+        T = world.context_frames + 1
+        segments = open_data(data, "val").segments(64, T, trained["stride"], 0, trained["action_agg"])
+        if segments["actions"].shape[-1] == A:
+            actions = segments["actions"].flatten(0, 1)
+            return torch.stack([actions.amin(0), actions.amax(0)], 1).tolist()
+    return [[-1.0, 1.0]] * A
 
 
 class Game:
@@ -99,9 +107,8 @@ class Game:
         if A and world.gpt.reward is not None:
             self.mind = world.session()
             self.players["planner"] = self.planned
-        self.looks = False  # under the hood
-        self.logits = []  # then: what the newest codes were drawn from
-        self.watch()
+        self.spans = spans_of(world, self.data)  # of the sliders
+        self.hood = Hood(world)
         self.scene(cfg.seed)
 
     # ---- where a dream starts ----
@@ -140,7 +147,7 @@ class Game:
         self.record = []  # (bytes (n_b, R, R, 3), action or None, rewards or None) of the newest steps
         self.marks = []
         self.memory = {}  # the planner's
-        self.hood = {}
+        self.inside = {}  # what is under the hood
         return self.about()
 
     def back(self):
@@ -168,7 +175,7 @@ class Game:
             action = None
         self.remember()
         self.memory = self.memory if player == "planner" else {}
-        self.logits.clear()
+        self.hood.clear()
         decided = time.perf_counter()
         frames, rewards = world.step(action and torch.tensor([action] * len(world.recent)))
         frames_u8 = to_u8(frames)
@@ -181,7 +188,7 @@ class Game:
         self.steps += 1
         self.record.append((frames_u8, action, numbers.get("rewards")))
         del self.record[: -RECORD // frames_u8.nbytes]
-        self.hood = self.under_the_hood() if self.looks else {}
+        self.inside = self.look_inside() if self.hood.is_open else {}
         return {**self.show(), **numbers, "ms": 1000 * (time.perf_counter() - began)}
 
     def scripted(self):
@@ -213,7 +220,7 @@ class Game:
         world = self.world
         mark = {name: getattr(world, name) for name in WORLD}
         cache = dict(pending=world.cache.pending, length=world.cache.length)
-        ours = dict(steps=self.steps, record=self.record[:], memory=self.memory, hood=self.hood)
+        ours = dict(steps=self.steps, record=self.record[:], inside=self.inside)
         self.marks.append((mark, cache, world.generator.get_state(), self.truth and self.truth.state(), ours))
         del self.marks[:-UNDO]
         while len({id(mark["cache"]) for mark, *_ in self.marks}) > CONTEXTS:
@@ -232,6 +239,7 @@ class Game:
         if self.truth:
             self.truth.restore(state)
         vars(self).update(ours)
+        self.memory = {}
         return self.show()
 
     def fork(self):
@@ -244,8 +252,8 @@ class Game:
 
     def go_on_with(self, future, n_branches):
         self.remember()
-        self.record = [only(step, future) for step in self.record]
-        self.hood = {}
+        self.record = [recorder.only(step, future) for step in self.record]
+        self.inside = {}
         self.world.cache = None
         self.world.reset(self.world.recent[future : future + 1], n_branches)
         return self.show()
@@ -262,8 +270,8 @@ class Game:
 
     def look(self, on):
         """Look under the hood from the next step on, or no longer."""
-        self.looks = bool(on)
-        self.hood = {}
+        self.hood.is_open = bool(on)
+        self.inside = {}
         return self.show()
 
     # ---- what the page gets ----
@@ -275,13 +283,14 @@ class Game:
             self.show(), size=self.size, actions=world.action_dim, has_truth=self.truth is not None,
             has_rewards=world.gpt.reward is not None, players=list(self.players), data=self.data,
             grid=math.isqrt(world.gpt.layout.tokens_future), codes=world.gpt.layout.dynamics_codes,
-            temperature=world.temperature, top_k=world.top_k, looks=self.looks,
+            temperature=world.temperature, top_k=min(world.top_k, world.gpt.layout.dynamics_codes),
+            looks=self.hood.is_open, spans=self.spans,
         )  # fmt: skip
 
     def show(self):
         """Pictures and numbers of the present."""
         newest = self.world.recent[:, -1].cpu()
-        found = dict(self.hood, dream=[encoded(frame) for frame in newest])
+        found = dict(self.inside, dream=[encoded(frame) for frame in newest])
         found.update(steps=self.steps, can_undo=bool(self.marks))
         if self.truth:
             true = to_float(self.truth.render()[0])
@@ -291,55 +300,18 @@ class Game:
             found["difference"] = encoded(0.5 + (newest[0] - true) / 2)
         return found
 
-    @torch.no_grad()
-    def under_the_hood(self):
-        """The newest frame's codes, bits of entropy of each, and the frame drawn without the context."""
-        logits = torch.stack(self.logits)[:, 0].float()  # of the first future: (n, K)
-        entropy = torch.distributions.Categorical(logits=logits).entropy() / math.log(2)
-        codes = self.world.codes[:1, -1:]
-        with self.world.autocast:
-            alone = self.world.tokenizer.decode_future(codes, None)[0, 0].float()
-        return dict(ids=codes.flatten().tolist(), bits=entropy.tolist(), alone=encoded(alone))
-
-    def watch(self):
-        """Keep what codes are drawn from."""
-        code_logits = self.world.gpt.code_logits
-
-        def watched(h):
-            logits = code_logits(h)
-            if self.looks:
-                self.logits.append(logits)
-            return logits
-
-        self.world.gpt.code_logits = watched
-
-    def recorded(self):
-        """Frames (T, R, R, 3) as bytes, actions (T - 1, A) and rewards (T,) of what was played."""
-        first = to_u8(self.start[0][0])
-        rest = [[0.0] * self.world.action_dim] * (len(first) - 1)
-        steps = [only(step, 0) for step in self.record]
-        frames_u8 = np.concatenate([first, *(frames for frames, _, _ in steps)])
-        actions = np.array(rest + [action or [] for _, action, _ in steps], np.float32)
-        rewards = np.array([0.0] * len(first) + [rewards[0] if rewards else 0 for _, _, rewards in steps])
-        return frames_u8, actions, rewards.astype(np.float32)
+    def look_inside(self):
+        ids, bits, alone = self.hood.look(self.world)
+        return dict(ids=ids, bits=bits, alone=encoded(alone))
 
     def episode(self):
-        """What was played, as the bytes of an .npz episode (importers/video.py)."""
-        frames_u8, actions, rewards = self.recorded()
-        arrays = dict(image=frames_u8)
-        if self.world.action_dim:
-            arrays["action"] = actions
-        if self.world.gpt.reward is not None:
-            arrays["reward"] = rewards
-        file = io.BytesIO()
-        np.savez_compressed(file, **arrays)
-        return file.getvalue()
+        """What was played, as the bytes of an .npz episode."""
+        has_reward = self.world.gpt.reward is not None
+        return recorder.episode(self.start[0][0], self.record, self.world.action_dim, has_reward)
 
     def gif(self):
         """What was played, as the bytes of a GIF."""
-        scale = max(1, 256 // self.size)
-        frames_u8 = self.recorded()[0].repeat(scale, 1).repeat(scale, 2)
-        return iio.imwrite("<bytes>", frames_u8, extension=".gif", duration=125, loop=0)
+        return recorder.gif(self.start[0][0], self.record)
 
 
 COMMANDS = "scene picture back step undo fork choose sampling look about".split()

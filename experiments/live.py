@@ -116,7 +116,7 @@ def act_at_random(page, rng):
     """One thing that a visitor might do besides holding keys."""
     what = rng.integers(10)
     if what < 3:
-        page.click(("#undo", "#once", "#back")[what], timeout=1000, no_wait_after=True, force=True)
+        page.click(("#undo", "#once", "#back")[what], no_wait_after=True, force=True)
     elif what == 3:
         page.click("#fork")
         page.keyboard.down("ArrowUp")

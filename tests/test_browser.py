@@ -131,6 +131,16 @@ def test_dragging_on_the_dream_pulls_the_gripper_there(visit):
     assert gripper(visit.pixels())[0] > before[0] + 4
 
 
+def test_a_game_pad_steers(visit):
+    before = gripper(visit.pixels())
+    visit.page.evaluate("navigator.getGamepads = () => [null, {axes: [0.9, 0.05, 0, 0]}]")
+    visit.wait(lambda: visit.game.steps >= 3)
+    visit.page.evaluate("navigator.getGamepads = () => []")
+    visit.rest()
+    assert gripper(visit.pixels())[0] > before[0] + 4
+    np.testing.assert_allclose(visit.game.record[0][1], [0.9, 0.05])
+
+
 def test_undo_and_from_the_start_restore_frames_bit_for_bit(visit):
     shown = [visit.pixels()]
     for _ in range(3):
@@ -170,7 +180,7 @@ def test_truth_can_be_switched_off_and_the_hood_opened(visit):
     visit.page.click("#once")
     visit.wait(lambda: visit.captions() == ["dream", "without the context"])
     codes = visit.page.locator("#codes span").all_inner_texts()
-    assert [int(code) for code in codes] == visit.game.hood["ids"]
+    assert [int(code) for code in codes] == visit.game.inside["ids"]
     visit.hold("ArrowRight", 2)
     assert visit.page.locator("#codes .new").count() > 0
 

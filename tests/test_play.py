@@ -163,6 +163,19 @@ def test_a_model_without_actions_dreams_on_and_a_data_set_gives_scenes(trained, 
     assert set(np.load(io.BytesIO(game.episode()))) == {"image"}
 
 
+def test_sliders_span_the_actions_of_the_data(trained, push):
+    spans = np.array(open_game(trained.gpt, data=str(push)).about()["spans"])
+    assert spans.shape == (2, 2) and (spans[:, 0] < -0.5).all() and (spans[:, 1] > 0.5).all()
+    assert np.abs(spans).max() <= 1 and open_game(trained.gpt, data="push").spans == [[-1, 1]] * 2
+    assert open_game(trained.free, data=str(push)).spans == []
+
+
+def test_top_k_is_never_more_than_there_are_codes(trained):
+    model = WorldModel.load(trained.gpt, "cpu", top_k=1000)
+    game = Game(model, configure(play.CONFIG, "", ["--data=push"]))
+    assert game.about()["top_k"] == game.about()["codes"] == 32
+
+
 def test_a_model_whose_data_is_not_here_begins_with_pushworld(trained, capsys):
     model = WorldModel.load(trained.gpt, "cpu")
     model.trained = {**model.trained, "data": "data/nowhere"}
