@@ -202,7 +202,8 @@ class Episodes:
         context, future  for the tokenizer (official: rand_select): the first `context` of the T frames, then
                          `future` distinct ones, in order, out of all later frames that the segment spans
         shuffle          or (rand_shuffle, for goals) any context + future of the T frames, in any order
-        action_agg       "sample" the action at each chosen frame, or "sum" those up to the next one
+        action_agg       "sample" the action at each chosen frame, or "sum" those up to the next one, or
+                         "concat" them: (B,T,A stride)
         returns          frames (B,T,3,H,W) in [0, 1], actions (B,T,A), rewards (B,T) at these frames
         A shorter episode than T * stride gets a smaller stride; one shorter than T repeats its last frame."""
         return floats(self.batch_u8(first, batch_size, T, seed, **how))
@@ -229,7 +230,7 @@ class Episodes:
                 drawn = np.sort(np.argsort(priority[b, after:end])[:future])
                 offsets[b, context : context + future] = after + drawn
         offsets = offsets[:, : context + future or T]
-        return self._gather(episodes, starts[:, None] + offsets, action_agg)
+        return self._gather(episodes, starts[:, None] + offsets, action_agg, stride)
 
     def segments(self, n, T, stride=1, seed=None, action_agg="sample"):
         """The same n segments at every call: one of each episode, then a second one of each, and so on.
@@ -238,7 +239,8 @@ class Episodes:
         rounds, episodes = np.divmod(np.arange(n), self.n_episodes)
         strides, free = self._strides(episodes, T, stride)
         starts = rounds * T % free if seed is None else np.random.default_rng(seed).integers(free)
-        return floats(self._gather(episodes, starts[:, None] + strides[:, None] * np.arange(T), action_agg))
+        frames = starts[:, None] + strides[:, None] * np.arange(T)
+        return floats(self._gather(episodes, frames, action_agg, stride))
 
     def _strides(self, episodes, T, stride):
         """The stride that fits each episode, and the number of possible starts."""
@@ -248,10 +250,9 @@ class Episodes:
         strides = np.where(lengths < T * stride, np.maximum(1, lengths // T), stride)
         return strides, np.maximum(1, lengths - (T - 1) * strides)
 
-    def _gather(self, episodes, frames, action_agg):
+    def _gather(self, episodes, frames, action_agg, stride):
         """The batch of these frame numbers (B, T), which may lie past the end of a short episode."""
-        if action_agg not in ("sample", "sum"):
-            raise ValueError(f"action_agg is {action_agg!r}; expected sample or sum")
+        require_action_agg(action_agg)
         frames = np.minimum(frames, self.lengths[episodes, None] - 1)
         B, T = frames.shape
         frames_u8 = np.empty((B, T, *self.frame_shape), np.uint8)
@@ -262,11 +263,21 @@ class Episodes:
         if action_agg == "sum":
             for b, k in np.ndindex(B, T - 1):
                 actions[b, k] = self.actions[rows[b, k] : rows[b, k + 1]].sum(0)
+        elif action_agg == "concat":
+            actions = np.zeros((B, T, stride * self.action_dim), np.float32)
+            for b, k in np.ndindex(B, T - 1):
+                row = self.actions[rows[b, k] : rows[b, k + 1]][:stride].ravel()
+                actions[b, k, : len(row)] = row  # zeros follow where a short episode has a smaller stride
         return dict(
             frames_u8=torch.from_numpy(frames_u8),
             actions=torch.from_numpy(actions),
             rewards=torch.from_numpy(np.asarray(self.rewards[rows])),
         )
+
+
+def require_action_agg(action_agg):
+    if action_agg not in ("sample", "sum", "concat"):
+        raise ValueError(f"action_agg is {action_agg!r}; expected sample, sum or concat")
 
 
 def map_rows(path):

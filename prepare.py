@@ -9,6 +9,9 @@ Run: python prepare.py push --out data/push --episodes 2000     (--help after a 
      python prepare.py video --src FOLDER --out data/mine --size 64"""
 
 import contextlib
+import functools
+import multiprocessing
+import os
 import sys
 
 import numpy as np
@@ -19,6 +22,7 @@ from common import configure, run
 from envs import demonstrations, make_environment, play, script_episodes
 from envs.base import HELD_OUT, random_policy
 from envs.push import play_push
+from envs.pusht import play_pusht
 from support import tokens
 from support.writer import EpisodeWriter
 
@@ -33,6 +37,18 @@ PUSH_CONFIG = dict(
     robot="red",  # or "cyan", which the released checkpoint has never seen
     scene=-1,  # >= 0: colours, light and sizes of this number in all episodes; -1: each has its own
     val_every=20,  # every 20th episode is for validation
+)
+PUSHT_CONFIG = dict(
+    out="data/pusht",
+    episodes=12_000,
+    length=40,  # actions per episode
+    chunk=5,  # moves per action, of 0.1 s each, as the benchmark has it
+    size=64,
+    seed=0,
+    expert_share=0.7,  # of the episodes; the others are random play
+    action_noise=0.15,  # mean standard deviation, added to the expert's moves
+    val_every=20,
+    workers=0,  # processes; 0: one per core
 )
 SCRIPT_CONFIG = dict(
     out="data/push_red",
@@ -67,6 +83,16 @@ def collect_push(out, episodes, val_every=20, robot="red", scene=-1, **how):
     collect(out, f"PushWorld, {robot}, scene {scene}, seed {how['seed']}", val_every, episodes, named)
 
 
+def collect_pusht(out, episodes, val_every, workers, **how):
+    """Episodes of PushT, by its noisy scripted player and of random play."""
+    if min(episodes, how["length"], how["chunk"]) < 1 or not 0 <= how["seed"] < HELD_OUT:
+        raise ValueError(f"expected episodes, length, chunk >= 1, 0 <= seed < {HELD_OUT}; got {how}")
+    with multiprocessing.get_context("spawn").Pool(workers or os.cpu_count()) as pool:
+        played = pool.imap(functools.partial(play_pusht, **how), range(episodes), chunksize=8)
+        named = ((f"{episode['kind']} {i}", episode) for i, episode in enumerate(played))
+        collect(out, f"PushT, seed {how['seed']}", val_every, episodes, named)
+
+
 def play_tasks(tasks, seed, player):
     """Yield the episodes that player(env) yields of each task, with their names."""
     for task in tasks:
@@ -98,6 +124,7 @@ def collect_script(out, tasks, episodes, seed, noise, random_share, val_every):
 
 COMMANDS = {
     "push": (collect_push, PUSH_CONFIG),
+    "pusht": (collect_pusht, PUSHT_CONFIG),
     "script": (collect_script, SCRIPT_CONFIG),
     "metaworld": (collect_metaworld, METAWORLD_CONFIG),
     "tokens": (tokens.tokenize_segments, tokens.TOKENS_CONFIG),

@@ -65,7 +65,7 @@ CONFIG = dict(
     actions=True,  # use the data's actions, if it has any
     rewards=True,  # predict the data's rewards, if it has any
     goal_conditioned=False,  # show the segment's last frame first; segment_length counts it twice
-    action_agg="sample",  # with stride > 1: "sample" takes every stride-th action, "sum" adds all up
+    action_agg="sample",  # of the stride actions up to the next frame, or their "sum", or all: "concat"
     stride=1,  # source frames per step
     batch_size=16,  # segments per process and micro-step
     accumulate=1,  # micro-steps per update
@@ -174,7 +174,8 @@ def build(cfg, data):
         raise ValueError(f"{cfg.data} has frames {data.frame_shape}, expected {(R, R, 3)}: import --size {R}")
     if cfg.goal_conditioned and tokenizer.layout.context_frames < 2:
         raise ValueError("goal_conditioned needs 2 context frames, goal and present; the tokenizer has 1")
-    heads = dict(action_dim=data.action_dim if cfg.actions else 0, reward=cfg.rewards and data.has_reward)
+    action_dim = data.action_dim * (cfg.stride if cfg.action_agg == "concat" else 1)
+    heads = dict(action_dim=action_dim if cfg.actions else 0, reward=cfg.rewards and data.has_reward)
     if cfg.resume:
         require_unchanged(cfg, state, (*MODEL, "muon", "actions", "rewards", "goal_conditioned"))
         return tokenizer, gpt_from(state["gpt"]), state

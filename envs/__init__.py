@@ -4,6 +4,7 @@ import numpy as np
 
 from envs.metaworld import MetaWorld, metaworld_tasks
 from envs.push import PushWorld
+from envs.pusht import PushT
 from envs.robodesk import DESK, RoboDesk
 from envs.robosuite import RobosuitePush
 
@@ -16,6 +17,8 @@ def make_environment(task, n=1, seed=0, size=64, scene=-1, robot="red"):
         return PushWorld(n, size, seed, scene=scene, robot=robot, anywhere=task == "push_anywhere")
     if (scene, robot) != (-1, "red"):
         raise ValueError(f"task is {task!r}; only PushWorld's, push, has a scene and a robot to choose")
+    if task in ("pusht", "pusht_anywhere"):
+        return PushT(size, seed, anywhere=task == "pusht_anywhere")
     if task in DESK:
         return RoboDesk(task, size, seed)
     if task == "robosuite_push":
@@ -23,7 +26,7 @@ def make_environment(task, n=1, seed=0, size=64, scene=-1, robot="red"):
     names = metaworld_tasks()
     if task in names:
         return MetaWorld(task, size, seed)
-    known = f"push (PushWorld), {', '.join(DESK)} (RoboDesk), robosuite_push, push_anywhere"
+    known = f"push (PushWorld), {', '.join(DESK)} (RoboDesk), robosuite_push, push_anywhere, pusht"
     raise ValueError(f"task is {task!r}; expected {known} or, of Meta-World, {', '.join(names)}")
 
 

@@ -40,6 +40,10 @@ def read_episode(cfg, model):
     if actions is not None:
         if model.trained["action_agg"] == "sum":
             actions = np.add.reduceat(actions, range(0, len(actions), stride))
+        elif model.trained["action_agg"] == "concat":
+            rows = -(-len(actions) // stride)
+            missing = rows * stride - len(actions)
+            actions = np.pad(actions, ((0, missing), (0, 0))).reshape(rows, -1)
         else:
             actions = actions[::stride]
         actions = torch.from_numpy(actions)[None]

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from checkpoints import checksum, load_tokenizer
 from common import load_checkpoint, save_checkpoint
-from data import floats
+from data import floats, require_action_agg
 from envs.base import HELD_OUT
 from envs.push import play_segments, stack_segments
 from mixture import open_data
@@ -63,8 +63,7 @@ def tokenize_segments(out, data, tokenizer, segments, segment_length, stride, ac
     if min(segments, segment_length, batch_size) < 1:
         sizes = segments, segment_length, batch_size
         raise ValueError(f"segments, segment_length, batch_size are {sizes}; expected 1 or more")
-    if action_agg not in ("sample", "sum"):
-        raise ValueError(f"action_agg is {action_agg!r}; expected sample or sum")
+    require_action_agg(action_agg)
     out = claim(out, overwrite=overwrite)
     device = find_device(device)
     model = load_tokenizer(tokenizer).to(device, memory_format=torch.channels_last)

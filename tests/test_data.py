@@ -166,8 +166,19 @@ def test_action_agg_sum_adds_up_the_actions_between_two_frames_that_are_shown(tm
     batch = write_numbered(tmp_path / "e", [40]).batch(0, 8, 5, stride=3, action_agg="sum")
     first = numbers(batch)[0][:, :-1]
     assert torch.equal(batch["actions"][:, :-1, 0], 3.0 * first + (1 + 2 + 3))
-    with pytest.raises(ValueError, match="action_agg is 'mean'; expected sample or sum"):
+    with pytest.raises(ValueError, match="action_agg is 'mean'; expected sample, sum or concat"):
         Episodes(tmp_path / "e").batch(0, 1, 2, action_agg="mean")
+
+
+def test_action_agg_concat_keeps_each_action_between_two_frames_that_are_shown(tmp_path):
+    data = write_numbered(tmp_path / "e", [40, 7])
+    A = data.action_dim
+    for batch in (data.batch(0, 8, 5, stride=3, action_agg="concat"), data.segments(2, 5, 3, 0, "concat")):
+        assert batch["actions"].shape[1:] == (5, 3 * A) and not batch["actions"][:, -1].any()
+        shown, episodes = numbers(batch)
+        steps = shown.diff()[..., None] > torch.arange(3)  # the short episode has a stride of 1
+        moves = batch["actions"].unflatten(2, (3, A))[:, :-1, :, 0]
+        assert torch.equal(moves, (shown[:, :-1, None] + 1.0 + torch.arange(3)) * steps)
 
 
 # ---- batches ----

@@ -1,0 +1,321 @@
+"""envs/pusht.py: PushT (Chi et al. 2023): a disc pushes a T to a pose. Physics by the package gym-pusht.
+
+Lengths are the package's, of which a side has 512; y down. A pose of the block is x, y and angle; x, y are
+the middle of the long outer edge of its bar.   Run: python prepare.py pusht"""
+
+import copy
+
+import numpy as np
+
+from envs.base import World, foresee_in_turn, random_policy
+from envs.mujoco import optional_import
+
+SIDE = 512
+GOAL = np.array([256, 256, np.pi / 4])  # the green T
+AGENT = 15  # radius of the disc
+EDGE = 2  # half-width of outlines and walls
+BAR = np.array([[0, 15], [60, 15]])  # of the T, in its own frame: centre, half-sides
+STEM = np.array([[0, 75], [15, 45]])
+CORNERS = np.array([[-60, 0], [60, 0], [60, 30], [15, 30], [15, 120], [-15, 120], [-15, 30], [-60, 30.0]])
+COLOURS = dict(
+    wall=(211, 211, 211), goal=(144, 238, 144), disc=(65, 105, 225), disc_inside=(78, 126, 255),
+    block=(119, 136, 153), block_inside=(142.8, 163.2, 183.6),
+)  # fmt: skip
+
+
+class Painter:
+    """Draws states as the package does, but at any size at once instead of 512 pixels and smaller after."""
+
+    def __init__(self, size):
+        self.size = size
+        self.unit = SIDE / size  # a pixel's side
+        self.at = (np.arange(size, dtype=np.float32) + 0.5) * self.unit
+        x, y = np.meshgrid(self.at, self.at)
+        goal = np.minimum(*self.boxes(x, y, *GOAL[None].T))
+        empty = np.full((1, size, size, 3), 255, np.float32)
+        self.blend(empty, goal, COLOURS["goal"])
+        border = np.abs(np.maximum(np.abs(x - 255.5), np.abs(y - 255.5)) - 250.5) - EDGE
+        self.walls = self.cover(border)
+        self.empty = empty
+
+    def cover(self, distance):
+        """Share of each pixel that lies inside, of its centre's signed distance from the boundary."""
+        return np.clip(0.5 - distance / self.unit, 0, 1)[..., None]
+
+    def blend(self, canvas, distance, colour):
+        canvas += self.cover(distance) * (np.array(colour, np.float32) - canvas)
+
+    def boxes(self, x, y, px, py, angle):
+        """Signed distances (n, H, W) from the T's bar and stem at poses (n,)."""
+        px, py, angle = (np.asarray(v, np.float32)[:, None, None] for v in (px, py, angle))
+        cos, sin = np.cos(angle), np.sin(angle)
+        u = cos * (x - px) + sin * (y - py)
+        v = cos * (y - py) - sin * (x - px)
+        for centre, half in (BAR.astype(np.float32), STEM.astype(np.float32)):
+            du = np.abs(u - centre[0]) - half[0]
+            dv = np.abs(v - centre[1]) - half[1]
+            outside = np.sqrt(np.maximum(du, 0) ** 2 + np.maximum(dv, 0) ** 2)
+            yield outside + np.minimum(np.maximum(du, dv), 0)
+
+    def __call__(self, states):
+        """States (n, 5): x, y of the disc, pose of the block -> frames_u8 (n, H, W, 3)."""
+        canvas = np.repeat(self.empty, len(states), 0)
+        x, y = self.at[None, None, :], self.at[None, :, None]
+        for distance in self.boxes(x, y, *states[:, 2:].T):
+            self.blend(canvas, distance - EDGE, COLOURS["block"])
+            self.blend(canvas, distance + EDGE, COLOURS["block_inside"])
+        dx, dy = (x - states[:, 0, None, None]), (y - states[:, 1, None, None])
+        distance = np.sqrt(dx**2 + dy**2).astype(np.float32)
+        self.blend(canvas, distance - AGENT, COLOURS["disc"])
+        self.blend(canvas, distance - AGENT + 4, COLOURS["disc_inside"])
+        canvas += self.walls * (np.array(COLOURS["wall"], np.float32) - canvas)
+        return (canvas + 0.5).astype(np.uint8)
+
+
+def turned(points, angle):
+    """Points (..., 2) turned by angle."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    return points @ np.array([[cos, sin], [-sin, cos]])
+
+
+def angle_between(a, b):
+    """From a to b, in [-pi, pi)."""
+    return (b - a + np.pi) % (2 * np.pi) - np.pi
+
+
+def outline(step=15):
+    """Contact points on the T's edge and the inward normals there, both (m, 2), in its own frame."""
+    points, normals = [], []
+    for a, b in zip(CORNERS, np.roll(CORNERS, -1, 0), strict=True):
+        length = np.linalg.norm(b - a)
+        along = (b - a) / length
+        n = max(1, round(length / step))
+        for k in range(n):
+            points.append(a + along * length * (k + 0.5) / n)
+            normals.append([-along[1], along[0]])
+    return np.array(points), np.array(normals)
+
+
+def depth(points):
+    """Signed distance of points (..., 2) in the T's frame from its edge, negative inside."""
+    found = []
+    for centre, half in (BAR, STEM):
+        outside = np.abs(points - centre) - half
+        norm = np.linalg.norm(np.maximum(outside, 0), axis=-1)
+        found.append(norm + np.minimum(outside.max(-1), 0))
+    return np.minimum(*found)
+
+
+MIDDLE = np.array([0, 45])  # the T's centre of gravity
+INERTIA = 3000  # over mass
+POINTS, NORMALS = outline()
+FITS = depth(POINTS - (AGENT + 6) * NORMALS) > AGENT + 5  # not in the T's inner corners
+POINTS, NORMALS = POINTS[FITS], NORMALS[FITS]
+X, Y = (POINTS - MIDDLE).T
+LEVERS = X * NORMALS[:, 1] - Y * NORMALS[:, 0]  # how a push turns the T: positive from x to y
+SPOTS = POINTS - AGENT * NORMALS  # of the disc as it touches
+
+
+def copied(simulation):
+    """A copy, with the contacts that it remembers."""
+    space, agent, block = copy.deepcopy(simulation)
+    block.angle = simulation[2].angle
+    block.position = simulation[2].position  # which pymunk's copy shifts by the centre of gravity
+    return space, agent, block
+
+
+class PushT(World):
+    """A disc pushes a T. Actions (1, 2 chunk) in [-1, 1]: `chunk` moves of 0.1 s each, one after another; a
+    move draws the disc towards a place REACH times (x, y) away from where it is.
+
+    reward    as the package's: the share of the green T that the block covers, 1 from 0.95 on
+    success   the block is where the script pushes it: less than 20 and pi/9 off
+    anywhere  the script pushes it to a pose drawn for each episode, instead of onto the green T
+    distance  to a state, of disc and block: 1 is the largest of a success in the benchmark
+
+    Source: gym-pusht 0.1.8 (physics); stable-worldmodel (relative actions, success)"""
+
+    tolerance = 1.0
+    reach = 100
+
+    def __init__(self, size=64, seed=0, length=40, chunk=5, anywhere=False):
+        with optional_import("PushT", "gym-pusht 'pymunk<7'"):
+            import pymunk
+            import shapely
+            from gym_pusht.envs.pusht import PushTEnv
+        self.pymunk, self.shapely, self.package = pymunk, shapely, PushTEnv
+        super().__init__(size, seed, length)
+        self.action_dim = 2 * chunk
+        self.anywhere = anywhere
+        self.paint = Painter(size)
+
+    def _begin(self):
+        rng = np.random.default_rng([self.seed, self.episode[0]])
+        self.target = GOAL
+        if self.anywhere:
+            self.target = self.draw_target(rng)
+        low, high = np.array([[50, 50, 100, 100, -np.pi], [450, 450, 400, 400, np.pi]])
+        self.contact = None  # of the script
+        self.reset_to_state(rng.uniform(low, high))
+
+    @staticmethod
+    def draw_target(rng):
+        """A pose for the block."""
+        return np.append(rng.uniform(120, 392, 2), rng.uniform(-np.pi, np.pi))
+
+    def reset_to_state(self, state):
+        """Place disc and block (x, y, x, y, angle), as the package does: moves them apart, in one step."""
+        space = self.pymunk.Space()
+        space.damping = 0
+        ends = (5, 506), (5, 5), (506, 5), (506, 506)
+        for a, b in zip(ends, ends[1:] + ends[:1], strict=True):
+            space.add(self.package.add_segment(space, a, b, 2))
+        agent = self.package.add_circle(space, (256, 400), AGENT)
+        block, _ = self.package.add_tee(space, (256, 300), 0)
+        for shape in space.shapes:
+            del shape.color  # of the package's drawing
+        agent.position = list(state[:2])
+        block.position = list(state[2:4])
+        block.angle = state[4]
+        self.simulation = space, agent, block
+        space.step(0.01)
+
+    def _move(self, actions):
+        space, agent, block = self.simulation
+        for x, y in self.reach * actions.reshape(-1, 2):
+            target = np.clip(np.array(agent.position) + (x, y), 0, SIDE)
+            tx, ty = float(target[0]), float(target[1])
+            for _ in range(10):  # a PD controller
+                (px, py), (vx, vy) = agent.position, agent.velocity
+                ax = 100 * (tx - px) - 20 * vx
+                ay = 100 * (ty - py) - 20 * vy
+                agent.velocity = vx + 0.01 * ax, vy + 0.01 * ay
+                space.step(0.01)
+        pose = self.positions()[0, 2:]
+        return np.array([self.coverage(pose)]), np.array([self.pose_error(pose, self.target) < 1])
+
+    def coverage(self, pose):
+        """Reward of a pose (3,)."""
+        goal, block = (self.shapely.Polygon(turned(CORNERS, p[2]) + p[:2]) for p in (GOAL, pose))
+        return min(1, goal.intersection(block).area / goal.area / 0.95)
+
+    @staticmethod
+    def pose_error(pose, target):
+        """Of poses (..., 3): less than 1 is less than 20 and pi/9 off."""
+        away = np.linalg.norm(pose[..., :2] - target[..., :2], axis=-1) / 20
+        return np.maximum(away, np.abs(angle_between(pose[..., 2], target[..., 2])) / (np.pi / 9))
+
+    def render(self):
+        return self.paint(self.positions())
+
+    def state(self):
+        numbers = dict(target=self.target, contact=self.contact, time=self.time, episode=self.episode)
+        return dict(copy.deepcopy(numbers), simulation=copied(self.simulation))
+
+    def restore(self, state):
+        numbers = {name: value for name, value in state.items() if name != "simulation"}
+        vars(self).update(copy.deepcopy(numbers), simulation=copied(state["simulation"]))
+
+    def positions(self):
+        _, agent, block = self.simulation
+        return np.array([[*agent.position, *block.position, block.angle]])
+
+    def distance(self, positions):
+        """Between states (1, 5): less than 1 is less than 20, over both places together, and pi/9."""
+        now = self.positions()
+        away = np.linalg.norm(now[:, :4] - positions[:, :4], axis=1) / 20
+        return np.maximum(away, np.abs(angle_between(now[:, 4], positions[:, 4])) / (np.pi / 9))
+
+    foresee = foresee_in_turn
+
+    def expert(self):
+        """Push the T where that brings it nearer to its target, from outside round it to there."""
+        ahead = copy.copy(self)
+        ahead.restore(self.state())
+        moves = []
+        for _ in range(self.action_dim // 2):
+            moves.append(ahead.next_move())
+            ahead._move(moves[-1])
+        return np.concatenate(moves, 1)
+
+    def next_move(self):
+        """One move of the script (1, 2): pushes move the T as far as they still bring it nearer.
+
+        A push of length 1 along a normal moves the middle by it, and turns the T by lever / INERTIA."""
+        x, y, *pose = self.positions()[0]
+        pose = np.array(pose)
+        here = turned(np.array([x, y]) - pose[:2], -pose[2])  # all places are in the T's frame
+        turn = angle_between(pose[2], self.target[2])
+        way = turned(MIDDLE, turn) - MIDDLE + turned(self.target[:2] - pose[:2], -pose[2])
+        gain = (NORMALS @ way + turn * LEVERS) / (1 + LEVERS**2 / INERTIA)
+        ready = SPOTS - 6 * NORMALS
+        on_table = np.abs(turned(ready, pose[2]) + pose[:2] - SIDE / 2).max(1) < SIDE / 2 - AGENT - 5
+        value = gain - 0.1 * np.linalg.norm(here - ready, axis=1) - 1000 * (~on_table | (gain < 1))
+        if self.contact is not None:
+            value[self.contact] += 10  # it stays at a contact that is nearly as good
+        self.contact = value.argmax()
+        if self.pose_error(pose, self.target) < 0.4 or gain[self.contact] < 1:
+            return np.zeros((1, 2))
+        normal = NORMALS[self.contact]
+        offset = here - SPOTS[self.contact]
+        along = offset @ normal
+        if np.linalg.norm(offset - along * normal) < 6 and -12 < along < 6:
+            goal = SPOTS[self.contact] + (max(along, 0) + min(gain[self.contact], 15)) * normal
+        else:
+            goal = self.way_round(here, ready[self.contact])
+        motion = turned(goal - here, pose[2]) / (0.35 * self.reach)
+        return motion[None] / max(1, np.abs(motion).max())
+
+    @staticmethod
+    def way_round(here, goal):
+        """The next place on a way from here to a goal that does not touch the T, all in its frame."""
+        line = here + np.linspace(0.1, 1, 10)[:, None] * (goal - here)
+        if depth(line).min() > AGENT + 2:
+            return here + (goal - here) * min(1, 30 / max(1e-6, np.linalg.norm(goal - here)))
+        angles = np.arange(24) * (2 * np.pi / 24)
+        options = here + 25 * np.stack([np.cos(angles), np.sin(angles)], 1)
+        centre = np.array([0, 25])  # from where all of the T's edge can be seen
+        rays = options - centre
+        lengths = np.linalg.norm(rays, axis=1)
+        aim = goal - centre
+        turn = np.arccos(np.clip(rays @ aim / (lengths * np.linalg.norm(aim)), -1, 1))
+        cost = 60 * turn + np.abs(lengths - 125) + 20 * np.maximum(AGENT + 4 - depth(options), 0)
+        return options[cost.argmin()]
+
+
+def play_pusht(i, seed, size, length, chunk, expert_share, action_noise):
+    """Episode i of play, as `envs.play` yields it, with a kind: "expert", the script with noise, which goes
+    on to another pose when it is there or stuck, or "random", which is drawn to the block.
+
+    length  actions, each of `chunk` moves;  success: of the first pose"""
+    world = PushT(size, seed, length, chunk, anywhere=True)
+    world.episode[:] = i - 1
+    rng = np.random.default_rng([seed, i, 1])
+    wander = random_policy(1, length * chunk, [seed, i, 2])
+    is_expert = rng.random() < expert_share
+    noise = rng.uniform(0, 2 * action_noise)  # differs from episode to episode
+    frames_u8 = [world.reset()[0]]
+    actions = np.empty((length * chunk, 2), np.float32)
+    rewards = [0.0]
+    won = False
+    is_first = True
+    for k in range(length * chunk):
+        move = world.next_move()
+        is_stuck = not move.any()
+        if is_expert:
+            move = move + noise * rng.normal(size=(1, 2))
+        else:
+            disc, block = world.positions()[0, :2], world.positions()[0, 2:4]
+            move = 0.6 * wander[k] + 0.2 * (block - disc) / np.linalg.norm(block - disc)
+        actions[k] = np.clip(move, -1, 1)
+        reward, success = world._move(actions[k])
+        won |= is_first and success[0]
+        if is_stuck or rng.random() < 0.01:
+            world.target = world.draw_target(rng)
+            is_first = False
+        if k % chunk == chunk - 1:
+            frames_u8.append(world.render()[0])
+            rewards.append(reward[0])
+    return dict(frames_u8=np.stack(frames_u8), actions=actions.reshape(length, -1),
+                rewards=np.array(rewards, np.float32), success=won,
+                kind="expert" if is_expert else "random")  # fmt: skip
