@@ -51,7 +51,7 @@ CONFIG = dict(
     tokenizer="",  # another tokenizer's checkpoint
     out="out/plan/vp2.json",
     overwrite=False,  # begin anew where OUT has other settings; by default that is an error
-    models=("random", "world_model", "oracle"),  # oracle: plans in the simulator; or script
+    models=("random", "world_model", "oracle"),  # oracle: plans in the simulator; or script, nothing
     episodes=50,  # tasks, the same for every seed
     seeds=3,  # of planner and model
     goals="",  # VP2's .hdf5 file of tasks instead of our own
@@ -62,10 +62,13 @@ CONFIG = dict(
     candidates=200,  # per decision, VP2's; it has 800 for open_slide and open_drawer; icem: >= 2 elites
     batch=0,  # candidates imagined at once; 0: all of them
     horizon=10,
+    replan=1,  # decisions that are executed of each plan
     std=(0.0,),  # of the noise on each action dimension; 0: VP2's
     beta=0.5,  # mppi: share of the noise that each step keeps of the one before
     gamma=0.05,  # mppi: how sharply weights fall with the score; of summed squared errors of 64x64 pixels
-    iterations=3,  # icem; candidates are shared out, each time 1.25 times fewer
+    iterations=3,  # icem; candidates are shared out
+    decay=1.25,  # icem: each time so many times fewer
+    keep=0.3,  # icem: share of the elites that stay for the next iteration and decision
     elites=10,  # icem
     execute_mean=False,  # icem: the elites' mean instead of the best candidate
     momentum=0.1,  # icem: share of the old mean and deviation
@@ -92,8 +95,8 @@ PUSH = dict(
     execute_mean=True, horizon=8, last=4, lead=7,
 )  # fmt: skip
 PRESETS = dict(push=PUSH, vp2={})
-MODELS = "random", "world_model", "oracle", "script"
-STD = {2: (0.5, 0.5), 4: (0.5, 0.5, 0.5, 0.0), 5: (0.5, 0.5, 0.5, 0.1, 0.1)}  # VP2's, by the action size
+MODELS = "nothing", "random", "script", "world_model", "oracle"
+STD = {2: (0.5, 0.5), 4: (0.5, 0.5, 0.5, 0.0), 5: (0.5, 0.5, 0.5, 0.1, 0.1), 10: (0.5,) * 10}  # mostly VP2's
 RUN_SETTINGS = "workers out overwrite device gifs preset given models episodes seeds diagnose".split()
 
 
@@ -131,14 +134,14 @@ def coloured(shape, exponent, rng):
 def icem(score, memory, shape, std, cfg, rng):
     """Improved cross-entropy method (Pinneri et al. 2020, Algorithm 1), with arguments as of `mppi`."""
     N, h, A = shape
-    n_kept = math.ceil(0.3 * cfg.elites)
-    first = N / sum(1.25**-i for i in range(cfg.iterations))
+    n_kept = math.ceil(cfg.keep * cfg.elites)
+    first = N / sum(cfg.decay**-i for i in range(cfg.iterations))
     mean = shifted(memory["mean"]) if memory else np.zeros((h, A))
     deviation = np.tile(std, (h, 1))
     elites = np.zeros((0, h, A))
     elite_scores = np.zeros(0)
     for i in range(cfg.iterations):
-        n = max(round(first * 1.25**-i), 2 * cfg.elites)
+        n = max(round(first * cfg.decay**-i), 2 * cfg.elites)
         candidates = np.clip(mean + deviation * coloured((n, h, A), cfg.colour, rng), -1, 1)
         if i == 0 and memory:
             candidates[:n_kept] = shifted(memory["elites"])  # scored anew, after one more frame
@@ -278,26 +281,30 @@ def play(settings, model, seed, i):
     no_action = np.zeros((1, env.action_dim))
     decisions = []
     memory = {}
+    rows = []  # of the plan, that are left to be executed
     env.restore(task.start)
-    history = max(2, bench.world.context_frames)
-    frames_u8 = [env.step(no_action)[0][0]] * history
+    frames_u8 = task.frames_u8[:] or [env.step(no_action)[0][0]] * max(2, bench.world.context_frames)
+    history = len(frames_u8)
     distances = [env.distance(task.positions)[0]]
     for k in range(cfg.steps):
         if distances[-1] < env.tolerance:
             break
-        if k == 0:
+        if model == "nothing" or k == 0 and not task.frames_u8:
             action = no_action
         elif model == "random":
             action = rng.normal(size=no_action.shape) * bench.std
         elif model == "script":
             action = env.expert()
+        elif rows:
+            action = rows.pop(0)
         else:
             began = time.perf_counter()
             decision = Decision(bench, model, task, frames_u8)
             plan, memory = PLANNERS[cfg.planner](decision.score, memory, bench.shape, bench.std, cfg, rng)
             decision.seconds = time.perf_counter() - began
             decisions.append(decision)
-            action = plan[:1]
+            action, *rows = plan[: cfg.replan, None]
+            memory = memory if cfg.replan == 1 else {}  # it is of the decision before
         frames_u8.append(env.step(np.clip(action, -1, 1))[0][0])
         distances.append(env.distance(task.positions)[0])
     won = bool(distances[-1] < env.tolerance)
@@ -313,9 +320,9 @@ def play(settings, model, seed, i):
 
 def check(cfg):
     require_positive(cfg, "episodes", "seeds", "steps", "lead", "candidates", "horizon")
-    require_positive(cfg, "iterations", "elites")
+    require_positive(cfg, "iterations", "elites", "decay", "replan")
     require_not_negative(cfg, "batch", "gamma", "colour", "gifs", "workers", "seed", "last")
-    require_not_negative(cfg, "beta", "momentum", most=1)
+    require_not_negative(cfg, "beta", "momentum", "keep", most=1)
     if not cfg.models or set(cfg.models) - set(MODELS):
         raise ValueError(f"models is {','.join(cfg.models)!r}; expected some of {', '.join(MODELS)}")
     if cfg.planner not in PLANNERS:

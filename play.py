@@ -4,8 +4,8 @@
       ^                                                |  --PushWorld--> what would really have happened
       +-------- pictures and numbers, as JSON ---------+
 
-The page (assets/play.html) asks for one step at a time: a slow model is slow, and never behind. It is served
-to this machine alone unless --host says otherwise, and to one visitor at a time.
+The page (assets/play.html) asks for a step when the one before is nearly done: a slow model is slow, and
+never behind. It is served to this machine alone unless --host says otherwise, and to one visitor at a time.
 
 R pixels per side, A action size, n_b futures side by side (1, or FUTURES after a fork).
 
@@ -14,8 +14,12 @@ Run: python play.py                                              the released ch
      python play.py --ckpt out/mbpo/agent.pt --agent out/mbpo/agent.pt     an agent where it has learned"""
 
 import base64
+import contextlib
 import io
 import math
+import os
+import sys
+import threading
 import time
 import webbrowser
 from pathlib import Path
@@ -31,11 +35,10 @@ from data import to_float, to_u8
 from drq import load_agent
 from envs.base import HELD_OUT
 from envs.push import PushWorld
-from mixture import open_data
 from sample import WorldModel
 from support import recorder
 from support.hood import Hood
-from support.segments import segments_for
+from support.segments import segments_for, spans_of
 from support.server import Server
 
 CONFIG = dict(
@@ -53,10 +56,11 @@ CONFIG = dict(
 PAGE = Path(__file__).with_name("assets") / "play.html"
 PLANNER = SimpleNamespace(**{**plan.CONFIG, **plan.PUSH})
 FUTURES = 4
-UNDO = 64  # steps that can be taken back
-CONTEXTS = 4  # among them: each keeps a KV cache
+UNDO = 64  # steps that can be taken back,
+CONTEXTS = 4  # as far as they lie in the newest contexts, each of which keeps a KV cache
 RECORD = 2**24  # bytes of frames that are recorded, the newest
 MOST_PIXELS = 40_000_000  # of a picture that is dropped on the page
+PICTURES = "PNG", "JPEG"  # its formats: some others start programs
 WORLD = "recent", "left", "scene", "n_branches", "cache", "codes"  # what a step changes in a WorldModel
 
 
@@ -70,19 +74,6 @@ def number(value, least, most, name):
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise ValueError(f"{name} is {str(value)[:40]}; expected a number from {least} to {most}")
     return value
-
-
-def spans_of(world, data):
-    """The least and the greatest action (A, 2) in 64 segments of the data; -1 and 1 without such data."""
-    A = world.action_dim
-    if A and data != "push":
-        trained = world.trained
-        T = world.context_frames + 1
-        segments = open_data(data, "val").segments(64, T, trained["stride"], 0, trained["action_agg"])
-        if segments["actions"].shape[-1] == A:
-            actions = segments["actions"].flatten(0, 1)
-            return torch.stack([actions.amin(0), actions.amax(0)], 1).tolist()
-    return [[-1.0, 1.0]] * A
 
 
 class Game:
@@ -100,14 +91,14 @@ class Game:
         A = world.action_dim
         self.players = {}
         if self.data == "push" and A == PushWorld.action_dim:
-            self.players["script"] = self.scripted
+            self.players["script"] = self.script_action
         if cfg.agent:
             self.agent = load_agent(cfg.agent, A, self.size).to(world.device)
-            self.players["agent"] = self.trained
+            self.players["agent"] = self.agent_action
         if A and world.gpt.reward is not None:
             self.mind = world.session()
-            self.players["planner"] = self.planned
-        self.spans = spans_of(world, self.data)  # of the sliders
+            self.players["planner"] = self.planner_action
+        self.spans = spans_of(world, self.data)
         self.hood = Hood(world)
         self.scene(cfg.seed)
 
@@ -119,16 +110,18 @@ class Game:
         t = self.world.context_frames
         if self.data != "push":
             segment = segments_for(self.world, self.data, 1, 1, seed)
-            return self.begin(segment["frames"][:, :t])
+            columns = (segment[name][:, :t] for name in ("frames", "actions", "rewards"))
+            return self.begin(*columns, seed=seed)
         truth = PushWorld(1, self.size, HELD_OUT + seed)
         rest = np.zeros((1, truth.action_dim))
         frames_u8 = [truth.reset()] + [truth.step(rest)[0] for _ in range(t - 1)]
-        return self.begin(to_float(np.stack(frames_u8, 1)), truth if "script" in self.players else None)
+        truth = truth if "script" in self.players else None
+        return self.begin(to_float(np.stack(frames_u8, 1)), truth=truth, seed=seed)
 
     def picture(self, file):
         """A picture of the visitor's, base64 of a file: cut to a square, it stands still."""
         try:
-            image = Image.open(io.BytesIO(base64.b64decode(file, validate=True)))
+            image = Image.open(io.BytesIO(base64.b64decode(file, validate=True)), formats=PICTURES)
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"it has more than {MOST_PIXELS:,} pixels")
             square = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (self.size, self.size))
@@ -137,14 +130,16 @@ class Game:
         frame = to_float(np.array(square))
         return self.begin(frame.repeat(1, self.world.context_frames, 1, 1, 1))
 
-    def begin(self, frames, truth=None):
-        """Dream on from context frames (1, t, 3, R, R)."""
+    def begin(self, frames, actions=None, rewards=None, truth=None, seed=None):
+        """Dream on from context frames (1, t, 3, R, R); actions (1, t, A) and rewards (1, t) if known."""
         self.world.reset(frames)
         self.world.codes = None
-        self.start = frames, truth and truth.state()
+        self.start = dict(frames=frames, actions=actions, rewards=rewards, truth=truth, seed=seed)
+        self.start_state = truth.state() if truth else None
+        self.seed = seed
         self.truth = truth
         self.steps = 0
-        self.record = []  # (bytes (n_b, R, R, 3), action or None, rewards or None) of the newest steps
+        self.record = recorder.context_steps(frames, actions, rewards, self.world.action_dim)
         self.marks = []
         self.memory = {}  # the planner's
         self.inside = {}  # what is under the hood
@@ -152,10 +147,9 @@ class Game:
 
     def back(self):
         """To the frames that this dream began with."""
-        frames, state = self.start
         if self.truth:
-            self.truth.restore(state)
-        return self.begin(frames, self.truth)
+            self.truth.restore(self.start_state)
+        return self.begin(**self.start)
 
     # ---- steps ----
 
@@ -170,38 +164,40 @@ class Game:
         elif world.action_dim:
             if not isinstance(action, list) or len(action) != world.action_dim:
                 raise ValueError(f"action is {str(action)[:40]}; expected {world.action_dim} numbers")
-            action = [number(x, -1, 1, "action") for x in action]
+            action = [number(x, *span, "action") for x, span in zip(action, self.spans, strict=True)]
         else:
             action = None
-        self.remember()
-        self.memory = self.memory if player == "planner" else {}
-        self.hood.clear()
+        if player != "planner":
+            self.memory = {}
         decided = time.perf_counter()
-        frames, rewards = world.step(action and torch.tensor([action] * len(world.recent)))
-        frames_u8 = to_u8(frames)
-        numbers = dict(model_ms=1000 * (time.perf_counter() - decided), action=action)
-        if rewards is not None:
-            numbers["rewards"] = rewards.tolist()
-        if self.truth:
-            _, true_reward, _, _ = self.truth.step(np.array([action]))
-            numbers["true_reward"] = float(true_reward[0])
-        self.steps += 1
-        self.record.append((frames_u8, action, numbers.get("rewards")))
-        del self.record[: -RECORD // frames_u8.nbytes]
-        self.inside = self.look_inside() if self.hood.is_open else {}
+        with self.change():
+            actions = torch.tensor([action] * len(world.recent)) if world.action_dim else None
+            with self.hood.watch(world):
+                frames, rewards = world.step(actions)
+            frames_u8 = to_u8(frames)
+            numbers = dict(model_ms=1000 * (time.perf_counter() - decided), action=action)
+            if rewards is not None:
+                numbers["rewards"] = rewards.tolist()
+            if self.truth:
+                _, true_reward, _, _ = self.truth.step(np.array([action]))
+                numbers["true_reward"] = float(true_reward[0])
+            self.steps += 1
+            self.record.append((frames_u8, action, numbers.get("rewards")))
+            self.record = self.record[-max(1, RECORD // frames_u8.nbytes) :]
+            self.inside = self.look_inside()
         return {**self.show(), **numbers, "ms": 1000 * (time.perf_counter() - began)}
 
-    def scripted(self):
+    def script_action(self):
         """The scripted player's action, which sees the true world."""
         if not self.truth:
             raise ValueError("the script has to see the true world; it plays in PushWorld's own scenes alone")
         return self.truth.expert()[0].clip(-1, 1).tolist()
 
-    def trained(self):
+    def agent_action(self):
         """The action of mbpo.py's agent, which sees the dream."""
         return self.agent.act(self.world.recent[:1])[0].tolist()
 
-    def planned(self):
+    def planner_action(self):
         """The first action of the plan of which the dream promises the highest rewards (plan.py)."""
         shape = PLANNER.candidates, PLANNER.horizon, self.world.action_dim
         frames = self.world.recent[0]
@@ -215,13 +211,24 @@ class Game:
         best, self.memory = plan.icem(score, self.memory, shape, std, PLANNER, rng)
         return best[0].tolist()
 
+    @contextlib.contextmanager
+    def change(self):
+        """What happens in this context can be undone; an error in it undoes it at once."""
+        self.remember()
+        try:
+            yield
+        except BaseException:
+            self.undo()
+            raise
+
     def remember(self):
         """Note where all is, for `undo`."""
         world = self.world
         mark = {name: getattr(world, name) for name in WORLD}
         cache = dict(pending=world.cache.pending, length=world.cache.length)
         ours = dict(steps=self.steps, record=self.record[:], inside=self.inside)
-        self.marks.append((mark, cache, world.generator.get_state(), self.truth and self.truth.state(), ours))
+        state = self.truth.state() if self.truth else None
+        self.marks.append((mark, cache, world.generator.get_state(), state, ours))
         del self.marks[:-UNDO]
         while len({id(mark["cache"]) for mark, *_ in self.marks}) > CONTEXTS:
             del self.marks[0]
@@ -251,11 +258,12 @@ class Game:
         return self.go_on_with(int(number(future, 0, len(self.world.recent) - 1, "future")), 1)
 
     def go_on_with(self, future, n_branches):
-        self.remember()
-        self.record = [recorder.only(step, future) for step in self.record]
-        self.inside = {}
-        self.world.cache = None
-        self.world.reset(self.world.recent[future : future + 1], n_branches)
+        """Make n_branches futures of what one future has come to."""
+        with self.change():
+            self.record = [recorder.only(step, future) for step in self.record]
+            self.inside = {}
+            self.world.cache = None
+            self.world.reset(self.world.recent[future : future + 1], n_branches)
         return self.show()
 
     # ---- settings ----
@@ -284,7 +292,7 @@ class Game:
             has_rewards=world.gpt.reward is not None, players=list(self.players), data=self.data,
             grid=math.isqrt(world.gpt.layout.tokens_future), codes=world.gpt.layout.dynamics_codes,
             temperature=world.temperature, top_k=min(world.top_k, world.gpt.layout.dynamics_codes),
-            looks=self.hood.is_open, spans=self.spans,
+            looks=self.hood.is_open, spans=self.spans, seed=self.seed,
         )  # fmt: skip
 
     def show(self):
@@ -301,20 +309,22 @@ class Game:
         return found
 
     def look_inside(self):
-        ids, bits, alone = self.hood.look(self.world)
-        return dict(ids=ids, bits=bits, alone=encoded(alone))
+        """What is under the hood of the newest frame, for the page."""
+        if not self.hood.is_open:
+            return {}
+        ids, changed, bits, alone = self.hood.look(self.world)
+        return dict(ids=ids, changed=changed, bits=bits, alone=encoded(alone))
 
     def episode(self):
         """What was played, as the bytes of an .npz episode."""
-        has_reward = self.world.gpt.reward is not None
-        return recorder.episode(self.start[0][0], self.record, self.world.action_dim, has_reward)
+        return recorder.episode(self.record, self.world.action_dim, self.world.gpt.reward is not None)
 
     def gif(self):
         """What was played, as the bytes of a GIF."""
-        return recorder.gif(self.start[0][0], self.record)
+        return recorder.gif(self.record)
 
 
-COMMANDS = "scene picture back step undo fork choose sampling look about".split()
+COMMANDS = "scene", "picture", "back", "step", "undo", "fork", "choose", "sampling", "look", "about"
 
 
 def serve(game, host, port):
@@ -336,15 +346,17 @@ def main(cfg):
         server = serve(game, cfg.host, cfg.port)
     except OSError as error:
         where = f"{cfg.host}:{cfg.port}"
-        raise ValueError(f"no page at {where} ({error.strerror}); pass another --port") from None
+        raise ValueError(f"no page at {where} ({error.strerror}); pass another --port or --host") from None
     address = f"http://{cfg.host}:{server.server_port}"
     print(f"{address}   Ctrl-C ends it")
-    if cfg.open:
-        webbrowser.open(address)
+    if cfg.open:  # in a thread, as some browsers return when they are closed
+        threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
     try:
         server.serve_forever()
     except KeyboardInterrupt:
         print()
+        sys.stdout.flush()
+        os._exit(0)  # without waiting for the steps that are asked for
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Lengths are the package's, of which a side has 512; y down. A pose of the block 
 the middle of the long outer edge of its bar.   Run: python prepare.py pusht"""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -155,6 +156,7 @@ class PushT(World):
         if self.anywhere:
             self.target = self.draw_target(rng)
         low, high = np.array([[50, 50, 100, 100, -np.pi], [450, 450, 400, 400, np.pi]])
+        self.hand = None  # where the script takes the disc in the end
         self.contact = None  # of the script
         self.reset_to_state(rng.uniform(low, high))
 
@@ -209,7 +211,8 @@ class PushT(World):
         return self.paint(self.positions())
 
     def state(self):
-        numbers = dict(target=self.target, contact=self.contact, time=self.time, episode=self.episode)
+        numbers = dict(target=self.target, hand=self.hand, contact=self.contact)
+        numbers.update(time=self.time, episode=self.episode)
         return dict(copy.deepcopy(numbers), simulation=copied(self.simulation))
 
     def restore(self, state):
@@ -227,6 +230,23 @@ class PushT(World):
         return np.maximum(away, np.abs(angle_between(now[:, 4], positions[:, 4])) / (np.pi / 9))
 
     foresee = foresee_in_turn
+
+    def task(self, i, lead, noise=0.15):
+        """Task i of the benchmark: from anywhere on the script's noisy way to its state `lead` actions later.
+
+        returns  a namespace as of envs.vp2.make_task; frames_u8 are two, up to the start"""
+        self.episode[:] = i - 1
+        frames_u8 = [self.reset()[0]]
+        rng = np.random.default_rng([self.seed, i, 3])
+        before = rng.integers(1, 25)
+        for k in range(before + lead):
+            if k == before:
+                start = self.state()
+            frames_u8.append(self.step(self.expert() + noise * rng.normal(size=(1, self.action_dim)))[0][0])
+        goal = self.positions()
+        start.update(target=goal[0, 2:], hand=goal[0, :2], contact=None)
+        opening = frames_u8[before - 1 : before + 1]
+        return SimpleNamespace(start=start, goal_u8=frames_u8[-1], positions=goal, frames_u8=opening)
 
     def expert(self):
         """Push the T where that brings it nearer to its target, from outside round it to there."""
@@ -254,12 +274,15 @@ class PushT(World):
         if self.contact is not None:
             value[self.contact] += 10  # it stays at a contact that is nearly as good
         self.contact = value.argmax()
-        if self.pose_error(pose, self.target) < 0.4 or gain[self.contact] < 1:
+        is_there = self.pose_error(pose, self.target) < 0.4 or gain[self.contact] < 1
+        if is_there and self.hand is None:
             return np.zeros((1, 2))
         normal = NORMALS[self.contact]
         offset = here - SPOTS[self.contact]
         along = offset @ normal
-        if np.linalg.norm(offset - along * normal) < 6 and -12 < along < 6:
+        if is_there:
+            goal = self.way_round(here, turned(self.hand - pose[:2], -pose[2]))
+        elif np.linalg.norm(offset - along * normal) < 6 and -12 < along < 6:
             goal = SPOTS[self.contact] + (max(along, 0) + min(gain[self.contact], 15)) * normal
         else:
             goal = self.way_round(here, ready[self.contact])

@@ -18,8 +18,11 @@ CLASSIFIER = "VP2's classifier of the task, or TorchScript: frames (M, 3, 64, 64
 def make_task(env, i, lead, settle=2):
     """Task i: to reach, within `lead` decisions, what the script's success (and `settle` more) looks like.
 
-    returns  a namespace: start (for env.restore), goal_u8 (H,W,3), positions (for env.distance)
+    returns  a namespace: start (for env.restore), goal_u8 (H,W,3), positions (for env.distance), frames_u8
+             before the start, if the world has its own kind of tasks, else []
     raises   ValueError if the player does not succeed from far enough away"""
+    if hasattr(env, "task"):
+        return env.task(i, lead)
     for attempt in range(50):
         env.episode[:] = 50 * i + attempt - 1
         env.reset()
@@ -31,7 +34,8 @@ def make_task(env, i, lead, settle=2):
             frames_u8, _, success, done = env.step(env.expert())
             n_won += int(n_won > 0 or success[0])
         if n_won and success[0] and len(states) >= lead:
-            task = SimpleNamespace(start=states[-lead], goal_u8=frames_u8[0], positions=env.positions())
+            task = SimpleNamespace(start=states[-lead], goal_u8=frames_u8[0], frames_u8=[])
+            task.positions = env.positions()
             env.restore(task.start)
             if env.distance(task.positions)[0] > 3 * env.tolerance:
                 return task
@@ -58,7 +62,8 @@ def read_goals(path, env):
             if goal_u8.shape != (env.size, env.size, 3):
                 raise ValueError(f"{path}, {name}: goal is {goal_u8.shape}; expected {env.size} a side")
             env.restore(end)
-            tasks.append(SimpleNamespace(start=start, goal_u8=goal_u8, positions=env.positions()))
+            positions = env.positions()
+            tasks.append(SimpleNamespace(start=start, goal_u8=goal_u8, positions=positions, frames_u8=[]))
     return tasks
 
 

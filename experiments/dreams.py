@@ -44,11 +44,11 @@ def pixels_of(frames, colours):
     return torch.stack(counts, 2)
 
 
-def are_there(imagined, truth, colours):
-    """Whether every object of a frame is still there: (B, T)."""
+def count_there(imagined, truth, colours):
+    """How many objects of a frame are still there: (B, T)."""
     expected = pixels_of(truth, colours)
     found = pixels_of(imagined, colours)
-    return ((found >= expected / 2) | (expected < LEAST)).all(2)
+    return ((found >= expected / 2) | (expected < LEAST)).sum(2)
 
 
 @torch.no_grad()
@@ -78,12 +78,15 @@ def main(cfg):
     truth = clips[:, t:]
     error = psnr(dreams, truth).mean(0)
     repeated = psnr(clips[:, t - 1 : t].expand_as(truth).contiguous(), truth).mean(0)
-    there = are_there(dreams, truth, colours).float().mean(0)
-    columns = dict(psnr={}, repeat_last={}, all_there={})
+    there = count_there(dreams, truth, colours)
+    objects = there.float().mean(0)
+    all_there = (there == colours.shape[1]).float().mean(0)
+    columns = dict(psnr={}, repeat_last={}, objects={}, all_there={})
     for k in cfg.frames:
         columns["psnr"][f"frame {k}"] = error[k - 1].item()
         columns["repeat_last"][f"frame {k}"] = repeated[k - 1].item()
-        columns["all_there"][f"frame {k}"] = there[k - 1].item()
+        columns["objects"][f"frame {k}"] = objects[k - 1].item()
+        columns["all_there"][f"frame {k}"] = all_there[k - 1].item()
     report(cfg.out, columns, videos=cfg.videos)
     draw_sheet(cfg, [truth[:4], dreams[:4]], count=12)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from common import configure, require_positive, run
-from support.browser import open_browser
+from support.browser import open_browser, open_page
 from support.results import claim_result, read_result, write_result
 
 CONFIG = dict(
@@ -51,23 +51,28 @@ NONSENSE = (
 
 
 class Visit:
-    """A server, and a page of it in a browser."""
+    """A server, and a page of it in a browser, in a `with` statement."""
 
     def __init__(self, browser, cfg):
         program = Path(__file__).parents[1] / "play.py"
         command = [sys.executable, str(program), f"--ckpt={cfg.ckpt}", "--port=0", "--open=false"]
         self.server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        address = self.server.stdout.readline().split()[0]
-        self.complaints = []
-        self.page = browser.new_page(viewport=dict(width=1100, height=850))
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.goto(address)
-        self.page.wait_for_selector(".frame canvas")
-        self.page.evaluate(COUNT)
-        self.page.select_option("#rate", "1000")
+        self.browser = browser
 
-    def close(self):
+    def __enter__(self):
+        try:
+            lines = iter(self.server.stdout.readline, "")
+            address = next((line.split()[0] for line in lines if line.startswith("http")), "")
+            if not address:
+                raise OSError("play.py has ended; its message is above")
+            self.page = open_page(self.browser, address)
+        except BaseException:
+            self.server.kill()
+            raise
+        self.page.evaluate(COUNT)
+        return self
+
+    def __exit__(self, *_):
         self.page.close()
         self.server.terminate()
         self.server.wait()
@@ -90,8 +95,7 @@ class Visit:
         return (steps - made) / passed, (total_ms - model_ms) / 1000 / passed
 
 
-def speed(browser, cfg):
-    visit = Visit(browser, cfg)
+def speed(visit, cfg):
     rows = dict(beside=[], alone=[], share=[])
     visit.hold("ArrowRight", 5)
     for k in range(cfg.repeats):
@@ -103,7 +107,6 @@ def speed(browser, cfg):
         visit.page.evaluate("document.querySelector('canvas').toBlob(take)")
         visit.page.wait_for_function("!about.has_truth")
         rows["alone"].append(visit.hold("ArrowRight", cfg.seconds)[0])
-    visit.close()
     return dict(
         frames_per_s=statistics.median(rows["beside"]),
         frames_per_s_dream_alone=statistics.median(rows["alone"]),
@@ -139,9 +142,8 @@ def act_at_random(page, rng):
     page.evaluate("answered()")
 
 
-def hour(browser, cfg):
+def hour(visit, cfg):
     rng = np.random.default_rng(cfg.seed)
-    visit = Visit(browser, cfg)
     began = time.perf_counter()
     marks = []  # (seconds, steps, megabytes) every few seconds
     while (now := time.perf_counter() - began) < 60 * cfg.minutes:
@@ -149,8 +151,7 @@ def hour(browser, cfg):
         for _ in range(3):
             visit.hold(rng.choice(["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"]), rng.uniform(0.5, 2))
         act_at_random(visit.page, rng)
-    errors = visit.page.evaluate("worst") + visit.complaints
-    visit.close()
+    errors = visit.page.evaluate("worst") + visit.page.complaints
     seconds, steps, megabytes = np.array(marks).T
     part = 10 * cfg.minutes  # seconds of a sixth
     early = np.searchsorted(seconds, part)
@@ -160,7 +161,7 @@ def hour(browser, cfg):
         steps=int(steps[-1]), errors=len(errors), what=errors[:20],
         memory_growth_megabytes=float(megabytes[late:].max() - megabytes[:early].max()),
         megabytes=[round(x) for x in megabytes[:: max(1, len(megabytes) // 12)]],
-        frames_per_s=rate, frames_per_s_ratio=rate[1] / rate[0],
+        frames_per_s=rate[1] / rate[0], rates=rate,
     )  # fmt: skip
 
 
@@ -170,9 +171,11 @@ def main(cfg):
     out = claim_result(cfg.out, cfg.overwrite or bool(numbers), endings=())
     with open_browser() as browser:
         if "speed" in cfg.parts:
-            numbers.update(speed(browser, cfg))
+            with Visit(browser, cfg) as visit:
+                numbers.update(speed(visit, cfg))
         if "hour" in cfg.parts:
-            numbers["hour"] = hour(browser, cfg)
+            with Visit(browser, cfg) as visit:
+                numbers["hour"] = hour(visit, cfg)
     print(json.dumps(numbers, indent=1))
     write_result(out, numbers)
 

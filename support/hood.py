@@ -1,36 +1,49 @@
 """support/hood.py: what happens inside a WorldModel as it imagines a frame."""
 
+import contextlib
 import math
 
 import torch
 
 
 class Hood:
-    """Sees what codes are drawn from, while it is open."""
+    """Keeps what the codes of a frame are drawn from, while it is open."""
 
     def __init__(self, world):
         self.is_open = False
-        self.logits = []  # (B n_b, K) of each code, since `clear`
+        self.is_watching = False
+        self.logits = []  # (n_b, K) of each code of the newest frame, before temperature and top-k
+        self.codes = None  # of the frame before
         code_logits = world.gpt.code_logits
 
         def watched(h):
             logits = code_logits(h)
-            if self.is_open:
+            if self.is_watching:
                 self.logits.append(logits)
             return logits
 
         world.gpt.code_logits = watched
 
-    def clear(self):
-        self.logits.clear()
+    @contextlib.contextmanager
+    def watch(self, world):
+        """Keep what the step in this context does."""
+        self.logits = []
+        self.codes = world.codes
+        self.is_watching = self.is_open
+        try:
+            yield
+        finally:
+            self.is_watching = False
 
     @torch.no_grad()
     def look(self, world):
-        """Of the first future's newest frame: ids and bits of entropy of its codes (n,), and the frame
-        (3, R, R) that the decoder draws of the codes alone."""
+        """Of the first future's newest frame: ids of its codes, whether each has changed since the frame
+        before, its bits of entropy, each (n,); and the frame (3, R, R) that the codes draw alone."""
+        codes = world.codes[:1, -1:]
+        before = codes if self.codes is None else self.codes[:1, -1:]
         logits = torch.stack(self.logits)[:, 0].float()
         entropy = torch.distributions.Categorical(logits=logits).entropy() / math.log(2)
-        codes = world.codes[:1, -1:]
         with world.autocast:
             alone = world.tokenizer.decode_future(codes, None)[0, 0].float()
-        return codes.flatten().tolist(), entropy.tolist(), alone
+        ids = codes.flatten()
+        return ids.tolist(), (ids != before.flatten()).tolist(), entropy.tolist(), alone

@@ -27,6 +27,19 @@ def segments_for(model, data, n, horizon, seed):
     return goal_first(batch) if model.goal_conditioned else batch
 
 
+def spans_of(model, data):
+    """The least and the greatest action (A, 2) in 64 segments of the data; -1 and 1 without such data."""
+    A = model.action_dim
+    if A and data != "push":
+        trained = model.trained
+        T = model.context_frames + 1
+        segments = open_data(data, "val").segments(64, T, trained["stride"], 0, trained["action_agg"])
+        if segments["actions"].shape[-1] == A:
+            actions = segments["actions"].flatten(0, 1)
+            return torch.stack([actions.amin(0), actions.amax(0)], 1).tolist()
+    return [[-1.0, 1.0]] * A
+
+
 def read_episode(cfg, model):
     """The file cfg.episode as a batch of one segment."""
     t = model.context_frames

@@ -6,22 +6,26 @@
 
 import json
 import math
+import sys
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 MOST_BYTES = 16_000_000  # of a message: a picture may be in it
 IDLE = 60.0  # seconds of silence after which another visitor may come
 BAD_MESSAGE = ValueError, TypeError, RecursionError  # what wrong commands and wrong JSON raise
+LOCAL = "127.0.0.1", "localhost"
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # a connection stays open
     timeout = 600  # seconds of silence until it is closed
-    disable_nagle_algorithm = True  # else each answer waits 40 ms for the browser to confirm its first part
-    wbufsize = -1  # an answer is sent at once
+    disable_nagle_algorithm = True  # else an answer's end waits 40 ms for the browser
+    wbufsize = -1  # head and body of an answer go out together
 
     def answer(self, body, kind, status=200):
+        """Send bytes of a content type."""
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -29,21 +33,36 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def is_allowed(self, paths):
+        """Whether a path is here; else the answer is 404. On this machine alone, a page of another host whose
+        name leads here (DNS rebinding) is refused, too."""
+        host = self.headers.get("Host", "").rsplit(":", 1)[0]
+        is_stranger = self.server.server_address[0] in LOCAL and host not in LOCAL
+        if is_stranger or self.path not in paths:
+            self.close_connection = True  # a body stays unread
+            self.answer(b"nothing here", "text/plain", 404)
+            return False
+        return True
+
     def do_GET(self):
+        if not self.is_allowed(("/", *self.server.files)):
+            return
         if self.path == "/":
             self.answer(self.server.page.read_bytes(), "text/html; charset=utf-8")
-        elif self.path in self.server.files:
+        else:
             kind, make = self.server.files[self.path]
             self.answer(self.server.work(make), kind)
-        else:
-            self.answer(b"nothing here", "text/plain", 404)
 
     def do_POST(self):
+        if not self.is_allowed(("/do",)):
+            return
         try:
-            found = self.server.work(self.server.obey, self.message())
-        except BAD_MESSAGE as error:
-            found = dict(error=str(error)[:300])
-        self.answer(json.dumps(found).encode(), "application/json")
+            answer = json.dumps(self.server.work(self.server.obey, self.message()), allow_nan=False)
+        except Exception as error:  # whatever it is, the server goes on
+            if not isinstance(error, BAD_MESSAGE):
+                traceback.print_exc()
+            answer = json.dumps(dict(error=str(error)[:300] or repr(error)))
+        self.answer(answer.encode(), "application/json")
 
     def message(self):
         """What the page sent.   raises  ValueError unless that is a JSON object, not too large"""
@@ -82,7 +101,13 @@ class Server(ThreadingHTTPServer):
         self.heard = -math.inf  # when the visitor sent something
         self.worker = ThreadPoolExecutor(1)  # of all commands: connections have threads of their own
 
+    def handle_error(self, *_):
+        """Tell of errors, but not that a page was closed or left."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            traceback.print_exc()
+
     def work(self, function, *arguments):
+        """Let the worker call a function -> what it returns."""
         return self.worker.submit(function, *arguments).result()
 
     def obey(self, message):

@@ -3,7 +3,6 @@
 import base64
 import io
 import threading
-from urllib.parse import urlparse
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import play
 from common import configure
 from play import Game
 from sample import WorldModel
-from support.browser import find_chromium, open_browser
+from support.browser import find_chromium, open_browser, open_page
 from tokenizer import TokenLayout
 
 pytest.importorskip("playwright", reason="pip install playwright")
@@ -35,28 +34,20 @@ def released():
 class Visit:
     """A page of a server that plays one model. `close` fails if the browser had anything to complain of."""
 
-    def __init__(self, browser, world, **settings):
+    def __init__(self, browser, world, how=None, **settings):
         cfg = configure(play.CONFIG, "", [])
         vars(cfg).update(settings)
         self.game = Game(world.session(0), cfg)
         self.server = play.serve(self.game, "127.0.0.1", 0)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.complaints = []
-        self.hosts = set()
-        self.page = browser.new_page(viewport=dict(width=1100, height=850))
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.hosts.add(urlparse(request.url).netloc))
-        self.page.goto(f"http://127.0.0.1:{self.server.server_port}/")
-        self.page.wait_for_selector(".frame canvas")
-        self.page.select_option("#rate", "1000")
+        self.page = open_page(browser, f"http://127.0.0.1:{self.server.server_port}/", **(how or {}))
 
     def close(self):
         port = self.server.server_port
         self.page.close()
         self.server.shutdown()
         self.server.server_close()
-        assert not self.complaints and self.hosts <= {f"127.0.0.1:{port}", ""}
+        assert not self.page.complaints and self.page.hosts <= {f"127.0.0.1:{port}", ""}
 
     def pixels(self, k=0):
         """Bytes (R, R, 3) of the k-th picture on the page."""
@@ -138,7 +129,7 @@ def test_a_game_pad_steers(visit):
     visit.page.evaluate("navigator.getGamepads = () => []")
     visit.rest()
     assert gripper(visit.pixels())[0] > before[0] + 4
-    np.testing.assert_allclose(visit.game.record[0][1], [0.9, 0.05])
+    np.testing.assert_allclose(visit.game.record[-1][1], [0.9, 0.05])
 
 
 def test_undo_and_from_the_start_restore_frames_bit_for_bit(visit):
@@ -215,8 +206,15 @@ def test_temperature_players_and_a_new_scene(visit):
 def test_a_second_tab_says_that_somebody_plays_until_the_first_is_closed(visit, browser):
     address = visit.page.url
     second = browser.new_page()
+    wrong = []
+    second.on("pageerror", lambda error: wrong.append(str(error)))
     second.goto(address)
     second.wait_for_selector("text=somebody else is playing")
+    assert second.is_disabled("#once") and second.is_disabled("#hood")
+    second.keyboard.press("h")
+    second.set_viewport_size(dict(width=500, height=700))
+    second.wait_for_selector("text=somebody else is playing")
+    assert not wrong
     visit.page.goto("about:blank")  # as closing it
     second.reload()
     second.wait_for_selector(".frame canvas")
@@ -235,10 +233,44 @@ def test_five_dimensional_actions_have_a_slider_each(browser, released):
     visit.page.locator("#sliders input").nth(4).fill("-0.5")
     visit.page.click("#once")
     visit.wait(lambda: visit.game.steps == 1)
-    assert visit.game.record[0][1] == [0, 0, 0, 0, -0.5]
+    assert visit.game.record[-1][1] == [0, 0, 0, 0, -0.5]
     visit.close()
 
 
-def test_on_a_phone_nothing_is_wider_than_the_screen(visit):
-    visit.page.set_viewport_size(dict(width=360, height=740))
+def test_a_pull_steers_a_fork_and_a_double_click_chooses_once(visit):
+    visit.page.click("#fork")
+    visit.wait(lambda: visit.page.locator(".dream").count() == 4)
+    box = visit.page.locator(".dream canvas").nth(2).bounding_box()
+    visit.page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
+    visit.page.mouse.down()
+    visit.page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 0.5 * box["height"])
+    visit.wait(lambda: visit.game.steps >= 2)
+    visit.page.mouse.up()
+    visit.rest()
+    assert visit.page.locator(".dream").count() == 4 and visit.game.record[-1][1] == pytest.approx([1, 0])
+    visit.page.locator(".dream").nth(1).dblclick()
+    visit.wait(lambda: visit.page.locator(".dream").count() == 1)
+    visit.rest()
+    assert "error" not in (visit.page.get_attribute("#status", "class") or "")
+
+
+def test_short_taps_are_steps_and_keys_steer_after_a_control_was_used(visit):
+    visit.page.locator("#temperature").click()
+    visit.page.click("#hood")
+    visit.rest()
+    for key in ("ArrowRight", "ArrowUp", "ArrowRight"):
+        steps = visit.game.steps
+        visit.page.keyboard.press(key)
+        visit.wait(lambda steps=steps: visit.game.steps == steps + 1)
+        visit.rest()
+    assert visit.game.record[-1][1] == [1, 0] and visit.game.record[-2][1] == [0, -1]
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen_and_nothing_goes_wrong(browser, released):
+    phone = dict(viewport=dict(width=360, height=740), is_mobile=True, has_touch=True)
+    visit = Visit(browser, released, phone, data="push")
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= 360
+    visit.page.set_viewport_size(dict(width=740, height=360))
+    visit.page.tap("#once")
+    visit.wait(lambda: visit.game.steps == 1)
+    visit.close()

@@ -18,6 +18,7 @@ from importers import load_episode
 from play import FUTURES, Game
 from sample import WorldModel
 from support import server as support_server
+from support.segments import segments_for
 
 
 def open_game(path, **settings):
@@ -116,21 +117,23 @@ def test_the_newest_frames_are_recorded_with_actions_and_rewards(game, tmp_path,
     chosen = game.choose(3)["dream"][0]
     for _ in range(4):
         game.step([0.0, 0.0])
-    assert len(game.record) == 6  # of one future each again
+    assert len(game.record) == 5  # one of the fork, as four futures take more, and four since
     (tmp_path / "b.npz").write_bytes(game.episode())
     assert (np.load(tmp_path / "b.npz")["image"][-5] == pixels(chosen)).all()
     assert iio.imread(game.gif()).shape[1:] == (256, 256, 3)
 
 
 def test_under_the_hood_are_the_codes_their_entropy_and_the_frame_without_context(game):
-    assert "ids" not in game.step([0.0, 0.0])
     game.look(True)
-    found = game.step([1.0, 0.0])
+    found = game.step([0.0, 0.0])
+    assert found["changed"] == [False] * 16  # no frame before was imagined
     assert found["ids"] == game.world.codes.flatten().tolist()
     assert len(found["ids"]) == len(found["bits"]) == 16
     assert all(0 <= bits <= 5 for bits in found["bits"])  # of 32 codes
     assert pixels(found["alone"]).shape == (32, 32, 3) and found["alone"] != found["dream"][0]
-    assert "ids" not in game.look(False)
+    again = game.step([1.0, 0.0])
+    assert again["changed"] == [a != b for a, b in zip(found["ids"], again["ids"], strict=True)]
+    assert "ids" not in game.look(False) and "ids" not in game.step([0.0, 0.0])
 
 
 def test_the_script_and_the_planner_play(game, monkeypatch):
@@ -159,7 +162,7 @@ def test_a_model_without_actions_dreams_on_and_a_data_set_gives_scenes(trained, 
     assert game.about()["actions"] == 0 and not game.about()["players"] and "truth" not in game.about()
     found = game.step()
     assert "rewards" not in found and found["action"] is None
-    assert game.scene(5)["dream"] == game.scene(5)["dream"]
+    assert game.scene(5)["dream"] == game.scene(5)["dream"] and game.about()["seed"] == 5
     assert set(np.load(io.BytesIO(game.episode()))) == {"image"}
 
 
@@ -168,6 +171,18 @@ def test_sliders_span_the_actions_of_the_data(trained, push):
     assert spans.shape == (2, 2) and (spans[:, 0] < -0.5).all() and (spans[:, 1] > 0.5).all()
     assert np.abs(spans).max() <= 1 and open_game(trained.gpt, data="push").spans == [[-1, 1]] * 2
     assert open_game(trained.free, data=str(push)).spans == []
+
+
+def test_an_episode_has_the_actions_and_rewards_of_the_data_before_it(trained, push):
+    game = open_game(trained.gpt, data=str(push))
+    game.scene(3)
+    game.step([0.5, 0.25])
+    segment = segments_for(game.world, str(push), 1, 1, 3)
+    saved = np.load(io.BytesIO(game.episode()))
+    np.testing.assert_allclose(saved["action"], [segment["actions"][0, 0].tolist(), [0.5, 0.25]])
+    np.testing.assert_allclose(saved["reward"][:2], segment["rewards"][0, :2])
+    with pytest.raises(ValueError, match="expected a number from"):
+        game.step([1.5, 0.0])
 
 
 def test_top_k_is_never_more_than_there_are_codes(trained):
@@ -255,6 +270,37 @@ def test_a_message_that_is_too_long_is_not_read(server):
     request = urllib.request.Request(address, b"{}", headers)
     with urllib.request.urlopen(request, timeout=30) as answer:
         assert "at most" in json.load(answer)["error"]
+
+
+def test_a_command_that_fails_in_the_middle_changes_nothing(server, game, monkeypatch):
+    ask(server, dict(do="step", action=[0.5, 0.5]))
+    before = ask(server, dict(do="about"))
+    with monkeypatch.context() as broken:
+        broken.setattr(game.world.gpt, "prefill", lambda *_, **__: 1 / 0)
+        broken.setattr(game.world.gpt, "imagine", lambda *_, **__: 1 / 0)
+        for message in (dict(do="fork"), dict(do="step", action=[1, 1])):
+            assert ask(server, message) == {"error": "division by zero"}
+    assert ask(server, dict(do="about")) == before
+    assert ask(server, dict(do="step", action=[1, 1]))["steps"] == 2
+
+
+def test_numbers_that_json_does_not_have_are_an_error(server, game, monkeypatch):
+    monkeypatch.setattr(game, "show", lambda: dict(psnr=float("nan")))
+    assert "JSON" in ask(server, dict(do="about"))["error"]
+
+
+def test_a_page_whose_name_leads_here_is_refused(server):
+    address = f"http://127.0.0.1:{server.server_port}"
+    for path, body in (("/do", b"{}"), ("/episode.npz", None), ("/", None)):
+        request = urllib.request.Request(address + path, body, {"Host": f"evil.example:{server.server_port}"})
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(request, timeout=30)
+
+
+def test_a_picture_of_another_format_is_not_opened(game):
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"
+    with pytest.raises(ValueError, match="cannot be read: cannot identify"):
+        game.picture(base64.b64encode(eps).decode())
 
 
 def test_a_picture_that_would_fill_memory_is_refused(server, monkeypatch):
