@@ -83,14 +83,16 @@ def collect_push(out, episodes, val_every=20, robot="red", scene=-1, **how):
     collect(out, f"PushWorld, {robot}, scene {scene}, seed {how['seed']}", val_every, episodes, named)
 
 
-def collect_pusht(out, episodes, val_every, workers, **how):
+def collect_pusht(out, episodes, length, chunk, size, seed, expert_share, action_noise, val_every, workers):
     """Episodes of PushT, by its noisy scripted player and of random play."""
-    if min(episodes, how["length"], how["chunk"]) < 1 or not 0 <= how["seed"] < HELD_OUT:
-        raise ValueError(f"expected episodes, length, chunk >= 1, 0 <= seed < {HELD_OUT}; got {how}")
+    if min(episodes, length, chunk) < 1 or not 0 <= seed < HELD_OUT or action_noise < 0:
+        raise ValueError(f"expected episodes, length, chunk >= 1, 0 <= seed < {HELD_OUT}, action_noise >= 0")
+    how = dict(seed=seed, size=size, length=length, chunk=chunk)
+    how.update(expert_share=expert_share, action_noise=action_noise)
     with multiprocessing.get_context("spawn").Pool(workers or os.cpu_count()) as pool:
         played = pool.imap(functools.partial(play_pusht, **how), range(episodes), chunksize=8)
         named = ((f"{episode['kind']} {i}", episode) for i, episode in enumerate(played))
-        collect(out, f"PushT, seed {how['seed']}", val_every, episodes, named)
+        collect(out, f"PushT, seed {seed}", val_every, episodes, named)
 
 
 def play_tasks(tasks, seed, player):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from envs.base import World, foresee_in_turn, random_policy
+from envs.base import World, random_policy
 from envs.mujoco import optional_import
 
 SIDE = 512
@@ -24,59 +24,74 @@ COLOURS = dict(
 )  # fmt: skip
 
 
+def box_distances(x, y, poses):
+    """Signed distances from the T's bar and from its stem: x, y (n, H, W) or fit for it, poses (n, 3)."""
+    px, py, angle = (column[:, None, None] for column in poses.astype(np.float32).T)
+    cos = np.cos(angle)
+    sin = np.sin(angle)
+    u = cos * (x - px) + sin * (y - py)  # in the T's frame
+    v = cos * (y - py) - sin * (x - px)
+    for centre, half in (BAR, STEM):
+        outside_u = np.abs(u - np.float32(centre[0])) - np.float32(half[0])
+        outside_v = np.abs(v - np.float32(centre[1])) - np.float32(half[1])
+        corner = np.sqrt(np.maximum(outside_u, 0) ** 2 + np.maximum(outside_v, 0) ** 2)
+        yield corner + np.minimum(np.maximum(outside_u, outside_v), 0)
+
+
 class Painter:
     """Draws states as the package does, but at any size at once instead of 512 pixels and smaller after."""
 
     def __init__(self, size):
         self.size = size
         self.unit = SIDE / size  # a pixel's side
-        self.at = (np.arange(size, dtype=np.float32) + 0.5) * self.unit
-        x, y = np.meshgrid(self.at, self.at)
-        goal = np.minimum(*self.boxes(x, y, *GOAL[None].T))
-        empty = np.full((1, size, size, 3), 255, np.float32)
-        self.blend(empty, goal, COLOURS["goal"])
-        border = np.abs(np.maximum(np.abs(x - 255.5), np.abs(y - 255.5)) - 250.5) - EDGE
-        self.walls = self.cover(border)
-        self.empty = empty
+        x, y = np.meshgrid(*2 * [(np.arange(size, dtype=np.float32) + 0.5) * self.unit])
+        goal = np.minimum(*box_distances(x, y, GOAL[None]))
+        self.empty = self.blend(np.full((1, size, size, 3), 255, np.float32), goal, "goal")
+        border = np.maximum(np.abs(x - 255.5), np.abs(y - 255.5)) - 250.5
+        self.walls = self.cover(np.abs(border) - EDGE)
 
     def cover(self, distance):
         """Share of each pixel that lies inside, of its centre's signed distance from the boundary."""
         return np.clip(0.5 - distance / self.unit, 0, 1)[..., None]
 
-    def blend(self, canvas, distance, colour):
-        canvas += self.cover(distance) * (np.array(colour, np.float32) - canvas)
+    def blend(self, canvas, distance, name):
+        return canvas + self.cover(distance) * (np.array(COLOURS[name], np.float32) - canvas)
 
-    def boxes(self, x, y, px, py, angle):
-        """Signed distances (n, H, W) from the T's bar and stem at poses (n,)."""
-        px, py, angle = (np.asarray(v, np.float32)[:, None, None] for v in (px, py, angle))
-        cos, sin = np.cos(angle), np.sin(angle)
-        u = cos * (x - px) + sin * (y - py)
-        v = cos * (y - py) - sin * (x - px)
-        for centre, half in (BAR.astype(np.float32), STEM.astype(np.float32)):
-            du = np.abs(u - centre[0]) - half[0]
-            dv = np.abs(v - centre[1]) - half[1]
-            outside = np.sqrt(np.maximum(du, 0) ** 2 + np.maximum(dv, 0) ** 2)
-            yield outside + np.minimum(np.maximum(du, dv), 0)
+    def window(self, centre, radius):
+        """A square of pixels round places (n, 2): its index in a canvas, x (n, 1, w) and y (n, w, 1)."""
+        w = min(self.size, int(2 * radius / self.unit) + 3)
+        first = np.clip(np.rint(centre / self.unit - w / 2), 0, self.size - w).astype(int)
+        pixels = first[..., None] + np.arange(w)  # (n, 2, w)
+        index = np.arange(len(centre))[:, None, None], pixels[:, 1, :, None], pixels[:, 0, None, :]
+        at = ((pixels + 0.5) * self.unit).astype(np.float32)
+        return index, at[:, 0, None, :], at[:, 1, :, None]
 
     def __call__(self, states):
         """States (n, 5): x, y of the disc, pose of the block -> frames_u8 (n, H, W, 3)."""
         canvas = np.repeat(self.empty, len(states), 0)
-        x, y = self.at[None, None, :], self.at[None, :, None]
-        for distance in self.boxes(x, y, *states[:, 2:].T):
-            self.blend(canvas, distance - EDGE, COLOURS["block"])
-            self.blend(canvas, distance + EDGE, COLOURS["block_inside"])
-        dx, dy = (x - states[:, 0, None, None]), (y - states[:, 1, None, None])
-        distance = np.sqrt(dx**2 + dy**2).astype(np.float32)
-        self.blend(canvas, distance - AGENT, COLOURS["disc"])
-        self.blend(canvas, distance - AGENT + 4, COLOURS["disc_inside"])
+        disc = states[:, :2]
+        poses = states[:, 2:]
+        index, x, y = self.window(turned(MIDDLE, poses[:, 2]) + poses[:, :2], 80)
+        part = canvas[index]
+        for distance in box_distances(x, y, poses):
+            part = self.blend(part, distance - EDGE, "block")
+            part = self.blend(part, distance + EDGE, "block_inside")
+        canvas[index] = part
+        index, x, y = self.window(disc, AGENT)
+        px, py = disc.astype(np.float32).T[..., None, None]
+        distance = np.sqrt((x - px) ** 2 + (y - py) ** 2) - AGENT
+        part = self.blend(canvas[index], distance, "disc")
+        canvas[index] = self.blend(part, distance + 4, "disc_inside")
         canvas += self.walls * (np.array(COLOURS["wall"], np.float32) - canvas)
         return (canvas + 0.5).astype(np.uint8)
 
 
 def turned(points, angle):
-    """Points (..., 2) turned by angle."""
-    cos, sin = np.cos(angle), np.sin(angle)
-    return points @ np.array([[cos, sin], [-sin, cos]])
+    """Points (..., 2) turned by an angle, or one point by angles (n,)."""
+    x, y = np.moveaxis(points, -1, 0)
+    cos = np.cos(angle)
+    sin = np.sin(angle)
+    return np.stack([cos * x - sin * y, sin * x + cos * y], -1)
 
 
 def angle_between(a, b):
@@ -115,6 +130,13 @@ POINTS, NORMALS = POINTS[FITS], NORMALS[FITS]
 X, Y = (POINTS - MIDDLE).T
 LEVERS = X * NORMALS[:, 1] - Y * NORMALS[:, 0]  # how a push turns the T: positive from x to y
 SPOTS = POINTS - AGENT * NORMALS  # of the disc as it touches
+
+
+def state_distance(states, goal):
+    """Of states (..., 5) of disc and block, or poses (..., 3): less than 1 is less than 20, over both places
+    together, and less than pi/9."""
+    away = np.linalg.norm(states[..., :-1] - goal[..., :-1], axis=-1) / 20
+    return np.maximum(away, np.abs(angle_between(states[..., -1], goal[..., -1])) / (np.pi / 9))
 
 
 def copied(simulation):
@@ -194,18 +216,12 @@ class PushT(World):
                 agent.velocity = vx + 0.01 * ax, vy + 0.01 * ay
                 space.step(0.01)
         pose = self.positions()[0, 2:]
-        return np.array([self.coverage(pose)]), np.array([self.pose_error(pose, self.target) < 1])
+        return np.array([self.coverage(pose)]), np.array([state_distance(pose, self.target) < 1])
 
     def coverage(self, pose):
         """Reward of a pose (3,)."""
         goal, block = (self.shapely.Polygon(turned(CORNERS, p[2]) + p[:2]) for p in (GOAL, pose))
         return min(1, goal.intersection(block).area / goal.area / 0.95)
-
-    @staticmethod
-    def pose_error(pose, target):
-        """Of poses (..., 3): less than 1 is less than 20 and pi/9 off."""
-        away = np.linalg.norm(pose[..., :2] - target[..., :2], axis=-1) / 20
-        return np.maximum(away, np.abs(angle_between(pose[..., 2], target[..., 2])) / (np.pi / 9))
 
     def render(self):
         return self.paint(self.positions())
@@ -224,14 +240,25 @@ class PushT(World):
         return np.array([[*agent.position, *block.position, block.angle]])
 
     def distance(self, positions):
-        """Between states (1, 5): less than 1 is less than 20, over both places together, and pi/9."""
-        now = self.positions()
-        away = np.linalg.norm(now[:, :4] - positions[:, :4], axis=1) / 20
-        return np.maximum(away, np.abs(angle_between(now[:, 4], positions[:, 4])) / (np.pi / 9))
+        """From a state (1, 5), as `state_distance`."""
+        return state_distance(self.positions(), positions)
 
-    foresee = foresee_in_turn
+    def foresee(self, actions, positions):
+        """As base.py says."""
+        N, h, _ = actions.shape
+        start = self.state()
+        states = np.empty((N, h, 5))
+        rewards = np.empty((N, h), np.float32)
+        for i, sequence in enumerate(np.clip(actions, -1, 1)):
+            self.restore(start)
+            for k in range(h):
+                rewards[i, k] = self._move(sequence[k])[0][0]
+                states[i, k] = self.positions()[0]
+        self.restore(start)
+        frames_u8 = np.stack([self.paint(states[:, k]) for k in range(h)], 1)
+        return frames_u8, rewards, state_distance(states, positions)
 
-    def task(self, i, lead, noise=0.15):
+    def draw_task(self, i, lead, noise=0.15):
         """Task i of the benchmark: from anywhere on the script's noisy way to its state `lead` actions later.
 
         returns  a namespace as of envs.vp2.make_task; frames_u8 are two, up to the start"""
@@ -274,7 +301,7 @@ class PushT(World):
         if self.contact is not None:
             value[self.contact] += 10  # it stays at a contact that is nearly as good
         self.contact = value.argmax()
-        is_there = self.pose_error(pose, self.target) < 0.4 or gain[self.contact] < 1
+        is_there = state_distance(pose, self.target) < 0.4 or gain[self.contact] < 1
         if is_there and self.hand is None:
             return np.zeros((1, 2))
         normal = NORMALS[self.contact]

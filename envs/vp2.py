@@ -21,8 +21,8 @@ def make_task(env, i, lead, settle=2):
     returns  a namespace: start (for env.restore), goal_u8 (H,W,3), positions (for env.distance), frames_u8
              before the start, if the world has its own kind of tasks, else []
     raises   ValueError if the player does not succeed from far enough away"""
-    if hasattr(env, "task"):
-        return env.task(i, lead)
+    if hasattr(env, "draw_task"):
+        return env.draw_task(i, lead)
     for attempt in range(50):
         env.episode[:] = 50 * i + attempt - 1
         env.reset()

@@ -239,9 +239,9 @@ def test_objects_are_counted_by_their_colours():
     colours = torch.cat([gripper, torch.from_numpy(episode["colours"])])[None] / 255
     counts = dreams.pixels_of(truth, colours)
     assert 40 < counts.min() and counts.max() < 250  # a disc of 104 less its mark, squares
-    assert dreams.are_there(truth, truth, colours).all()
+    assert (dreams.count_there(truth, truth, colours) == 3).all()
     table = truth[:, :, :, :1, :1].expand_as(truth)
-    assert not dreams.are_there(table, truth, colours).any()
+    assert not dreams.count_there(table, truth, colours).any()
 
 
 @pytest.mark.parametrize(

@@ -409,7 +409,7 @@ def test_failures_are_told_apart(monkeypatch):
 def test_wrong_settings_are_refused_with_the_reason(trained, tmp_path):
     out = tmp_path / "push.json"
     for wrong, message in (
-        (dict(models=("wm",)), "models is 'wm'; expected some of random, world_model"),
+        (dict(models=("wm",)), "models is 'wm'; expected some of nothing, random"),
         (dict(planner="cem"), "planner is 'cem'; expected one of mppi, icem"),
         (dict(std=(0.5, 0.5, 0.5)), "std is .*; expected 2 numbers of 0 or more, one per action dimension"),
         (dict(std=(0.5, -0.5)), "std is .*; expected 2 numbers of 0 or more"),
