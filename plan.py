@@ -30,6 +30,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from checkpoints import checksum
@@ -75,6 +76,8 @@ CONFIG = dict(
     colour=2.0,  # icem: exponent of the noise's spectrum, 0 is white
     # the score: a weighted sum
     pixel=1.0,  # of minus the squared error to the goal, summed over frames, pixels and colours
+    blur=0.0,  # of the same for frames averaged over squares of 8 and of 16 pixels: things may be apart
+    latent=0.0,  # of minus the squared distance between latents of the context's encoder
     reward=0.0,  # of the sum of predicted rewards, which are for the pad, wherever push_anywhere has its goal
     classifier="",  # VP2's file, or TorchScript: frames (M, 3, 64, 64) -> logits of success
     classifier_weight=10.0,  # of the sum of these logits
@@ -97,6 +100,7 @@ PUSH = dict(
 PRESETS = dict(push=PUSH, vp2={})
 MODELS = "nothing", "random", "script", "world_model", "oracle"
 STD = {2: (0.5, 0.5), 4: (0.5, 0.5, 0.5, 0.0), 5: (0.5, 0.5, 0.5, 0.1, 0.1), 10: (0.5,) * 10}  # mostly VP2's
+BLUR = 8, 16
 RUN_SETTINGS = "workers out overwrite device gifs preset given models episodes seeds diagnose".split()
 
 
@@ -179,8 +183,9 @@ def imagine_candidates(world, frames, candidates, batch=0):
 class Score:
     """How good futures are, higher is better: the weighted sum of the terms in CONFIG (VP2's objectives)."""
 
-    def __init__(self, cfg, device):
+    def __init__(self, cfg, device, tokenizer=None):
         self.cfg = cfg
+        self.tokenizer = tokenizer
         self.classifier = load_classifier(cfg.classifier, device) if cfg.classifier else None
 
     @torch.no_grad()
@@ -189,7 +194,15 @@ class Score:
         cfg = self.cfg
         last = cfg.last or frames.shape[1]
         frames = frames[:, -last:]
-        total = -cfg.pixel * (frames - goal).square().sum((1, 2, 3, 4))
+        difference = frames - goal
+        total = -cfg.pixel * difference.square().sum((1, 2, 3, 4))
+        for side in BLUR if cfg.blur else ():
+            mean = F.avg_pool2d(difference.flatten(0, 1), side)
+            total -= cfg.blur * side**2 * mean.square().sum((1, 2, 3)).view(len(frames), -1).sum(1)
+        if cfg.latent:
+            z = torch.cat([self.tokenizer.encode_context(part)[0] for part in frames.split(64)])
+            z_goal, _ = self.tokenizer.encode_context(goal[None, None])
+            total -= cfg.latent * (z - z_goal).square().sum((1, 2, 3))
         if cfg.reward and rewards is None:
             raise ValueError("the model predicts no rewards; pass --reward 0")
         if cfg.reward:
@@ -223,7 +236,7 @@ class Bench:
         self.std = np.array(cfg.std if any(cfg.std) else STD.get(A, cfg.std))
         if len(self.std) != A or self.std.min() < 0:
             raise ValueError(f"std is {cfg.std}; expected {A} numbers of 0 or more, one per action dimension")
-        self.score = Score(cfg, self.world.device)
+        self.score = Score(cfg, self.world.device, self.world.tokenizer)
         self.shape = cfg.candidates, cfg.horizon, A
         self.goals = read_goals(cfg.goals, self.env) if cfg.goals else []
 
@@ -300,6 +313,7 @@ def play(settings, model, seed, i):
         else:
             began = time.perf_counter()
             decision = Decision(bench, model, task, frames_u8)
+            decision.made_at = k
             plan, memory = PLANNERS[cfg.planner](decision.score, memory, bench.shape, bench.std, cfg, rng)
             decision.seconds = time.perf_counter() - began
             decisions.append(decision)

@@ -10,13 +10,17 @@ from support.pictures import save_gif
 
 
 def draw(path, goal, frames_u8, decisions):
-    """GIF: goal | executed | first | last frame of each decision's best future (grey: no decision)."""
+    """GIF: goal | executed | first | last frame of the newest decision's best future (grey: none yet).
+
+    frames_u8  the start's, and what each decision led to"""
     executed = to_float(np.stack(frames_u8))
     columns = [goal.cpu().expand_as(executed), executed]
-    if decisions:
-        grey = torch.full_like(executed[: len(executed) - len(decisions)], 0.5)
-        for k in (0, -1):
-            columns.append(torch.cat([grey, torch.stack([d.best_future[k] for d in decisions])]))
+    for k in (0, -1) if decisions else ():
+        column = [torch.full_like(executed[0], 0.5)]
+        for at in range(len(executed) - 1):
+            made = [d for d in decisions if d.made_at <= at]
+            column.append(made[-1].best_future[k] if made else column[0])
+        columns.append(torch.stack(column))
     save_gif(path, torch.stack(columns), fps=3)
 
 

@@ -201,10 +201,21 @@ def test_scores_are_weighted_sums_over_frames(classifier):
     assert both.tolist() == [-0.5 * squares + 2 * 6, 0.0]
     late = Score(settings(reward=2.0, last=1), cpu)(frames, rewards, goal)
     assert late.tolist() == [-squares / 3 + 2 * 3, 0.0]
+    frames = frames.repeat_interleave(2, -1).repeat_interleave(2, -2)  # 16 x 16
+    goal = torch.zeros(3, 16, 16)
+    blur = Score(settings(pixel=0.0, blur=1.0), cpu)(frames, None, goal)
+    assert blur.tolist() == [-2 * 4 * squares, 0.0]  # each of two sizes counts as much as pixels do
     logits = Score(settings(pixel=0.0, classifier=classifier), cpu)(frames, None, goal)
     assert logits.tolist() == pytest.approx([10 * 3 * 0.5, 0.0])
     with pytest.raises(ValueError, match="the model predicts no rewards; pass --reward 0"):
         Score(settings(reward=1.0), cpu)(frames, None, goal)
+
+
+def test_latents_of_the_goal_are_nearest_to_themselves(trained, segments):
+    world = WorldModel.load(trained.gpt, "cpu")
+    frames = segments["frames"][0, None, :4].transpose(0, 1)  # four futures of a frame each
+    scores = Score(settings(pixel=0.0, latent=1.0), world.device, world.tokenizer)(frames, None, frames[2, 0])
+    assert scores.argmax() == 2 and scores[2].item() == pytest.approx(0, abs=1e-3)
 
 
 def test_files_that_cannot_be_used_are_named(tmp_path):
@@ -361,6 +372,27 @@ def test_an_interrupted_run_continues_and_says_why_episodes_fail(trained, tmp_pa
         run_plan(out, ckpt=ckpt, models=models, **SMALL)
     other = run_plan(out, ckpt=ckpt, models=("random",), overwrite=True, **SMALL)
     assert other["random"]["seeds"] == numbers["random"]["seeds"] and len(episodes_of(out)["records"]) == 4
+
+
+def test_a_plan_can_be_executed_for_several_decisions(trained, tmp_path, monkeypatch):
+    plans = []
+
+    def steady(score, memory, shape, std, cfg, rng):
+        plans.append(memory)
+        score(np.zeros(shape))
+        return np.full(shape[1:], 0.1 * len(plans)), dict(mean=1)
+
+    monkeypatch.setitem(plan.PLANNERS, "mppi", steady)
+    how = dict(ckpt=trained.gpt, models=("world_model",), episodes=1, seeds=1)
+    how.update(candidates=2, horizon=3, steps=6)
+    run_plan(tmp_path / "a.json", replan=3, gifs=1, **how)
+    assert plans == [{}, {}]  # of five decisions after the first, which is no action
+    plan.open_bench.cache_clear()
+    run_plan(tmp_path / "b.json", replan=1, **how)
+    assert len(plans) == 2 + 5 and plans[-1] == dict(mean=1)
+    plan.open_bench.cache_clear()
+    nothing = run_plan(tmp_path / "c.json", **{**how, "models": ("nothing",)})
+    assert nothing["nothing"]["mean"] == 0
 
 
 @pytest.mark.slow
