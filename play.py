@@ -1,7 +1,7 @@
 """play.py: step into the imagined world, live, in a browser.
 
     page --POST /do {"do": "step", "action": [..]}--> Game --WorldModel--> frames, rewards, codes
-      ^                                                |  --PushWorld--> what would really have happened
+      ^                                                |  --simulator--> what would really have happened
       +-------- pictures and numbers, as JSON ---------+
 
 The page (assets/play.html) asks for a step when the one before is nearly done: a slow model is slow, and
@@ -33,18 +33,18 @@ import plan
 from common import configure, require_not_negative, run
 from data import to_float, to_u8
 from drq import load_agent
+from envs import make_environment
 from envs.base import HELD_OUT
-from envs.push import PushWorld
 from sample import WorldModel
 from support import recorder
 from support.hood import Hood
-from support.segments import segments_for, spans_of
+from support.segments import FRESH, segments_for, spans_of
 from support.server import Server
 
 CONFIG = dict(
     ckpt="assets/push-tiny.pt",
     tokenizer="",  # checkpoint of another tokenizer
-    data="",  # a folder of episodes (its validation split) or "push"; by default the model's own
+    data="",  # a folder of episodes (its validation split), "push" or "pusht"; by default the model's own
     agent="",  # a checkpoint of mbpo.py, whose agent can be let play
     host="127.0.0.1",  # 0.0.0.0: anybody in the network may play
     port=8000,  # 0: any that is free
@@ -85,36 +85,41 @@ class Game:
         self.world = world
         self.size = world.tokenizer.config["resolution"]
         self.data = cfg.data or world.trained["data"] or "push"
-        if self.data != "push" and not cfg.data and not Path(self.data).is_dir():
+        if self.data not in FRESH and not cfg.data and not Path(self.data).is_dir():
             print(f"{self.data}, its training data, is not here; scenes are PushWorld's, or pass --data")
             self.data = "push"
         A = world.action_dim
         self.players = {}
-        if self.data == "push" and A == PushWorld.action_dim:
-            self.players["script"] = self.script_action
+        self.spans = spans_of(world, self.data)
+        self.moves = int(A == 2)  # in the plane, of an action, that a stick can steer
+        if self.data in FRESH:
+            simulator = make_environment(self.data, size=self.size)
+            self.rest = np.zeros((1, simulator.action_dim))
+            if A == simulator.action_dim:
+                self.players["script"] = self.script_action
+                self.spans = [[-simulator.stick, simulator.stick]] * A
+                self.moves = A // 2
         if cfg.agent:
             self.agent = load_agent(cfg.agent, A, self.size).to(world.device)
             self.players["agent"] = self.agent_action
         if A and world.gpt.reward is not None:
             self.mind = world.session()
             self.players["planner"] = self.planner_action
-        self.spans = spans_of(world, self.data)
         self.hood = Hood(world)
         self.scene(cfg.seed)
 
     # ---- where a dream starts ----
 
     def scene(self, seed):
-        """Another scene: PushWorld's of this seed, or a segment of the data."""
+        """Another scene: the simulator's of this seed, or a segment of the data."""
         seed = int(number(seed, 0, 10**6 - 1, "seed"))
         t = self.world.context_frames
-        if self.data != "push":
+        if self.data not in FRESH:
             segment = segments_for(self.world, self.data, 1, 1, seed)
             columns = (segment[name][:, :t] for name in ("frames", "actions", "rewards"))
             return self.begin(*columns, seed=seed)
-        truth = PushWorld(1, self.size, HELD_OUT + seed)
-        rest = np.zeros((1, truth.action_dim))
-        frames_u8 = [truth.reset()] + [truth.step(rest)[0] for _ in range(t - 1)]
+        truth = make_environment(self.data, 1, HELD_OUT + seed, self.size)
+        frames_u8 = [truth.reset()] + [truth.step(self.rest)[0] for _ in range(t - 1)]
         truth = truth if "script" in self.players else None
         return self.begin(to_float(np.stack(frames_u8, 1)), truth=truth, seed=seed)
 
@@ -190,7 +195,7 @@ class Game:
     def script_action(self):
         """The scripted player's action, which sees the true world."""
         if not self.truth:
-            raise ValueError("the script has to see the true world; it plays in PushWorld's own scenes alone")
+            raise ValueError("the script sees the true world: it plays in the simulator's own scenes alone")
         return self.truth.expert()[0].clip(-1, 1).tolist()
 
     def agent_action(self):
@@ -292,7 +297,7 @@ class Game:
             has_rewards=world.gpt.reward is not None, players=list(self.players), data=self.data,
             grid=math.isqrt(world.gpt.layout.tokens_future), codes=world.gpt.layout.dynamics_codes,
             temperature=world.temperature, top_k=min(world.top_k, world.gpt.layout.dynamics_codes),
-            looks=self.hood.is_open, spans=self.spans, seed=self.seed,
+            looks=self.hood.is_open, spans=self.spans, moves=self.moves, seed=self.seed,
         )  # fmt: skip
 
     def show(self):

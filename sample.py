@@ -33,7 +33,7 @@ from support.segments import find_segments
 CONFIG = dict(
     ckpt="assets/push-tiny.pt",
     tokenizer="",  # checkpoint of another tokenizer, adapted to new pictures (zero-shot transfer, Figure 8)
-    data="",  # a folder of episodes (its validation split) or "push"; by default the model's own
+    data="",  # a folder of episodes (its validation split), "push" or "pusht"; by default the model's own
     episode="",  # one file instead of data
     key="image",  # array of an .npz episode that holds the frames
     out="out/samples",

@@ -27,6 +27,7 @@ class World:
     """Counts episodes and steps, and checks actions;  length: actions per episode."""
 
     action_repeat = 1
+    stick = 1.0  # action of a joystick that is pulled as far as it goes
     renderer = None
 
     def __init__(self, size, seed, length, n=1):

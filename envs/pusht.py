@@ -8,8 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from envs.base import World, random_policy
+from data import floats
+from envs.base import HELD_OUT, World, random_policy
 from envs.mujoco import optional_import
+from envs.push import stack_segments
 
 SIDE = 512
 GOAL = np.array([256, 256, np.pi / 4])  # the green T
@@ -124,6 +126,7 @@ def depth(points):
 
 MIDDLE = np.array([0, 45])  # the T's centre of gravity
 INERTIA = 3000  # over mass
+SEGMENT = "frames_u8", "actions", "rewards"
 POINTS, NORMALS = outline()
 FITS = depth(POINTS - (AGENT + 6) * NORMALS) > AGENT + 5  # not in the T's inner corners
 POINTS, NORMALS = POINTS[FITS], NORMALS[FITS]
@@ -159,6 +162,7 @@ class PushT(World):
     Source: gym-pusht 0.1.8 (physics); stable-worldmodel (relative actions, success)"""
 
     tolerance = 1.0
+    stick = 0.4
     reach = 100
 
     def __init__(self, size=64, seed=0, length=40, chunk=5, anywhere=False):
@@ -369,3 +373,17 @@ def play_pusht(i, seed, size, length, chunk, expert_share, action_noise):
     return dict(frames_u8=np.stack(frames_u8), actions=actions.reshape(length, -1),
                 rewards=np.array(rewards, np.float32), success=won,
                 kind="expert" if is_expert else "random")  # fmt: skip
+
+
+def pusht_segments(n, T, seed=0, size=64, chunk=5):
+    """n segments of T frames (as Episodes.batch), each of an episode that no data with a seed below HELD_OUT
+    contains."""
+    length = max(40, T)
+    starts = np.random.default_rng([seed, n, T]).integers(0, length + 2 - T, n)
+    segments = []
+    for i, start in enumerate(starts):
+        episode = play_pusht(i, seed + HELD_OUT, size, length, chunk, expert_share=0.7, action_noise=0.15)
+        episode["actions"] = np.pad(episode["actions"], ((0, 1), (0, 0)))  # none follows the last frame
+        columns = (episode[name][start : start + T] for name in SEGMENT)
+        segments.append(dict(zip(SEGMENT, columns, strict=True)))
+    return floats(stack_segments(segments))

@@ -5,20 +5,24 @@ import torch
 
 from data import goal_first, to_float
 from envs.push import push_segments
+from envs.pusht import pusht_segments
 from importers import load_episode
 from mixture import open_data
 
+FRESH = dict(push=push_segments, pusht=pusht_segments)  # worlds that make new segments
+
 
 def segments_for(model, data, n, horizon, seed):
-    """n segments of t + horizon frames, strided as in training, of PushWorld or a folder's validation split.
+    """n segments of t + horizon frames, strided as in training: new ones of a world in FRESH, or from the
+    validation split of a folder.
 
-    seed  of random starts in their episodes; None: from frame 0, but for PushWorld's"""
+    seed  of random starts in their episodes; None: from frame 0, but for new ones"""
     T = model.context_frames + horizon - model.goal_conditioned
     data = data or model.trained["data"]
     if not data:
         raise ValueError("the checkpoint does not say what it was trained on; pass --data or --episode")
-    if data == "push":
-        batch = push_segments(n, T, seed or 0, model.tokenizer.config["resolution"])
+    if data in FRESH:
+        batch = FRESH[data](n, T, seed or 0, model.tokenizer.config["resolution"])
     else:
         episodes = open_data(data, "val")
         if n > episodes.n_episodes:
@@ -30,7 +34,7 @@ def segments_for(model, data, n, horizon, seed):
 def spans_of(model, data):
     """The least and the greatest action (A, 2) in 64 segments of the data; -1 and 1 without such data."""
     A = model.action_dim
-    if A and data != "push":
+    if A and data not in FRESH:
         trained = model.trained
         T = model.context_frames + 1
         segments = open_data(data, "val").segments(64, T, trained["stride"], 0, trained["action_agg"])

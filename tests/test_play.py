@@ -10,9 +10,11 @@ import urllib.request
 import imageio.v3 as iio
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import play
+from checkpoints import new_gpt
 from common import configure
 from importers import load_episode
 from play import FUTURES, Game
@@ -147,12 +149,29 @@ def test_the_script_and_the_planner_play(game, monkeypatch):
         game.step(player="me")
 
 
+def test_pusht_is_played_beside_its_simulator(trained):
+    pytest.importorskip("gym_pusht", reason="pip install gym-pusht")
+    torch.manual_seed(0)
+    model = WorldModel.load(trained.gpt, "cpu")
+    gpt = new_gpt(model.gpt.layout, {**model.gpt.config, "action_dim": 10})
+    cfg = configure(play.CONFIG, "", ["--data=pusht"])
+    game = Game(WorldModel(model.tokenizer, gpt, trained=model.trained), cfg)
+    told = game.about()
+    assert told["has_truth"] and told["moves"] == 5 and told["spans"] == [[-0.4, 0.4]] * 10
+    before = pixels(told["truth"])
+    assert (pixels(game.step([0.4, 0.0] * 5)["truth"]) != before).any()
+    assert len(game.step(player="script")["action"]) == 10
+    game.undo()
+    game.undo()
+    assert (pixels(game.about()["truth"]) == before).all()
+
+
 def test_a_picture_of_any_shape_becomes_a_context_that_stands_still(game):
     for kind in ("PNG", "JPEG"):
         found = game.picture(picture_file(90, 50, kind))
         assert np.abs(pixels(found["dream"][0]) - (200, 30, 60)).max() < 5 and "truth" not in found
     assert len(game.step([0.0, 0.0])["dream"]) == 1
-    with pytest.raises(ValueError, match="the script has to see the true world"):
+    with pytest.raises(ValueError, match="the script sees the true world"):
         game.step(player="script")
     assert "truth" in game.scene(1)
 

@@ -12,7 +12,7 @@ from gym_pusht.envs.pusht import PushTEnv  # noqa: E402
 import prepare  # noqa: E402
 from data import Episodes  # noqa: E402
 from envs import make_environment  # noqa: E402
-from envs.pusht import PushT, play_pusht  # noqa: E402
+from envs.pusht import PushT, play_pusht, pusht_segments  # noqa: E402
 
 LOW, HIGH = np.array([[50, 50, 100, 100, -np.pi], [450, 450, 400, 400, np.pi]])
 PLAY = dict(seed=0, size=32, length=6, chunk=5, expert_share=0.5, action_noise=0.1)
@@ -139,6 +139,14 @@ def test_an_episode_depends_on_its_number_and_seed_alone():
         assert (first[name] == again[name]).all() and (first[name] != other[name]).any()
     assert first["frames_u8"].shape == (7, 32, 32, 3) and first["actions"].shape == (6, 10)
     assert {play_pusht(i, **PLAY)["kind"] for i in range(8)} == {"expert", "random"}
+
+
+def test_new_segments_are_of_other_episodes_than_any_data():
+    batch = pusht_segments(2, 5, seed=1, size=32)
+    assert batch["frames"].shape == (2, 5, 3, 32, 32) and batch["actions"].shape == (2, 5, 10)
+    again = pusht_segments(2, 5, seed=1, size=32)
+    assert all((batch[name] == again[name]).all() for name in batch)
+    assert (batch["frames"] != pusht_segments(2, 5, seed=2, size=32)["frames"]).any()
 
 
 def test_prepare_writes_episodes(tmp_path, capsys):
