@@ -341,7 +341,8 @@ def play_pusht(i, seed, size, length, chunk, expert_share, action_noise):
     """Episode i of play, as `envs.play` yields it, with a kind: "expert", the script with noise, which goes
     on to another pose when it is there or stuck, or "random", which is drawn to the block.
 
-    length  actions, each of `chunk` moves;  success: of the first pose"""
+    length  actions, each of `chunk` moves
+    has     states (length + 1, 5), too;  success is of the first pose"""
     world = PushT(size, seed, length, chunk, anywhere=True)
     world.episode[:] = i - 1
     rng = np.random.default_rng([seed, i, 1])
@@ -349,6 +350,7 @@ def play_pusht(i, seed, size, length, chunk, expert_share, action_noise):
     is_expert = rng.random() < expert_share
     noise = rng.uniform(0, 2 * action_noise)  # differs from episode to episode
     frames_u8 = [world.reset()[0]]
+    states = [world.positions()[0]]
     actions = np.empty((length * chunk, 2), np.float32)
     rewards = [0.0]
     won = False
@@ -369,9 +371,10 @@ def play_pusht(i, seed, size, length, chunk, expert_share, action_noise):
             is_first = False
         if k % chunk == chunk - 1:
             frames_u8.append(world.render()[0])
+            states.append(world.positions()[0])
             rewards.append(reward[0])
     return dict(frames_u8=np.stack(frames_u8), actions=actions.reshape(length, -1),
-                rewards=np.array(rewards, np.float32), success=won,
+                rewards=np.array(rewards, np.float32), states=np.array(states), success=won,
                 kind="expert" if is_expert else "random")  # fmt: skip
 
 
