@@ -164,10 +164,11 @@ def icem(score, memory, shape, std, cfg, rng):
 PLANNERS = dict(mppi=mppi, icem=icem)
 
 
-def imagine_candidates(world, frames, candidates, batch=0):
+def imagine_candidates(world, frames, candidates, batch=0, last=0):
     """Imagine candidates (N,h,A) as branches of one context (t,3,H,W), `batch` at once (0: all of them).
 
-    yields  frames (n,h,3,H,W), rewards (n,h) or None.   Moves `world`: pass a session if others use it"""
+    last    so many frames are decoded, the newest; 0: all
+    yields  frames (n,last,3,H,W), rewards (n,h) or None.   Moves `world`: pass a session if others use it"""
     h = candidates.shape[1]
     keeps_context = h <= world.gpt.config["segment_length"] - world.context_frames
     n_branches = 0
@@ -177,7 +178,7 @@ def imagine_candidates(world, frames, candidates, batch=0):
         else:
             n_branches = len(chunk)
             world.reset(frames[None], n_branches, h)
-        yield world.rollout(chunk, h)[:2]
+        yield world.rollout(chunk, h, min(last, h))[:2]
 
 
 class Score:
@@ -264,7 +265,7 @@ class Decision:
         self.state = bench.env.state()
         self.candidates = np.zeros((0, *bench.shape[1:]))
         self.scores = np.zeros(0)
-        self.best_future = None  # frames (h,3,H,W) of the best candidate
+        self.best_future = None  # frames (h or last,3,H,W) of the best candidate
 
     def score(self, candidates):
         """Candidates (N,h,A) -> scores (N,) of the futures that the model expects."""
@@ -272,7 +273,8 @@ class Decision:
             futures = [self.bench.simulate(candidates, self.task)[:2]]
         else:
             world = self.bench.world
-            futures = imagine_candidates(world, self.context, candidates, self.bench.cfg.batch)
+            cfg = self.bench.cfg
+            futures = imagine_candidates(world, self.context, candidates, cfg.batch, cfg.last)
         for frames, rewards in futures:
             scores = self.bench.score(frames, rewards, self.task.goal).cpu().double().numpy()
             if scores.max() > self.scores.max(initial=-math.inf):

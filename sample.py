@@ -192,11 +192,12 @@ class WorldModel:
         return frames[:, 0], None if rewards is None else rewards[:, 0]
 
     @torch.no_grad()
-    def rollout(self, policy_or_actions, horizon):
+    def rollout(self, policy_or_actions, horizon, newest=0):
         """Imagine `horizon` frames from where `reset` or the last step left off.
 
         policy_or_actions  a function of the newest frame (B n_b, 3, H, W) that returns actions (B n_b, A), or
                            actions (B n_b, h >= horizon, A), or None for an action-free model
+        newest             so many frames are decoded and returned: decoding takes half of the time; 0: all
         returns            frames (B n_b, h, 3, H, W), rewards (B n_b, h) or None, actions (B n_b, h, A) or
                            None"""
         if self.recent is None:
@@ -205,6 +206,7 @@ class WorldModel:
         if horizon < 1 or known is not None and known.shape[1] < horizon:
             there = "" if known is None else f"; there are {known.shape[1]} actions"
             raise ValueError(f"horizon is {horizon}; expected 1 or more, and an action for each frame{there}")
+        decoded = max(newest, self.context_frames) if newest else horizon  # a context is made of frames
         frames = []
         rewards = []
         actions = []
@@ -227,8 +229,8 @@ class WorldModel:
             rewards.append(rewards_chunk)
             self.left -= n
             done += n
-            frames.append(self._decode(codes))
-        frames = torch.cat(frames, 1)
+            frames.append(self._decode(codes[:, -decoded:]))
+        frames = torch.cat(frames, 1)[:, -(newest or horizon) :]
         rewards = None if self.gpt.reward is None else torch.cat(rewards, 1)
         return frames, rewards, torch.cat(actions, 1) if actions else None
 

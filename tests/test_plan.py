@@ -175,6 +175,23 @@ def test_a_rewound_model_imagines_from_the_same_context(trained, segments):
         world.rewind()
 
 
+def test_the_newest_frames_alone_can_be_decoded(trained, segments):
+    world = WorldModel.load(trained.gpt, "cpu", temperature=0.0)
+    actions = torch.rand(4, 9, 2)  # past the end of a context
+
+    def imagine(newest):
+        world.reset(segments["frames"][:, :2], 2)
+        frames, rewards, _ = world.rollout(actions, 9, newest)
+        return frames, rewards, world.recent
+
+    all_frames, all_rewards, recent = imagine(0)
+    for newest in (1, 3, 9):
+        frames, rewards, others = imagine(newest)
+        torch.testing.assert_close(frames, all_frames[:, -newest:])
+        torch.testing.assert_close(rewards, all_rewards)
+        torch.testing.assert_close(others, recent)
+
+
 # ---- scores ----
 
 
