@@ -242,8 +242,8 @@ class Bench:
         self.goals = read_goals(cfg.goals, self.env) if cfg.goals else []
 
     def simulate(self, candidates, task):
-        """True futures of candidates: frames (N,h,3,H,W), rewards (N,h); and distances (N,h), in numpy."""
-        frames_u8, rewards, distances = self.env.foresee(candidates, task.positions)
+        """True futures of candidates: frames (N,last,3,H,W), rewards (N,h); and distances (N,h), in numpy."""
+        frames_u8, rewards, distances = self.env.foresee(candidates, task.positions, self.cfg.last)
         device = self.world.device
         return to_float(frames_u8).to(device), torch.from_numpy(rewards).to(device), distances
 

@@ -15,8 +15,8 @@ What planning (plan.py) needs as well; Meta-World does not have it:
   * tolerance              a smaller distance is a success
   * state(), restore(state)       all that steps and resets change; going back does not draw
   * positions(), distance(positions)      where the objects are; how far they are from there (n,)
-  * foresee(actions (N,h,A), positions)   what N sequences lead to, n being 1; the world stays as it is
-                           -> frames_u8 (N,h,H,W,3), rewards (N,h), distances (N,h)"""
+  * foresee(actions (N,h,A), positions, last=0)   what N sequences lead to, n being 1; the world stays as it
+                           is -> frames_u8 (N,h,H,W,3), or the last ones, rewards (N,h), distances (N,h)"""
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class World:
             self.renderer.close()
 
 
-def foresee_at_once(worlds, actions, positions):
+def foresee_at_once(worlds, actions, positions, last=0):
     """Play a sequence in each of n worlds: actions (n,h,A) -> frames_u8, rewards, distances as `foresee`."""
     n, h, _ = actions.shape
     frames_u8 = np.empty((n, h, worlds.size, worlds.size, 3), np.uint8)
@@ -67,16 +67,16 @@ def foresee_at_once(worlds, actions, positions):
     for k in range(h):
         frames_u8[:, k], rewards[:, k], _, _ = worlds.step(actions[:, k])
         distances[:, k] = worlds.distance(positions)
-    return frames_u8, rewards, distances
+    return frames_u8[:, -(last or h) :], rewards, distances
 
 
-def foresee_in_turn(env, actions, positions):
+def foresee_in_turn(env, actions, positions, last=0):
     """`foresee` for a simulator of one world: play the sequences in turn, each from the same state."""
     start = env.state()
     futures = []
     for sequence in actions:
         env.restore(start)
-        futures.append(foresee_at_once(env, sequence[None], positions))
+        futures.append(foresee_at_once(env, sequence[None], positions, last))
     env.restore(start)
     return tuple(np.concatenate([future[k] for future in futures]) for k in range(3))
 

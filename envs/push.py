@@ -234,13 +234,13 @@ class PushWorld(World):
         """Of the block that is farthest from its position in `positions`, (n,)."""
         return np.linalg.norm(self.blocks - positions, axis=-1).max(1)
 
-    def foresee(self, actions, positions):
+    def foresee(self, actions, positions, last=0):
         """Play N sequences (N,h,2), each in a copy of this one world; as base.py says."""
         copies = copy.copy(self)
         copies.n = len(actions)
         for name, value in self.state().items():
             setattr(copies, name, value.repeat(copies.n, 0))
-        return foresee_at_once(copies, actions, positions)
+        return foresee_at_once(copies, actions, positions, last)
 
 
 def play_push(

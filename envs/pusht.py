@@ -209,23 +209,31 @@ class PushT(World):
         space.step(0.01)
 
     def _move(self, actions):
-        space, agent, block = self.simulation
-        for x, y in self.reach * actions.reshape(-1, 2):
-            target = np.clip(np.array(agent.position) + (x, y), 0, SIDE)
-            tx, ty = float(target[0]), float(target[1])
-            for _ in range(10):  # a PD controller
-                (px, py), (vx, vy) = agent.position, agent.velocity
-                ax = 100 * (tx - px) - 20 * vx
-                ay = 100 * (ty - py) - 20 * vy
-                agent.velocity = vx + 0.01 * ax, vy + 0.01 * ay
-                space.step(0.01)
-        pose = self.positions()[0, 2:]
-        return np.array([self.coverage(pose)]), np.array([state_distance(pose, self.target) < 1])
+        self.drive(actions.reshape(-1, 2))
+        poses = self.positions()[:, 2:]
+        return self.coverage(poses), state_distance(poses, self.target) < 1
 
-    def coverage(self, pose):
-        """Reward of a pose (3,)."""
-        goal, block = (self.shapely.Polygon(turned(CORNERS, p[2]) + p[:2]) for p in (GOAL, pose))
-        return min(1, goal.intersection(block).area / goal.area / 0.95)
+    def drive(self, moves):
+        """Let the disc follow moves (k, 2), by the package's PD controller."""
+        space, agent, _ = self.simulation
+        vx, vy = agent.velocity
+        for x, y in (self.reach * moves).tolist():
+            px, py = agent.position
+            target_x = min(max(px + x, 0), SIDE)
+            target_y = min(max(py + y, 0), SIDE)
+            for _ in range(10):
+                px, py = agent.position
+                vx += 0.01 * (100 * (target_x - px) - 20 * vx)
+                vy += 0.01 * (100 * (target_y - py) - 20 * vy)
+                agent.velocity = vx, vy
+                space.step(0.01)
+
+    def coverage(self, poses):
+        """Rewards (n,) of poses (n, 3)."""
+        outlines = turned(CORNERS, poses[:, 2:]) + poses[:, None, :2]
+        goal = self.shapely.Polygon(turned(CORNERS, GOAL[2]) + GOAL[:2])
+        common = self.shapely.intersection(goal, self.shapely.polygons(outlines))
+        return np.minimum(1, self.shapely.area(common) / goal.area / 0.95)
 
     def render(self):
         return self.paint(self.positions())
@@ -247,20 +255,42 @@ class PushT(World):
         """From a state (1, 5), as `state_distance`."""
         return state_distance(self.positions(), positions)
 
-    def foresee(self, actions, positions):
+    def foresee(self, actions, positions, last=0):
         """As base.py says."""
+        states = self.foresee_states(actions)
+        N, h, _ = states.shape
+        rewards = self.coverage(states[..., 2:].reshape(-1, 3)).reshape(N, h).astype(np.float32)
+        frames_u8 = np.stack([self.paint(states[:, k]) for k in range(h - (last or h), h)], 1)
+        return frames_u8, rewards, state_distance(states, positions)
+
+    def foresee_states(self, actions):
+        """Sequences (N, h, A) -> states (N, h, 5), without what the simulation remembers of contacts: a copy
+        for each sequence would take longer than the sequence."""
         N, h, _ = actions.shape
         start = self.state()
         states = np.empty((N, h, 5))
-        rewards = np.empty((N, h), np.float32)
-        for i, sequence in enumerate(np.clip(actions, -1, 1)):
-            self.restore(start)
+        moves = np.clip(actions, -1, 1).reshape(N, h, -1, 2)
+        for i in range(N):
+            self.replace(start["simulation"])
             for k in range(h):
-                rewards[i, k] = self._move(sequence[k])[0][0]
+                self.drive(moves[i, k])
                 states[i, k] = self.positions()[0]
         self.restore(start)
-        frames_u8 = np.stack([self.paint(states[:, k]) for k in range(h)], 1)
-        return frames_u8, rewards, state_distance(states, positions)
+        return states
+
+    def replace(self, simulation):
+        """Put disc and block where they are in a copy of the simulation, without a memory of contacts."""
+        space, agent, block = self.simulation
+        agent.position = 10 * SIDE, 10 * SIDE
+        agent.velocity = 0, 0
+        block.position = -10 * SIDE, -10 * SIDE
+        for _ in range(space.collision_persistence + 1):
+            space.step(0.01)
+        for ours, theirs in ((agent, simulation[1]), (block, simulation[2])):
+            ours.angle = theirs.angle
+            ours.position = theirs.position
+            ours.velocity = theirs.velocity
+            ours.angular_velocity = theirs.angular_velocity
 
     def draw_task(self, i, lead, noise=0.15):
         """Task i of the benchmark: from anywhere on the script's noisy way to its state `lead` actions later.

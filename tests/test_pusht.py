@@ -33,7 +33,7 @@ def both_at(state):
 
 
 def psnr(a, b):
-    return -10 * np.log10(np.square(a.astype(float) - b).mean() / 255**2)
+    return -10 * np.log10(np.square(a.astype(float) - b).mean() / 255**2 + 1e-9)
 
 
 @pytest.mark.parametrize("state", states(8), ids=range(8))
@@ -110,6 +110,32 @@ def test_foreseeing_leaves_the_world_as_it_is():
     frames_u8, rewards, distances = world.foresee(np.random.default_rng(0).uniform(-1, 1, (3, 2, 10)), before)
     assert frames_u8.shape == (3, 2, 32, 32, 3) and rewards.shape == distances.shape == (3, 2)
     assert (world.positions() == before).all() and (distances > 0).all()
+
+
+def test_what_is_foreseen_comes_true():
+    world = PushT(32, anywhere=True)
+    world.reset()
+    for _ in range(6):
+        world.step(world.expert())
+    goal = world.positions()
+    ahead = PushT(32)
+    ahead.restore(world.state())
+    actions = np.stack([np.concatenate([step_of(ahead) for _ in range(5)])] * 3)
+    frames_u8, rewards, distances = world.foresee(actions, goal)
+    late, _, _ = world.foresee(actions, goal, last=2)
+    assert (late == frames_u8[:, -2:]).all() and (distances[0] == distances[2]).all()
+    for k in range(5):
+        frame, reward, *_ = world.step(actions[:1, k])
+        assert world.distance(goal)[0] == pytest.approx(distances[0, k], abs=0.1)  # two pixels of 512
+        assert reward[0] == pytest.approx(rewards[0, k], abs=0.05)
+        assert psnr(frame[0], frames_u8[0, k]) > 30
+
+
+def step_of(world):
+    """The script's action, taken."""
+    action = world.expert()
+    world.step(action)
+    return action
 
 
 def test_success_of_the_benchmark_is_20_pixels_and_20_degrees():
