@@ -22,7 +22,7 @@ from common import configure, run
 from envs import demonstrations, make_environment, play, script_episodes
 from envs.base import HELD_OUT, random_policy
 from envs.push import play_push
-from envs.pusht import play_pusht
+from envs.pusht import PLAY, play_pusht
 from support import tokens
 from support.writer import EpisodeWriter
 
@@ -41,12 +41,9 @@ PUSH_CONFIG = dict(
 PUSHT_CONFIG = dict(
     out="data/pusht",
     episodes=12_000,
-    length=40,  # actions per episode
-    chunk=5,  # moves per action, of 0.1 s each, as the benchmark has it
     size=64,
     seed=0,
-    expert_share=0.7,  # of the episodes; the others are random play
-    action_noise=0.15,  # mean standard deviation, added to the expert's moves
+    **PLAY,
     val_every=20,
     workers=0,  # processes; 0: one per core
 )

@@ -126,6 +126,12 @@ def depth(points):
 
 MIDDLE = np.array([0, 45])  # the T's centre of gravity
 INERTIA = 3000  # over mass
+PLAY = dict(
+    length=40,  # actions per episode
+    chunk=5,  # moves per action, of 0.1 s each, as the benchmark has it
+    expert_share=0.7,  # of the episodes; the others are random play
+    action_noise=0.15,  # mean standard deviation, added to the expert's moves
+)
 SEGMENT = "frames_u8", "actions", "rewards"
 POINTS, NORMALS = outline()
 FITS = depth(POINTS - (AGENT + 6) * NORMALS) > AGENT + 5  # not in the T's inner corners
@@ -408,14 +414,14 @@ def play_pusht(i, seed, size, length, chunk, expert_share, action_noise):
                 kind="expert" if is_expert else "random")  # fmt: skip
 
 
-def pusht_segments(n, T, seed=0, size=64, chunk=5):
+def pusht_segments(n, T, seed=0, size=64):
     """n segments of T frames (as Episodes.batch), each of an episode that no data with a seed below HELD_OUT
     contains."""
-    length = max(40, T)
+    length = max(PLAY["length"], T)
     starts = np.random.default_rng([seed, n, T]).integers(0, length + 2 - T, n)
     segments = []
     for i, start in enumerate(starts):
-        episode = play_pusht(i, seed + HELD_OUT, size, length, chunk, expert_share=0.7, action_noise=0.15)
+        episode = play_pusht(i, seed + HELD_OUT, size, **{**PLAY, "length": length})
         episode["actions"] = np.pad(episode["actions"], ((0, 1), (0, 0)))  # none follows the last frame
         columns = (episode[name][start : start + T] for name in SEGMENT)
         segments.append(dict(zip(SEGMENT, columns, strict=True)))

@@ -8,8 +8,7 @@ import numpy as np
 from tqdm import trange
 
 from common import configure, require_positive, run
-from envs.pusht import AGENT, CORNERS, MIDDLE, PushT, depth, play_pusht, turned
-from prepare import PUSHT_CONFIG
+from envs.pusht import AGENT, CORNERS, MIDDLE, PLAY, PushT, depth, play_pusht, turned
 from support.results import claim_result, write_result
 
 CONFIG = dict(
@@ -60,8 +59,7 @@ def draw(path, states, touched):
 def main(cfg):
     require_positive(cfg, "episodes", "tasks")
     out = claim_result(cfg.out, cfg.overwrite)
-    how = {key: PUSHT_CONFIG[key] for key in ("length", "chunk", "expert_share", "action_noise")}
-    played = [play_pusht(i, cfg.seed, 32, **how) for i in trange(cfg.episodes, desc="play")]
+    played = [play_pusht(i, cfg.seed, 32, **PLAY) for i in trange(cfg.episodes, desc="play")]
     states = np.concatenate([episode["states"] for episode in played])
     offset = states[:, :2] - states[:, 2:4]
     disc = np.stack([turned(d, -angle) for d, angle in zip(offset, states[:, 4], strict=True)])
