@@ -18,7 +18,6 @@ import contextlib
 import io
 import math
 import os
-import sys
 import threading
 import time
 import webbrowser
@@ -187,8 +186,8 @@ class Game:
                 _, true_reward, _, _ = self.truth.step(np.array([action]))
                 numbers["true_reward"] = float(true_reward[0])
             self.steps += 1
-            self.record.append((frames_u8, action, numbers.get("rewards")))
-            self.record = self.record[-max(1, RECORD // frames_u8.nbytes) :]
+            newest = frames_u8, action, numbers.get("rewards")
+            self.record = [*self.record, newest][-max(1, RECORD // frames_u8.nbytes) :]
             self.inside = self.look_inside()
         return {**self.show(), **numbers, "ms": 1000 * (time.perf_counter() - began)}
 
@@ -231,7 +230,7 @@ class Game:
         world = self.world
         mark = {name: getattr(world, name) for name in WORLD}
         cache = dict(pending=world.cache.pending, length=world.cache.length)
-        ours = dict(steps=self.steps, record=self.record[:], inside=self.inside)
+        ours = dict(steps=self.steps, record=self.record, inside=self.inside)
         state = self.truth.state() if self.truth else None
         self.marks.append((mark, cache, world.generator.get_state(), state, ours))
         del self.marks[:-UNDO]
@@ -359,8 +358,7 @@ def main(cfg):
     try:
         server.serve_forever()
     except KeyboardInterrupt:
-        print()
-        sys.stdout.flush()
+        print(flush=True)
         os._exit(0)  # without waiting for the steps that are asked for
 
 

@@ -279,13 +279,19 @@ def play_push(
             yield dict(columns, success=won[i], kind=kind, colours=world.colours[i].copy())
 
 
+def cut_segment(episode, start, T):
+    """The T frames of an episode from `start` on: frames_u8 (T,H,W,3), actions (T,A), rewards (T)."""
+    actions = np.pad(episode["actions"], ((0, 1), (0, 0)))  # none follows the last frame
+    columns = dict(frames_u8=episode["frames_u8"], actions=actions, rewards=episode["rewards"])
+    return {name: column[start : start + T] for name, column in columns.items()}
+
+
 def play_segments(n, T, seed=0, size=64):
     """Yield n segments, each of an episode of its own: frames_u8 (T,H,W,3), actions (T,2), rewards (T)."""
     length = max(60, T)
     starts = np.random.default_rng([seed, n, T]).integers(0, length + 2 - T, n)
     for start, episode in zip(starts, play_push(n, length, size, seed), strict=True):
-        episode["actions"] = np.pad(episode["actions"], ((0, 1), (0, 0)))  # none follows the last frame
-        yield {name: episode[name][start : start + T] for name in ("frames_u8", "actions", "rewards")}
+        yield cut_segment(episode, start, T)
 
 
 def stack_segments(segments):

@@ -11,14 +11,14 @@ import numpy as np
 from data import floats
 from envs.base import HELD_OUT, World, random_policy
 from envs.mujoco import optional_import
-from envs.push import stack_segments
+from envs.push import cut_segment, stack_segments
 
 SIDE = 512
 GOAL = np.array([256, 256, np.pi / 4])  # the green T
 AGENT = 15  # radius of the disc
 EDGE = 2  # half-width of outlines and walls
-BAR = np.array([[0, 15], [60, 15]])  # of the T, in its own frame: centre, half-sides
-STEM = np.array([[0, 75], [15, 45]])
+BAR = (0, 15), (60, 15)  # of the T, in its own frame: centre, half-sides
+STEM = (0, 75), (15, 45)
 CORNERS = np.array([[-60, 0], [60, 0], [60, 30], [15, 30], [15, 120], [-15, 120], [-15, 30], [-60, 30.0]])
 COLOURS = dict(
     wall=(211, 211, 211), goal=(144, 238, 144), disc=(65, 105, 225), disc_inside=(78, 126, 255),
@@ -26,18 +26,21 @@ COLOURS = dict(
 )  # fmt: skip
 
 
-def box_distances(x, y, poses):
-    """Signed distances from the T's bar and from its stem: x, y (n, H, W) or fit for it, poses (n, 3)."""
+def box_distances(x, y):
+    """Signed distances from the T's bar and from its stem of places in its frame, negative inside."""
+    for centre, half in (BAR, STEM):
+        outside_x = np.abs(x - centre[0]) - half[0]
+        outside_y = np.abs(y - centre[1]) - half[1]
+        corner = np.sqrt(np.maximum(outside_x, 0) ** 2 + np.maximum(outside_y, 0) ** 2)
+        yield corner + np.minimum(np.maximum(outside_x, outside_y), 0)
+
+
+def pixel_distances(x, y, poses):
+    """`box_distances` of pixels: x, y (n, H, W) or fit for it, poses (n, 3)."""
     px, py, angle = (column[:, None, None] for column in poses.astype(np.float32).T)
     cos = np.cos(angle)
     sin = np.sin(angle)
-    u = cos * (x - px) + sin * (y - py)  # in the T's frame
-    v = cos * (y - py) - sin * (x - px)
-    for centre, half in (BAR, STEM):
-        outside_u = np.abs(u - np.float32(centre[0])) - np.float32(half[0])
-        outside_v = np.abs(v - np.float32(centre[1])) - np.float32(half[1])
-        corner = np.sqrt(np.maximum(outside_u, 0) ** 2 + np.maximum(outside_v, 0) ** 2)
-        yield corner + np.minimum(np.maximum(outside_u, outside_v), 0)
+    return box_distances(cos * (x - px) + sin * (y - py), cos * (y - py) - sin * (x - px))
 
 
 class Painter:
@@ -47,7 +50,7 @@ class Painter:
         self.size = size
         self.unit = SIDE / size  # a pixel's side
         x, y = np.meshgrid(*2 * [(np.arange(size, dtype=np.float32) + 0.5) * self.unit])
-        goal = np.minimum(*box_distances(x, y, GOAL[None]))
+        goal = np.minimum(*pixel_distances(x, y, GOAL[None]))
         self.empty = self.blend(np.full((1, size, size, 3), 255, np.float32), goal, "goal")
         border = np.maximum(np.abs(x - 255.5), np.abs(y - 255.5)) - 250.5
         self.walls = self.cover(np.abs(border) - EDGE)
@@ -75,7 +78,7 @@ class Painter:
         poses = states[:, 2:]
         index, x, y = self.window(turned(MIDDLE, poses[:, 2]) + poses[:, :2], 80)
         part = canvas[index]
-        for distance in box_distances(x, y, poses):
+        for distance in pixel_distances(x, y, poses):
             part = self.blend(part, distance - EDGE, "block")
             part = self.blend(part, distance + EDGE, "block_inside")
         canvas[index] = part
@@ -116,12 +119,7 @@ def outline(step=15):
 
 def depth(points):
     """Signed distance of points (..., 2) in the T's frame from its edge, negative inside."""
-    found = []
-    for centre, half in (BAR, STEM):
-        outside = np.abs(points - centre) - half
-        norm = np.linalg.norm(np.maximum(outside, 0), axis=-1)
-        found.append(norm + np.minimum(outside.max(-1), 0))
-    return np.minimum(*found)
+    return np.minimum(*box_distances(*np.moveaxis(points, -1, 0)))
 
 
 MIDDLE = np.array([0, 45])  # the T's centre of gravity
@@ -132,7 +130,6 @@ PLAY = dict(
     expert_share=0.7,  # of the episodes; the others are random play
     action_noise=0.15,  # mean standard deviation, added to the expert's moves
 )
-SEGMENT = "frames_u8", "actions", "rewards"
 POINTS, NORMALS = outline()
 FITS = depth(POINTS - (AGENT + 6) * NORMALS) > AGENT + 5  # not in the T's inner corners
 POINTS, NORMALS = POINTS[FITS], NORMALS[FITS]
@@ -273,15 +270,16 @@ class PushT(World):
         """Sequences (N, h, A) -> states (N, h, 5), without what the simulation remembers of contacts: a copy
         for each sequence would take longer than the sequence."""
         N, h, _ = actions.shape
-        start = self.state()
+        start = self.simulation
+        self.simulation = copied(start)
         states = np.empty((N, h, 5))
         moves = np.clip(actions, -1, 1).reshape(N, h, -1, 2)
         for i in range(N):
-            self.replace(start["simulation"])
+            self.replace(start)
             for k in range(h):
                 self.drive(moves[i, k])
                 states[i, k] = self.positions()[0]
-        self.restore(start)
+        self.simulation = start
         return states
 
     def replace(self, simulation):
@@ -318,11 +316,11 @@ class PushT(World):
     def expert(self):
         """Push the T where that brings it nearer to its target, from outside round it to there."""
         ahead = copy.copy(self)
-        ahead.restore(self.state())
+        ahead.simulation = copied(self.simulation)
         moves = []
         for _ in range(self.action_dim // 2):
             moves.append(ahead.next_move())
-            ahead._move(moves[-1])
+            ahead.drive(moves[-1])
         return np.concatenate(moves, 1)
 
     def next_move(self):
@@ -400,15 +398,16 @@ def play_pusht(i, seed, size, length, chunk, expert_share, action_noise):
             disc, block = world.positions()[0, :2], world.positions()[0, 2:4]
             move = 0.6 * wander[k] + 0.2 * (block - disc) / np.linalg.norm(block - disc)
         actions[k] = np.clip(move, -1, 1)
-        reward, success = world._move(actions[k])
-        won |= is_first and success[0]
+        world.drive(actions[k : k + 1])
+        poses = world.positions()[:, 2:]
+        won |= is_first and state_distance(poses[0], world.target) < 1
         if is_stuck or rng.random() < 0.01:
             world.target = world.draw_target(rng)
             is_first = False
         if k % chunk == chunk - 1:
             frames_u8.append(world.render()[0])
             states.append(world.positions()[0])
-            rewards.append(reward[0])
+            rewards.append(world.coverage(poses)[0])
     return dict(frames_u8=np.stack(frames_u8), actions=actions.reshape(length, -1),
                 rewards=np.array(rewards, np.float32), states=np.array(states), success=won,
                 kind="expert" if is_expert else "random")  # fmt: skip
@@ -422,7 +421,5 @@ def pusht_segments(n, T, seed=0, size=64):
     segments = []
     for i, start in enumerate(starts):
         episode = play_pusht(i, seed + HELD_OUT, size, **{**PLAY, "length": length})
-        episode["actions"] = np.pad(episode["actions"], ((0, 1), (0, 0)))  # none follows the last frame
-        columns = (episode[name][start : start + T] for name in SEGMENT)
-        segments.append(dict(zip(SEGMENT, columns, strict=True)))
+        segments.append(cut_segment(episode, start, T))
     return floats(stack_segments(segments))

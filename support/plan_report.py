@@ -10,7 +10,7 @@ from support.pictures import save_gif
 
 
 def draw(path, goal, frames_u8, decisions):
-    """GIF: goal | executed | first | last frame of the newest decision's best future (grey: none yet).
+    """GIF: goal | executed | first | last frame scored of the newest decision's best future (grey: none).
 
     frames_u8  the start's, and what each decision led to"""
     executed = to_float(np.stack(frames_u8))

@@ -85,10 +85,7 @@ def test_an_action_is_five_moves_one_after_another():
 
 
 def test_going_back_leads_to_the_same_future():
-    world = PushT(32, anywhere=True)
-    world.reset()
-    for _ in range(8):
-        world.step(world.expert())
+    world = world_after(8)
     state = world.state()
     actions = [world.expert()]
     for _ in range(4):
@@ -113,10 +110,7 @@ def test_foreseeing_leaves_the_world_as_it_is():
 
 
 def test_what_is_foreseen_comes_true():
-    world = PushT(32, anywhere=True)
-    world.reset()
-    for _ in range(6):
-        world.step(world.expert())
+    world = world_after(6)
     goal = world.positions()
     ahead = PushT(32)
     ahead.restore(world.state())
@@ -129,6 +123,15 @@ def test_what_is_foreseen_comes_true():
         assert world.distance(goal)[0] == pytest.approx(distances[0, k], abs=0.1)  # two pixels of 512
         assert reward[0] == pytest.approx(rewards[0, k], abs=0.05)
         assert psnr(frame[0], frames_u8[0, k]) > 30
+
+
+def world_after(steps):
+    """A world in which the script has taken so many actions."""
+    world = PushT(32, anywhere=True)
+    world.reset()
+    for _ in range(steps):
+        world.step(world.expert())
+    return world
 
 
 def step_of(world):
