@@ -41,6 +41,7 @@ from envs.base import HELD_OUT
 from envs.vp2 import CLASSIFIER, load_classifier, make_task, read_goals
 from sample import WorldModel
 from support.files import beside, claim, resolve, write_whole
+from support.networks import load_torchscript
 from support.plan_report import diagnose, draw, tabulate
 from support.processes import run_jobs
 from support.results import provenance, read_result, write_result
@@ -59,7 +60,7 @@ CONFIG = dict(
     steps=15,  # decisions
     lead=8,  # decisions of the scripted player from start to goal
     # the planner
-    planner="mppi",  # or icem
+    planner="mppi",  # or icem, evolution
     candidates=200,  # per decision, VP2's; it has 800 for open_slide and open_drawer; icem: >= 2 elites
     batch=0,  # candidates imagined at once; 0: all of them
     horizon=10,
@@ -67,10 +68,11 @@ CONFIG = dict(
     std=(0.0,),  # of the noise on each action dimension; 0: VP2's
     beta=0.5,  # mppi: share of the noise that each step keeps of the one before
     gamma=0.05,  # mppi: how sharply weights fall with the score; of summed squared errors of 64x64 pixels
-    iterations=3,  # icem; candidates are shared out
+    iterations=3,  # icem, evolution; candidates are shared out
     decay=1.25,  # icem: each time so many times fewer
     keep=0.3,  # icem: share of the elites that stay for the next iteration and decision
-    elites=10,  # icem
+    elites=10,  # icem, evolution
+    shrink=0.65,  # evolution: factor of the noise from each iteration to the next
     execute_mean=False,  # icem: the elites' mean instead of the best candidate
     momentum=0.1,  # icem: share of the old mean and deviation
     colour=2.0,  # icem: exponent of the noise's spectrum, 0 is white
@@ -78,6 +80,8 @@ CONFIG = dict(
     pixel=1.0,  # of minus the squared error to the goal, summed over frames, pixels and colours
     blur=0.0,  # of the same for frames averaged over squares of 8 and of 16 pixels: things may be apart
     latent=0.0,  # of minus the squared distance between latents of the context's encoder
+    features="",  # TorchScript: frames (M, 3, H, W) -> features (M, D), such as temporal_distance.py's
+    features_weight=1.0,  # of minus the squared distance between these
     reward=0.0,  # of the sum of predicted rewards, which are for the pad, wherever push_anywhere has its goal
     classifier="",  # VP2's file, or TorchScript: frames (M, 3, 64, 64) -> logits of success
     classifier_weight=10.0,  # of the sum of these logits
@@ -101,6 +105,7 @@ PRESETS = dict(push=PUSH, vp2={})
 MODELS = "nothing", "random", "script", "world_model", "oracle"
 STD = {2: (0.5, 0.5), 4: (0.5, 0.5, 0.5, 0.0), 5: (0.5, 0.5, 0.5, 0.1, 0.1), 10: (0.5,) * 10}  # mostly VP2's
 BLUR = 8, 16
+FEATURES = "TorchScript: frames (M, 3, H, W) in [0, 1] -> features (M, D)"
 RUN_SETTINGS = "workers out overwrite device gifs preset given models episodes seeds diagnose".split()
 
 
@@ -161,7 +166,29 @@ def icem(score, memory, shape, std, cfg, rng):
     return mean if cfg.execute_mean else elites[0], dict(mean=mean, elites=elites[:n_kept])
 
 
-PLANNERS = dict(mppi=mppi, icem=icem)
+def evolution(score, memory, shape, std, cfg, rng):
+    """A (mu + lambda) evolution strategy (Schwefel 1981), with arguments as of `mppi`: every candidate is one
+    of the best so far and noise, which shrinks.
+
+    Unlike those of a mean, candidates that go round a block on different sides stay apart."""
+    N, h, A = shape
+    n = max(N // cfg.iterations, cfg.elites)
+    elites = shifted(memory["elites"]) if memory else np.zeros((1, h, A))
+    scores = np.full(len(elites), -np.inf)  # not scored yet
+    for i in range(cfg.iterations):
+        noise = std * cfg.shrink**i * rng.normal(size=(n, h, A))
+        candidates = np.clip(elites[rng.integers(len(elites), size=n)] + noise, -1, 1)
+        if i == 0 and memory:
+            candidates[: len(elites)] = elites
+        pool = np.concatenate([elites, candidates])
+        pool_scores = np.concatenate([scores, score(candidates)])
+        order = np.argsort(-pool_scores)[: cfg.elites]
+        elites = pool[order]
+        scores = pool_scores[order]
+    return elites[0], dict(elites=elites)
+
+
+PLANNERS = dict(mppi=mppi, icem=icem, evolution=evolution)
 
 
 def imagine_candidates(world, frames, candidates, batch=0, last=0):
@@ -188,6 +215,7 @@ class Score:
         self.cfg = cfg
         self.tokenizer = tokenizer
         self.classifier = load_classifier(cfg.classifier, device) if cfg.classifier else None
+        self.features = load_torchscript(cfg.features, device, FEATURES) if cfg.features else None
 
     @torch.no_grad()
     def __call__(self, frames, rewards, goal):
@@ -204,6 +232,10 @@ class Score:
             z = torch.cat([self.tokenizer.encode_context(part)[0] for part in frames.split(64)])
             z_goal, _ = self.tokenizer.encode_context(goal[None, None])
             total -= cfg.latent * (z - z_goal).square().sum((1, 2, 3))
+        if self.features is not None:
+            f = torch.cat([self.features(part) for part in frames.flatten(0, 1).split(1024)])
+            distance = (f - self.features(goal[None])).square().flatten(1).sum(1)
+            total -= cfg.features_weight * distance.view(frames.shape[:2]).sum(1)
         if cfg.reward and rewards is None:
             raise ValueError("the model predicts no rewards; pass --reward 0")
         if cfg.reward:

@@ -21,7 +21,7 @@ from data import Episodes
 from envs import PushWorld, make_environment
 from envs.push import push_segments
 from envs.vp2 import make_task
-from plan import Score, icem, imagine_candidates, mppi, shifted
+from plan import Score, evolution, icem, imagine_candidates, mppi, shifted
 from sample import WorldModel
 
 
@@ -106,6 +106,23 @@ def test_icem_executes_the_best_candidate_and_keeps_elites():
     plan_of_all, later = icem(near, memory, (100, 5, 2), std, settings(execute_mean=True), rng)
     assert np.array_equal(near.candidates[0][:3], shifted(memory["elites"]))
     assert np.array_equal(plan_of_all, later["mean"])
+
+
+def test_evolution_goes_on_from_its_elites_with_less_and_less_noise():
+    cfg = settings(iterations=3, elites=6, shrink=0.5)
+    rng = np.random.default_rng(0)
+    std = np.full(2, 0.1)
+    near = Near(0.1)
+    result, memory = evolution(near, {}, (90, 5, 2), std, cfg, rng)
+    candidates, scores = np.concatenate(near.candidates), np.concatenate(near.scores)
+    assert np.array_equal(result, candidates[scores.argmax()])
+    assert [len(part) for part in near.candidates] == [30, 30, 30] and memory["elites"].shape == (6, 5, 2)
+    first_best = near.candidates[0][np.argsort(-near.scores[0])[:6]]
+    from_nearest = np.abs(near.candidates[1][:, None] - first_best[None]).max((2, 3)).min(1)
+    assert from_nearest.max() < 5 * 0.05  # deviations of the second noise
+    near = Near(0.1)
+    evolution(near, memory, (90, 5, 2), std, cfg, rng)
+    assert np.array_equal(near.candidates[0][:6], shifted(memory["elites"]))
 
 
 def test_coloured_noise_is_smooth_and_of_deviation_1():
@@ -224,6 +241,8 @@ def test_scores_are_weighted_sums_over_frames(classifier):
     assert blur.tolist() == [-2 * 4 * squares, 0.0]  # each of two sizes counts as much as pixels do
     logits = Score(settings(pixel=0.0, classifier=classifier), cpu)(frames, None, goal)
     assert logits.tolist() == pytest.approx([10 * 3 * 0.5, 0.0])
+    features = Score(settings(pixel=0.0, features=classifier, features_weight=2.0), cpu)(frames, None, goal)
+    assert features.tolist() == pytest.approx([-2 * 3 * 0.25, 0.0])
     with pytest.raises(ValueError, match="the model predicts no rewards; pass --reward 0"):
         Score(settings(reward=1.0), cpu)(frames, None, goal)
 
@@ -238,6 +257,8 @@ def test_latents_of_the_goal_are_nearest_to_themselves(trained, segments):
 def test_files_that_cannot_be_used_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file .*none.pt; expected VP2"):
         Score(settings(classifier=tmp_path / "none.pt"), torch.device("cpu"))
+    with pytest.raises(FileNotFoundError, match="no file .*none.pt; expected TorchScript: .* features"):
+        Score(settings(features=tmp_path / "none.pt"), torch.device("cpu"))
     (tmp_path / "bad.pt").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="bad.pt is no TorchScript; expected VP2's"):
         Score(settings(classifier=tmp_path / "bad.pt"), torch.device("cpu"))
@@ -459,7 +480,7 @@ def test_wrong_settings_are_refused_with_the_reason(trained, tmp_path):
     out = tmp_path / "push.json"
     for wrong, message in (
         (dict(models=("wm",)), "models is 'wm'; expected some of nothing, random"),
-        (dict(planner="cem"), "planner is 'cem'; expected one of mppi, icem"),
+        (dict(planner="cem"), "planner is 'cem'; expected one of mppi, icem, evolution"),
         (dict(std=(0.5, 0.5, 0.5)), "std is .*; expected 2 numbers of 0 or more, one per action dimension"),
         (dict(std=(0.5, -0.5)), "std is .*; expected 2 numbers of 0 or more"),
         (dict(workers=-1), "--workers is -1; expected 0 or more"),
