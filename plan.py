@@ -65,6 +65,7 @@ CONFIG = dict(
     batch=0,  # candidates imagined at once; 0: all of them
     horizon=10,
     replan=1,  # decisions that are executed of each plan
+    countdown=False,  # plan for what is left of the horizon, then for a new one: a goal with a date
     std=(0.0,),  # of the noise on each action dimension; 0: VP2's
     beta=0.5,  # mppi: share of the noise that each step keeps of the one before
     gamma=0.05,  # mppi: how sharply weights fall with the score; of summed squared errors of 64x64 pixels
@@ -109,9 +110,9 @@ FEATURES = "TorchScript: frames (M, 3, H, W) in [0, 1] -> features (M, D)"
 RUN_SETTINGS = "workers out overwrite device gifs preset given models episodes seeds diagnose".split()
 
 
-def shifted(plan):
-    """A plan (..., h, A) one step later, its last row repeated."""
-    return np.concatenate([plan[..., 1:, :], plan[..., -1:, :]], -2)
+def shifted(plan, h):
+    """A plan (..., h or h+1, A) one step later, (..., h, A), its last row repeated if need be."""
+    return np.concatenate([plan[..., 1:, :], plan[..., -1:, :]], -2)[..., :h, :]
 
 
 def mppi(score, memory, shape, std, cfg, rng):
@@ -120,7 +121,7 @@ def mppi(score, memory, shape, std, cfg, rng):
     score    function of candidates (N,h,A) in [-1, 1] -> (N,), higher is better
     memory   what the last decision returned, {} at first;  shape (N,h,A);  std (A,)
     returns  plan (h,A), whose first row is executed, and memory"""
-    mean = shifted(memory["mean"]) if memory else np.zeros(shape[1:])
+    mean = shifted(memory["mean"], shape[1]) if memory else np.zeros(shape[1:])
     noise = rng.normal(size=shape) * std
     for k in range(1, shape[1]):
         noise[:, k] = cfg.beta * noise[:, k - 1] + (1 - cfg.beta) * noise[:, k]
@@ -145,7 +146,7 @@ def icem(score, memory, shape, std, cfg, rng):
     N, h, A = shape
     n_kept = math.ceil(cfg.keep * cfg.elites)
     first = N / sum(cfg.decay**-i for i in range(cfg.iterations))
-    mean = shifted(memory["mean"]) if memory else np.zeros((h, A))
+    mean = shifted(memory["mean"], h) if memory else np.zeros((h, A))
     deviation = np.tile(std, (h, 1))
     elites = np.zeros((0, h, A))
     elite_scores = np.zeros(0)
@@ -153,7 +154,7 @@ def icem(score, memory, shape, std, cfg, rng):
         n = max(round(first * cfg.decay**-i), 2 * cfg.elites)
         candidates = np.clip(mean + deviation * coloured((n, h, A), cfg.colour, rng), -1, 1)
         if i == 0 and memory:
-            candidates[:n_kept] = shifted(memory["elites"])  # scored anew, after one more frame
+            candidates[:n_kept] = shifted(memory["elites"], h)  # scored anew, after one more frame
         if i == cfg.iterations - 1:
             candidates[-1] = mean
         pool = np.concatenate([candidates, elites[:n_kept]])
@@ -173,7 +174,7 @@ def evolution(score, memory, shape, std, cfg, rng):
     Unlike those of a mean, candidates that go round a block on different sides stay apart."""
     N, h, A = shape
     n = max(N // cfg.iterations, cfg.elites)
-    elites = shifted(memory["elites"]) if memory else np.zeros((1, h, A))
+    elites = shifted(memory["elites"], h) if memory else np.zeros((1, h, A))
     scores = np.full(len(elites), -np.inf)  # not scored yet
     for i in range(cfg.iterations):
         noise = std * cfg.shrink**i * rng.normal(size=(n, h, A))
@@ -270,7 +271,6 @@ class Bench:
         if len(self.std) != A or self.std.min() < 0:
             raise ValueError(f"std is {cfg.std}; expected {A} numbers of 0 or more, one per action dimension")
         self.score = Score(cfg, self.world.device, self.world.tokenizer)
-        self.shape = cfg.candidates, cfg.horizon, A
         self.goals = read_goals(cfg.goals, self.env) if cfg.goals else []
 
     def simulate(self, candidates, task):
@@ -295,7 +295,7 @@ class Decision:
         self.task = task
         self.context = to_float(np.stack(frames_u8[-bench.world.context_frames :]))
         self.state = bench.env.state()
-        self.candidates = np.zeros((0, *bench.shape[1:]))
+        self.candidates = []  # as the planner drew them, iteration by iteration
         self.scores = np.zeros(0)
         self.best_future = None  # frames (h or last,3,H,W) of the best candidate
 
@@ -312,7 +312,7 @@ class Decision:
             if scores.max() > self.scores.max(initial=-math.inf):
                 self.best_future = frames[scores.argmax()].cpu()
             self.scores = np.append(self.scores, scores)
-        self.candidates = np.concatenate([self.candidates, candidates])
+        self.candidates.append(candidates)
         return self.scores[-len(candidates) :]
 
 
@@ -348,7 +348,12 @@ def play(settings, model, seed, i):
             began = time.perf_counter()
             decision = Decision(bench, model, task, frames_u8)
             decision.made_at = k
-            plan, memory = PLANNERS[cfg.planner](decision.score, memory, bench.shape, bench.std, cfg, rng)
+            h = cfg.horizon
+            if cfg.countdown and decisions:
+                h -= (k - decisions[0].made_at) % h
+                memory = memory if h < cfg.horizon else {}
+            shape = cfg.candidates, h, env.action_dim
+            plan, memory = PLANNERS[cfg.planner](decision.score, memory, shape, bench.std, cfg, rng)
             decision.seconds = time.perf_counter() - began
             decisions.append(decision)
             action, *rows = plan[: cfg.replan, None]

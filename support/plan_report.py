@@ -33,7 +33,7 @@ def diagnose(bench, decisions, task):
     gaps = []
     for decision in decisions:
         bench.env.restore(decision.state)
-        frames, rewards, distances = bench.simulate(decision.candidates, task)
+        frames, rewards, distances = bench.simulate(np.concatenate(decision.candidates), task)
         least = distances.min(1)
         of_score = least[bench.score(frames, rewards, task.goal).argmax().item()]
         of_model = least[decision.scores.argmax()]

@@ -69,8 +69,8 @@ def test_mppi_weighs_candidates_by_their_scores_around_the_shifted_plan():
     assert result == pytest.approx((weights[:, None, None] * candidates).sum(0))
     still = settings(gamma=0.0)
     plain, _ = mppi(near, memory, (5000, 4, 2), std * 0.1, still, rng)
-    assert plain == pytest.approx(shifted(memory["mean"]), abs=0.01)  # the mean of what is drawn around it
-    assert np.array_equal(shifted(memory["mean"])[-1], memory["mean"][-1])
+    assert plain == pytest.approx(shifted(memory["mean"], 4), abs=0.01)  # the mean of what is drawn around it
+    assert np.array_equal(shifted(memory["mean"], 4)[-1], memory["mean"][-1])
 
 
 def test_noise_of_mppi_keeps_half_of_itself_from_step_to_step():
@@ -104,7 +104,7 @@ def test_icem_executes_the_best_candidate_and_keeps_elites():
     assert len(candidates) == pytest.approx(100, abs=2) and memory["elites"].shape == (3, 5, 2)
     near = Near(0.2)
     plan_of_all, later = icem(near, memory, (100, 5, 2), std, settings(execute_mean=True), rng)
-    assert np.array_equal(near.candidates[0][:3], shifted(memory["elites"]))
+    assert np.array_equal(near.candidates[0][:3], shifted(memory["elites"], 5))
     assert np.array_equal(plan_of_all, later["mean"])
 
 
@@ -122,7 +122,7 @@ def test_evolution_goes_on_from_its_elites_with_less_and_less_noise():
     assert from_nearest.max() < 5 * 0.05  # deviations of the second noise
     near = Near(0.1)
     evolution(near, memory, (90, 5, 2), std, cfg, rng)
-    assert np.array_equal(near.candidates[0][:6], shifted(memory["elites"]))
+    assert np.array_equal(near.candidates[0][:6], shifted(memory["elites"], 5))
 
 
 def test_coloured_noise_is_smooth_and_of_deviation_1():
@@ -168,9 +168,10 @@ def test_chunks_of_any_size_give_the_same_scores_and_the_same_best_future(traine
         task.goal = torch.from_numpy(task.goal_u8.copy()).movedim(-1, 0) / 255
         decision = plan.Decision(bench, "world_model", task, [bench.env.reset()[0]] * 2)
         rng = np.random.default_rng(0)
-        result, _ = plan.PLANNERS[planner](decision.score, {}, bench.shape, bench.std, cfg, rng)
-        found.append((result, decision.candidates, decision.scores, decision.best_future.numpy()))
-        assert len(decision.scores) == len(decision.candidates)
+        result, _ = plan.PLANNERS[planner](decision.score, {}, (10, 3, 2), bench.std, cfg, rng)
+        candidates = np.concatenate(decision.candidates)
+        found.append((result, candidates, decision.scores, decision.best_future.numpy()))
+        assert len(decision.scores) == len(candidates)
     for other in found[1:]:
         for x, y in zip(found[0], other, strict=True):
             assert x == pytest.approx(y, rel=1e-4, abs=1e-4)
@@ -414,9 +415,11 @@ def test_an_interrupted_run_continues_and_says_why_episodes_fail(trained, tmp_pa
 
 def test_a_plan_can_be_executed_for_several_decisions(trained, tmp_path, monkeypatch):
     plans = []
+    horizons = []
 
     def steady(score, memory, shape, std, cfg, rng):
         plans.append(memory)
+        horizons.append(shape[1])
         score(np.zeros(shape))
         return np.full(shape[1:], 0.1 * len(plans)), dict(mean=1)
 
@@ -428,6 +431,9 @@ def test_a_plan_can_be_executed_for_several_decisions(trained, tmp_path, monkeyp
     plan.open_bench.cache_clear()
     run_plan(tmp_path / "b.json", replan=1, **how)
     assert len(plans) == 2 + 5 and plans[-1] == dict(mean=1)
+    plan.open_bench.cache_clear()
+    run_plan(tmp_path / "d.json", replan=1, countdown=True, **how)
+    assert horizons[7:] == [3, 2, 1, 3, 2] and [not memory for memory in plans[7:]] == [1, 0, 0, 1, 0]
     plan.open_bench.cache_clear()
     nothing = run_plan(tmp_path / "c.json", **{**how, "models": ("nothing",)})
     assert nothing["nothing"]["mean"] == 0
@@ -469,7 +475,7 @@ def test_failures_are_told_apart(monkeypatch):
     distances = np.array([[0.9, 0.5], [0.3, 0.1], [0.0, 0.6]])
     monkeypatch.setattr(bench.env, "foresee", lambda *_: (frames_u8, np.zeros((3, 2)), distances))
     scores = np.array([3.0, 2.0, 1.0])
-    decision = SimpleNamespace(state=bench.env.state(), candidates=None, scores=scores)
+    decision = SimpleNamespace(state=bench.env.state(), candidates=[scores], scores=scores)
     shortfall = plan.diagnose(bench, [decision], task)
     want = {"never sampled": -bench.env.tolerance, "ranked low": 0.1, "imagined wrong": 0.4}
     assert shortfall == pytest.approx(want)
