@@ -47,7 +47,7 @@ from support.processes import run_jobs
 from support.results import provenance, read_result, write_result
 
 CONFIG = dict(
-    preset="push",  # or vp2, the benchmark's planner
+    preset="push",  # or pusht, pusht_a; or vp2, the benchmark's planner
     task="push_red",  # of RoboDesk; robosuite_push; push_anywhere of PushWorld, or push, onto the pad
     ckpt="assets/push-tiny.pt",
     tokenizer="",  # another tokenizer's checkpoint
@@ -102,7 +102,15 @@ PUSH = dict(
     task="push_anywhere", out="out/plan/push.json", planner="icem", candidates=60, iterations=2, elites=6,
     execute_mean=True, horizon=8, last=4, lead=7,
 )  # fmt: skip
-PRESETS = dict(push=PUSH, vp2={})
+# The benchmark of PushT: goals lie five decisions ahead. It allows ten (protocol B), or goes on until success
+# (A); here for 50.
+PUSHT = dict(
+    task="pusht_anywhere", ckpt="assets/pusht-tiny.pt", out="out/plan/pusht.json", planner="evolution",
+    candidates=200, iterations=4, horizon=5, countdown=True, last=1, lead=5, steps=10, pixel=0.0,
+    features="assets/pusht-readout.pt",
+)  # fmt: skip
+PUSHT_A = dict(PUSHT, out="out/plan/pusht-a.json", steps=50)
+PRESETS = dict(push=PUSH, pusht=PUSHT, pusht_a=PUSHT_A, vp2={})
 MODELS = "nothing", "random", "script", "world_model", "oracle"
 STD = {2: (0.5, 0.5), 4: (0.5, 0.5, 0.5, 0.0), 5: (0.5, 0.5, 0.5, 0.1, 0.1), 10: (0.5,) * 10}  # mostly VP2's
 BLUR = 8, 16
