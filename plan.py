@@ -81,7 +81,7 @@ CONFIG = dict(
     pixel=1.0,  # of minus the squared error to the goal, summed over frames, pixels and colours
     blur=0.0,  # of the same for frames averaged over squares of 8 and of 16 pixels: things may be apart
     latent=0.0,  # of minus the squared distance between latents of the context's encoder
-    features="",  # TorchScript: frames (M, 3, H, W) -> features (M, D), such as temporal_distance.py's
+    features="",  # TorchScript: frames (M, 3, H, W) -> features (M, D), such as readout.py's
     features_weight=1.0,  # of minus the squared distance between these
     reward=0.0,  # of the sum of predicted rewards, which are for the pad, wherever push_anywhere has its goal
     classifier="",  # VP2's file, or TorchScript: frames (M, 3, 64, 64) -> logits of success
@@ -297,10 +297,11 @@ def open_bench(settings):
 class Decision:
     """One decision: `score` for its planner, and a record of what was scored, for `draw` and `diagnose`."""
 
-    def __init__(self, bench, model, task, frames_u8):
+    def __init__(self, bench, model, task, frames_u8, made_at=0):
         self.bench = bench
         self.model = model
         self.task = task
+        self.made_at = made_at  # number of the decision in its episode
         self.context = to_float(np.stack(frames_u8[-bench.world.context_frames :]))
         self.state = bench.env.state()
         self.candidates = []  # as the planner drew them, iteration by iteration
@@ -322,6 +323,15 @@ class Decision:
             self.scores = np.append(self.scores, scores)
         self.candidates.append(candidates)
         return self.scores[-len(candidates) :]
+
+    def plan(self, memory, h, rng):
+        """A plan (h, A) and the planner's memory, as of `mppi`; keeps the seconds that it took."""
+        began = time.perf_counter()
+        cfg = self.bench.cfg
+        shape = cfg.candidates, h, len(self.bench.std)
+        result = PLANNERS[cfg.planner](self.score, memory, shape, self.bench.std, cfg, rng)
+        self.seconds = time.perf_counter() - began
+        return result
 
 
 def play(settings, model, seed, i):
@@ -353,17 +363,12 @@ def play(settings, model, seed, i):
         elif rows:
             action = rows.pop(0)
         else:
-            began = time.perf_counter()
-            decision = Decision(bench, model, task, frames_u8)
-            decision.made_at = k
+            decisions.append(Decision(bench, model, task, frames_u8, k))
             h = cfg.horizon
-            if cfg.countdown and decisions:
+            if cfg.countdown:
                 h -= (k - decisions[0].made_at) % h
                 memory = memory if h < cfg.horizon else {}
-            shape = cfg.candidates, h, env.action_dim
-            plan, memory = PLANNERS[cfg.planner](decision.score, memory, shape, bench.std, cfg, rng)
-            decision.seconds = time.perf_counter() - began
-            decisions.append(decision)
+            plan, memory = decisions[-1].plan(memory, h, rng)
             action, *rows = plan[: cfg.replan, None]
             memory = memory if cfg.replan == 1 else {}  # it is of the decision before
         frames_u8.append(env.step(np.clip(action, -1, 1))[0][0])

@@ -66,6 +66,23 @@ def update_flops(layout, settings):
     return counter.get_total_flops()
 
 
+def run_script(script, out, settings, processes=1):
+    """Run one of the scripts beside this folder, with settings and --out; returns its exit status."""
+    command = [str(Path(__file__).parent.with_name(script)), f"--out={out}"]
+    for key, value in settings.items():
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        command.append(f"--{key}={text}")
+    if processes > 1:
+        command = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", *command]
+    print("$ python", *command, flush=True)
+    child = subprocess.Popen([sys.executable, *command])
+    try:
+        return child.wait()
+    except KeyboardInterrupt:  # the child has it, too: let it save
+        child.wait()
+        raise SystemExit(f"{out} is kept: the same command continues") from None
+
+
 def train(script, out, cfg, steps, **settings):
     """Run a training script up to `steps` updates, or what is left of them after an interruption.
 
@@ -85,20 +102,7 @@ def train(script, out, cfg, steps, **settings):
         if state["step"] >= steps:
             return
         settings = dict(resume=True)
-    command = [str(Path(__file__).parent.with_name(script)), f"--out={out}"]
-    for key, value in settings.items():
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        command.append(f"--{key}={text}")
-    if cfg.processes > 1:
-        command = ["-m", "torch.distributed.run", f"--nproc_per_node={cfg.processes}", *command]
-    print("$ python", *command, flush=True)
-    child = subprocess.Popen([sys.executable, *command])
-    try:
-        failed = child.wait()
-    except KeyboardInterrupt:  # the child has it, too: let it save
-        child.wait()
-        raise SystemExit(f"{out} is kept: the same command continues") from None
-    if failed or load_checkpoint(out)["step"] < steps:
+    if run_script(script, out, settings, cfg.processes) or load_checkpoint(out)["step"] < steps:
         raise ChildProcessError(f"{script} has failed or was stopped; its own message is above")
 
 

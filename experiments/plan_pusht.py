@@ -8,11 +8,10 @@ with the optimizer and budget of the published numbers: the cross-entropy method
 
 Run: python -m experiments.plan_pusht                    (hours on two cores; it goes on where it stopped)"""
 
-import subprocess
-import sys
 from pathlib import Path
 
 from common import configure, require_positive, run
+from experiments.lab import run_script
 from support.files import beside
 from support.results import claim_result, draw_curves, read_result, write_result
 
@@ -21,7 +20,7 @@ CONFIG = dict(
     features="assets/pusht-readout.pt",
     episodes=50,  # tasks
     seeds=3,  # of the protocols' runs; the others have one
-    budgets=(50, 100, 200, 400),  # candidates per decision
+    budgets=(50, 100, 400),  # candidates per decision, beside those of protocol B
     seed=0,  # of tasks
     folder="out/plan-pusht",
     out="out/plan-pusht/numbers.json",
@@ -35,7 +34,7 @@ ALL = dict(models="nothing,random,script,world_model,oracle")
 SHORT = dict(models="world_model,oracle", seeds=1, diagnose=False, gifs=0)
 PROTOCOLS = dict(protocol_b=ALL, protocol_a=dict(ALL, preset="pusht_a"))
 VARIANTS = {
-    "published": dict(CEM, models="oracle", gifs=0),
+    "published": {**SHORT, **CEM, "models": "oracle"},
     "pixel": dict(SHORT, pixel=1, features=""),
     "blur": dict(SHORT, blur=1, features=""),
     "latent": dict(SHORT, latent=1, features=""),
@@ -47,11 +46,7 @@ def plan(cfg, name, settings):
     """The numbers of a run of plan.py."""
     out = Path(cfg.folder) / f"{name}.json"
     shared = {key: getattr(cfg, key) for key in ("ckpt", "features", "episodes", "seeds", "seed")}
-    command = [sys.executable, str(Path(__file__).parent.with_name("plan.py")), f"--out={out}"]
-    for key, value in dict(shared, preset="pusht", **settings).items():
-        command.append(f"--{key}={value}")
-    print("$ python", *command[1:], flush=True)
-    if subprocess.run(command).returncode:
+    if run_script("plan.py", out, {"preset": "pusht", **shared, **settings}):
         raise ChildProcessError("plan.py has failed or was stopped; its own message is above")
     return read_result(out)
 
@@ -62,8 +57,9 @@ def main(cfg):
     rows = {name: plan(cfg, name, settings) for name, settings in PROTOCOLS.items()}
     variants = {name: plan(cfg, name, settings) for name, settings in VARIANTS.items()}
     budgets = {n: plan(cfg, f"budget-{n}", dict(SHORT, candidates=n)) for n in cfg.budgets}
+    budgets[rows["protocol_b"]["settings"]["candidates"]] = rows["protocol_b"]
     lines = {}
-    for n, numbers in budgets.items():
+    for n, numbers in sorted(budgets.items()):
         for model in ("world_model", "oracle"):
             lines.setdefault(model, []).append((n, numbers[model]["mean"]))
     panel = "PushT, 50 environment steps", "candidates per decision", "success", lines

@@ -15,6 +15,7 @@ from conftest import (
 )
 
 import common
+import plan
 import train_gpt
 import train_tokenizer
 from checkpoints import SIZES, new_tokenizer
@@ -29,6 +30,7 @@ from experiments import (
     goal,
     lab,
     loader,
+    plan_pusht,
     scaling,
     speed,
     tokenizers,
@@ -98,6 +100,28 @@ def test_the_loader_is_measured(tmp_path):
     loader.main(configure(loader.CONFIG, "", flags(**settings)))
     numbers = json.loads((tmp_path / "loader.json").read_text())
     assert numbers["segments_per_s"] > 0 and numbers["settings"]["episodes"] == 40
+
+
+def test_every_run_of_pusht_is_one_that_plan_takes(tmp_path, monkeypatch):
+    runs = {}
+
+    def play(script, out, settings):
+        cfg = configure(plan.CONFIG, "", flags(**settings), plan.PRESETS)
+        plan.check(cfg)
+        runs[out.stem] = cfg
+        rows = {model: dict(mean=0.5) for model in cfg.models}
+        out.write_text(json.dumps(dict(rows, settings=dict(candidates=cfg.candidates))))
+
+    monkeypatch.setattr(plan_pusht, "run_script", play)
+    settings = dict(budgets="50", folder=tmp_path, out=tmp_path / "numbers.json")
+    plan_pusht.main(configure(plan_pusht.CONFIG, "", flags(**settings)))
+    assert runs["protocol_a"].steps == 50 and runs["protocol_b"].steps == 10
+    assert runs["published"].candidates == 9000 and runs["published"].seeds == 1
+    assert runs["pixel"].pixel == 1 and not runs["pixel"].features and runs["protocol_b"].features
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert set(numbers["budgets"]) == {"50", "200"}
+    assert {"nothing", "random", "script", "oracle", "world_model"} < set(numbers)
+    assert {"nothing", "random", "script", "oracle", "world_model"} < set(numbers["protocol_a"])
 
 
 # ---- analyses ----
