@@ -48,7 +48,7 @@ from support.results import provenance, read_result, write_result
 
 CONFIG = dict(
     preset="push",  # or pusht, pusht_a; or vp2, the benchmark's planner
-    task="push_red",  # of RoboDesk; robosuite_push; push_anywhere of PushWorld, or push, onto the pad
+    task="push_red",  # of RoboDesk; robosuite_push; push or push_anywhere, PushWorld; pusht_anywhere
     ckpt="assets/push-tiny.pt",
     tokenizer="",  # another tokenizer's checkpoint
     out="out/plan/vp2.json",
@@ -269,7 +269,8 @@ class Bench:
         atexit.register(self.env.close)  # before Python ends, or OpenGL complains
         A = self.env.action_dim
         if not hasattr(self.env, "foresee"):
-            raise ValueError(f"task is {cfg.task!r}; expected push, robosuite_push or one of RoboDesk's")
+            raise ValueError(f"task is {cfg.task!r}; expected a world that can be planned in: push, pusht, "
+                "robosuite_push or one of RoboDesk's")
         if self.world.goal_conditioned:
             raise ValueError(f"{cfg.ckpt} is goal-conditioned; planning needs a model without goals")
         if "world_model" in cfg.models and self.world.action_dim != A:

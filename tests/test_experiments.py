@@ -1,8 +1,11 @@
 """experiments/: speed, the loader, the analyses of section 4.4, on models that have learned for two steps."""
 
+import ast
 import json
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import (
@@ -31,12 +34,14 @@ from experiments import (
     lab,
     loader,
     plan_pusht,
+    readout,
     scaling,
     speed,
     tokenizers,
     transfer,
 )
 from sample import WorldModel
+from support.networks import load_torchscript
 
 # ---- speed ----
 
@@ -100,28 +105,6 @@ def test_the_loader_is_measured(tmp_path):
     loader.main(configure(loader.CONFIG, "", flags(**settings)))
     numbers = json.loads((tmp_path / "loader.json").read_text())
     assert numbers["segments_per_s"] > 0 and numbers["settings"]["episodes"] == 40
-
-
-def test_every_run_of_pusht_is_one_that_plan_takes(tmp_path, monkeypatch):
-    runs = {}
-
-    def play(script, out, settings):
-        cfg = configure(plan.CONFIG, "", flags(**settings), plan.PRESETS)
-        plan.check(cfg)
-        runs[out.stem] = cfg
-        rows = {model: dict(mean=0.5) for model in cfg.models}
-        out.write_text(json.dumps(dict(rows, settings=dict(candidates=cfg.candidates))))
-
-    monkeypatch.setattr(plan_pusht, "run_script", play)
-    settings = dict(budgets="50", folder=tmp_path, out=tmp_path / "numbers.json")
-    plan_pusht.main(configure(plan_pusht.CONFIG, "", flags(**settings)))
-    assert runs["protocol_a"].steps == 50 and runs["protocol_b"].steps == 10
-    assert runs["published"].candidates == 9000 and runs["published"].seeds == 1
-    assert runs["pixel"].pixel == 1 and not runs["pixel"].features and runs["protocol_b"].features
-    numbers = json.loads((tmp_path / "numbers.json").read_text())
-    assert set(numbers["budgets"]) == {"50", "200"}
-    assert {"nothing", "random", "script", "oracle", "world_model"} < set(numbers)
-    assert {"nothing", "random", "script", "oracle", "world_model"} < set(numbers["protocol_a"])
 
 
 # ---- analyses ----
@@ -268,8 +251,54 @@ def test_objects_are_counted_by_their_colours():
     assert not dreams.count_there(table, truth, colours).any()
 
 
-@pytest.mark.parametrize(
-    "module", [ablate, adapt, decouple, dreams, goal, loader, scaling, speed, tokenizers, transfer]
-)
-def test_every_experiment_says_how_to_run_it(module):
-    assert f"Run: python -m {module.__name__}" in module.__doc__
+SCRIPTS = [path for path in Path(lab.__file__).parent.glob("*.py") if "__main__" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_every_experiment_says_how_to_run_it(path):
+    assert f"Run: python -m experiments.{path.stem}" in ast.get_docstring(ast.parse(path.read_text()))
+
+
+# ---- PushT ----
+
+
+def test_every_run_of_pusht_is_one_that_plan_takes(tmp_path, monkeypatch):
+    runs = {}
+
+    def play(script, out, settings):
+        cfg = configure(plan.CONFIG, "", flags(**settings), plan.PRESETS)
+        plan.check(cfg)
+        runs[out.stem] = cfg
+        rows = {model: dict(mean=0.5) for model in cfg.models}
+        out.write_text(json.dumps(dict(rows, settings=dict(candidates=cfg.candidates))))
+
+    monkeypatch.setattr(plan_pusht, "run_script", play)
+    settings = dict(budgets="50", folder=tmp_path, out=tmp_path / "numbers.json")
+    plan_pusht.main(configure(plan_pusht.CONFIG, "", flags(**settings)))
+    assert runs["protocol_a"].steps == 50 and runs["protocol_b"].steps == 10
+    assert runs["published"].candidates == 9000 and runs["published"].seeds == 1
+    assert runs["pixel"].pixel == 1 and not runs["pixel"].features and runs["protocol_b"].features
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert set(numbers["budgets"]) == {"50", "200"}
+    assert {"nothing", "random", "script", "oracle", "world_model"} < set(numbers)
+    assert {"nothing", "random", "script", "oracle", "world_model"} < set(numbers["protocol_a"])
+
+
+def test_poses_are_read_from_pictures(tmp_path):
+    """Nothing is learned in two steps; what is written is a network that plan.py takes."""
+    out = tmp_path / "readout.pt"
+    settings = dict(out=out, steps=2, batch_size=4, size=32)
+    readout.main(configure(readout.CONFIG, "", flags(**settings)))
+    network = load_torchscript(out, "cpu", "")
+    assert network(torch.rand(5, 3, 32, 32)).shape == (5, 6)
+
+
+def test_a_distance_of_features_is_the_benchmarks_and_the_block_counts_thrice():
+    states = readout.draw_states(50, np.random.default_rng(0))
+    features = readout.features_of(states)
+    assert readout.errors(features, states) == dict(disc=0, block=0, angle=0)
+    turn = 3 * 0.02 / (np.pi / 9)
+    for change, distance in ((20, 0, 0, 0, 0), 1), ((0, 0, 12, 16, 0), 3), ((0, 0, 0, 0, 0.02), turn):
+        moved = readout.features_of(states + np.array(change))
+        np.testing.assert_allclose((moved - features).norm(dim=1), distance, rtol=1e-3)
+    assert readout.errors(readout.features_of(states + [20, 0, 0, 0, 0]), states)["disc"] == pytest.approx(20)
