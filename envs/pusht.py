@@ -128,8 +128,11 @@ PLAY = dict(
     length=40,  # actions per episode
     chunk=5,  # moves per action, of 0.1 s each, as the benchmark has it
     expert_share=0.7,  # of the episodes; the others are random play
-    action_noise=0.15,  # mean standard deviation, added to the expert's moves
+    action_noise=0.08,  # mean standard deviation, added to the expert's moves
 )
+# Longest move of the script, x or y. So actions have the deviation that the benchmark's demonstrations have,
+# 0.2 (DINO-WM, arXiv 2411.04983: its pusht_dset.py), and 25 moves lead about as far as there.
+PACE = 0.25
 POINTS, NORMALS = outline()
 FITS = depth(POINTS - (AGENT + 6) * NORMALS) > AGENT + 5  # not in the T's inner corners
 POINTS, NORMALS = POINTS[FITS], NORMALS[FITS]
@@ -296,7 +299,7 @@ class PushT(World):
             ours.velocity = theirs.velocity
             ours.angular_velocity = theirs.angular_velocity
 
-    def draw_task(self, i, lead, noise=0.15):
+    def draw_task(self, i, lead, noise=PLAY["action_noise"]):
         """Task i of the benchmark: from anywhere on the script's noisy way to its state `lead` actions later.
 
         returns  a namespace as of envs.vp2.make_task; frames_u8 are two, up to the start"""
@@ -352,7 +355,7 @@ class PushT(World):
         else:
             goal = self.way_round(here, ready[self.contact])
         motion = turned(goal - here, pose[2]) / (0.35 * self.reach)
-        return motion[None] / max(1, np.abs(motion).max())
+        return motion[None] * min(1, PACE / max(1e-9, np.abs(motion).max()))
 
     @staticmethod
     def way_round(here, goal):
@@ -396,7 +399,7 @@ def play_pusht(i, seed, size, length, chunk, expert_share, action_noise):
             move = move + noise * rng.normal(size=(1, 2))
         else:
             disc, block = world.positions()[0, :2], world.positions()[0, 2:4]
-            move = 0.6 * wander[k] + 0.2 * (block - disc) / np.linalg.norm(block - disc)
+            move = 0.25 * wander[k] + 0.1 * (block - disc) / np.linalg.norm(block - disc)
         actions[k] = np.clip(move, -1, 1)
         world.drive(actions[k : k + 1])
         poses = world.positions()[:, 2:]

@@ -11,7 +11,7 @@ from gym_pusht.envs.pusht import PushTEnv  # noqa: E402
 
 import prepare  # noqa: E402
 from data import Episodes  # noqa: E402
-from envs import make_environment  # noqa: E402
+from envs import make_environment, pusht  # noqa: E402
 from envs.pusht import PushT, play_pusht, pusht_segments  # noqa: E402
 
 LOW, HIGH = np.array([[50, 50, 100, 100, -np.pi], [450, 450, 400, 400, np.pi]])
@@ -185,5 +185,5 @@ def test_prepare_writes_episodes(tmp_path, capsys):
     episodes = Episodes(out, "all")
     assert episodes.action_dim == 10 and episodes.lengths.tolist() == [5, 5, 5]
     assert "success" in capsys.readouterr().out
-    expected = play_pusht(1, **{**PLAY, "length": 4, "expert_share": 0.7, "action_noise": 0.15})
+    expected = play_pusht(1, **{**pusht.PLAY, "seed": 0, "size": 32, "length": 4})
     assert (episodes.read(1) == expected["frames_u8"]).all()
