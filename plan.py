@@ -269,8 +269,8 @@ class Bench:
         atexit.register(self.env.close)  # before Python ends, or OpenGL complains
         A = self.env.action_dim
         if not hasattr(self.env, "foresee"):
-            raise ValueError(f"task is {cfg.task!r}; expected a world that can be planned in: push, pusht, "
-                "robosuite_push or one of RoboDesk's")
+            known = "push, pusht, robosuite_push or one of RoboDesk's"
+            raise ValueError(f"task is {cfg.task!r}; expected a world that can be planned in: {known}")
         if self.world.goal_conditioned:
             raise ValueError(f"{cfg.ckpt} is goal-conditioned; planning needs a model without goals")
         if "world_model" in cfg.models and self.world.action_dim != A:

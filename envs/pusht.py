@@ -299,7 +299,7 @@ class PushT(World):
             ours.velocity = theirs.velocity
             ours.angular_velocity = theirs.angular_velocity
 
-    def draw_task(self, i, lead, noise=PLAY["action_noise"]):
+    def draw_task(self, i, lead):
         """Task i of the benchmark: from anywhere on the script's noisy way to its state `lead` actions later.
 
         returns  a namespace as of envs.vp2.make_task; frames_u8 are two, up to the start"""
@@ -310,7 +310,8 @@ class PushT(World):
         for k in range(before + lead):
             if k == before:
                 start = self.state()
-            frames_u8.append(self.step(self.expert() + noise * rng.normal(size=(1, self.action_dim)))[0][0])
+            noise = PLAY["action_noise"] * rng.normal(size=(1, self.action_dim))
+            frames_u8.append(self.step(self.expert() + noise)[0][0])
         goal = self.positions()
         start.update(target=goal[0, 2:], hand=goal[0, :2], contact=None)
         opening = frames_u8[before - 1 : before + 1]
