@@ -5,6 +5,7 @@
 #                 GPU; a run continues)
 # make analyses   the protocol and the paper's analyses on PushWorld, with their pictures (four hours)
 # make mbpo       three runs with and three without imagination on PushWorld, and their curves (an hour)
+# make post-train  reinforcement learning of the released model's predictions on PushWorld (half an hour)
 # make plan       random actions, world model and simulator plan 50 tasks of PushWorld, three seeds (an hour)
 PYTHON ?= python3
 RUN = .venv/bin/python
@@ -14,7 +15,7 @@ BATCH ?= 4
 TRAIN_GPT ?=
 TRAIN = .venv/bin/torchrun --nproc_per_node=$(PROCESSES)
 
-.PHONY: demo test test-slow train analyses mbpo plan clean
+.PHONY: demo test test-slow train analyses mbpo post-train plan clean
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -92,6 +93,13 @@ mbpo: .venv/ready-test
 	    case NAME in drq*) other="--imagine false --steps 7200";; esac; \
 	    $(RUN) mbpo.py --preset push --seed $${name#*-} --resume $$resume --out out/mbpo/NAME.pt $$other'
 	$(RUN) -m experiments.mbpo_report --runs out/mbpo --out results/mbpo-push --overwrite true
+
+data/push/meta.json: | .venv/ready
+	$(RUN) prepare.py push
+
+# Half an hour on two cores; an interrupted run continues.
+post-train: data/push/meta.json
+	$(TRAIN) post_train.py --batch_size $(BATCH) $$(test -e out/post-train.pt && echo --resume true)
 
 plan: .venv/ready
 	$(RUN) plan.py

@@ -266,7 +266,7 @@ class Progress:
     """Where a training run writes and on what it runs; when it logs, evaluates, saves and stops."""
 
     def __init__(self, cfg):
-        counts = "batch_size", "accumulate", "max_steps", "log_every", "eval_every", "eval_segments"
+        counts = "batch_size", "max_steps", "log_every", "eval_every", "eval_segments"
         require_positive(cfg, *counts)
         require_not_negative(cfg, "lr", "weight_decay", "warmup", "grad_clip")
         lr_at(0, cfg.lr, cfg.warmup, cfg.max_steps, cfg.schedule)  # before anything is lost, if it is unknown

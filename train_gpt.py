@@ -36,6 +36,7 @@ from common import (
     load_checkpoint,
     lr_at,
     require_not_negative,
+    require_positive,
     require_unchanged,
     run,
     save_checkpoint,
@@ -187,6 +188,7 @@ def build(cfg, data):
 
 
 def main(cfg):
+    require_positive(cfg, "accumulate")
     require_not_negative(cfg, "temperature", "top_k", "pos_init")
     require_not_negative(cfg, "corrupt", "att_dropout", most=1)
     progress = Progress(cfg)

@@ -86,9 +86,11 @@ def run_script(script, out, settings, processes=1):
 def train(script, out, cfg, steps, **settings):
     """Run a training script up to `steps` updates, or what is left of them after an interruption.
 
+    settings  of the script; preset, data, batch_size and seed are cfg's where they are not given
     raises  ValueError if OUT was trained with other settings, ChildProcessError if training fails"""
     for key in ("preset", "data", "batch_size", "seed"):
-        settings[key] = getattr(cfg, key)
+        if key not in settings:
+            settings[key] = getattr(cfg, key)
     settings["max_steps"] = steps
     if Path(out).is_file():
         state = load_checkpoint(out, needs=("step", "train_config"))

@@ -4,6 +4,7 @@
     imagine      B scenes, against the authors' way (`rollout_naive`)
     branches     many futures of one scene, against as many copies of the scene and against the authors' way
     decision     a planner's candidates in PushWorld, imagined by CKPT, against as many copies of the scene
+    group        post_train.py's gradient of a group of futures, against that of as many whole sequences
     train        an update of the transformer from tokens, and against encoding its segments each time
     tokenizers   Tables 7 and 8: the compressive tokenizer against two that encode frame by frame
 
@@ -27,18 +28,20 @@ from envs.push import push_segments
 from experiments.lab import sizes, update_flops
 from plan import CONFIG as PLANNING
 from plan import coloured, imagine_candidates
+from post_train import Policy
 from sample import WorldModel
 from support.devices import autocast_for, find_device, uses_bf16
 from support.results import claim_result, cpu_name, provenance, read_result, write_result
 
 CONFIG = dict(
     preset="small",
-    parts=("interactive", "imagine", "branches", "decision", "train", "tokenizers"),
+    parts=("interactive", "imagine", "branches", "decision", "group", "train", "tokenizers"),
     horizon=14,  # imagined frames
     batches=(1, 16),  # scenes imagined at once
     ckpt="assets/push-tiny.pt",  # that decides
     branches=100,  # futures of one scene
     branch_horizon=8,  # imagined frames of each
+    group=16,  # futures of a context in post-training
     train_batch=4,  # segments of an update; 64 in the paper
     clips=1,  # segments of an update where tokenizers are compared; 16 in the paper
     repeats=4,  # runs; the median of all but the first counts
@@ -155,6 +158,28 @@ def decision(cfg):
     return dict(shared=shared, copies=copies, vs_copies=copies["seconds"] / shared["seconds"])
 
 
+def group(cfg):
+    model, frames, _ = random_scenes(cfg, 1, 1, cfg.horizon)
+    G = cfg.group
+    prompt = model.tokenizer.encode(frames)
+    layout = model.gpt.layout
+    shape = 1, G, cfg.horizon, layout.tokens_future
+    codes = torch.randint(layout.dynamics_codes, shape, device=cfg.device)
+    actions = torch.rand(1, model.context_frames + cfg.horizon, 4, device=cfg.device)
+    policy = Policy(model.gpt)
+
+    def gradient(*inputs):
+        policy.zero_grad(set_to_none=True)
+        with autocast_for(cfg.device, cfg.dtype):
+            log_probs, _ = policy(*inputs)
+        log_probs.sum().backward()
+
+    shared = cost(cfg.repeats, gradient, prompt, codes, actions)
+    copied = prompt.repeat(G, 1), codes.transpose(0, 1), actions.repeat(G, 1, 1)
+    copies = cost(cfg.repeats, gradient, *copied)
+    return dict(shared=shared, copies=copies, vs_copies=copies["seconds"] / shared["seconds"])
+
+
 def update_costs(cfg, kind, B):
     """Cost of an update of the transformer on B segments, whose tokens are of that kind of tokenizer."""
     tokenizer_settings, settings = sizes(cfg.preset)
@@ -223,11 +248,11 @@ def tokenizers(cfg):
 
 
 PARTS = dict(interactive=interactive, imagine=imagination, branches=branches, decision=decision,
-             train=training, tokenizers=tokenizers)
+             group=group, train=training, tokenizers=tokenizers)
 
 
 def main(cfg):
-    require_positive(cfg, "horizon", "branches", "branch_horizon", "train_batch", "clips", "repeats")
+    require_positive(cfg, "horizon", "branches", "branch_horizon", "group", "train_batch", "clips", "repeats")
     wrong = set(cfg.parts) - set(PARTS)
     if wrong:
         raise ValueError(f"--parts {','.join(wrong)}: expected some of {','.join(PARTS)}")

@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CORE = (
     "tokenizer.py", "gpt.py", "data.py", "train_tokenizer.py", "train_gpt.py", "sample.py", "evaluate.py",
-    "mbpo.py", "drq.py", "plan.py", "common.py",
+    "mbpo.py", "drq.py", "plan.py", "post_train.py", "common.py",
 )  # fmt: skip
 COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef

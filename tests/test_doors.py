@@ -10,6 +10,7 @@ import evaluate
 import mbpo
 import plan
 import play
+import post_train
 import sample
 import train_gpt
 import train_tokenizer
@@ -71,6 +72,11 @@ def as_start_of_train_gpt(path, push, out):
     train(train_gpt, **GPT_TUNE, data=push, init_from=path, out=out / "g.pt")
 
 
+def as_start_of_post_train(path, push, out):
+    run = dict(lpips=0.0, horizon=2, batch_size=1, group=2, mini_batches=1, max_steps=1, eval_segments=1)
+    train(post_train, **run, best_of=1, ckpt=path, data=push, out=out / "p.pt")
+
+
 def as_tokenizer_of_train_gpt(path, push, out):
     train(train_gpt, **GPT_RUN, data=push, tokenizer=path, out=out / "g.pt")
 
@@ -81,7 +87,7 @@ def as_start_of_train_tokenizer(path, push, out):
 
 TAKERS = {f.__name__: f for f in (
     as_ckpt_of_sample, as_ckpt_of_evaluate, as_ckpt_of_plan, as_ckpt_of_play, as_start_of_mbpo,
-    as_start_of_train_gpt, as_tokenizer_of_train_gpt, as_start_of_train_tokenizer,
+    as_start_of_train_gpt, as_start_of_post_train, as_tokenizer_of_train_gpt, as_start_of_train_tokenizer,
 )}  # fmt: skip
 WORLD = {"gpt", "export", "agent"}
 FITS = dict(  # which checkpoints hold what a script takes; what becomes of the others
@@ -91,6 +97,7 @@ FITS = dict(  # which checkpoints hold what a script takes; what becomes of the 
     as_ckpt_of_play=(WORLD | {"free"}, ""),
     as_start_of_mbpo=(WORLD | {"free"}, ""),
     as_start_of_train_gpt=(WORLD | {"free"}, ""),
+    as_start_of_post_train=(WORLD | {"free"}, ""),
     as_tokenizer_of_train_gpt=(WORLD | {"free", "tokenizer"}, ""),
     as_start_of_train_tokenizer=(WORLD | {"free", "tokenizer"}, ""),
 )

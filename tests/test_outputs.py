@@ -15,6 +15,7 @@ from conftest import GPT_RUN, TOKENIZER_RUN, flags, python, train
 import evaluate
 import mbpo
 import plan
+import post_train
 import sample
 import train_gpt
 import train_tokenizer
@@ -69,6 +70,7 @@ SCRIPTS = dict(
     tokenizer=(train_tokenizer, {**TOKENIZER_RUN, "data": "/nowhere"}, ".pt", (".jsonl", ".png")),
     gpt=(train_gpt, {**GPT_RUN, "data": "/nowhere"}, ".pt", (".jsonl", ".png")),
     mbpo=(mbpo, dict(preset="push"), ".pt", (".jsonl", ".png", ".gif")),
+    post_train=(post_train, dict(ckpt="/nowhere"), ".pt", (".jsonl", ".png")),
     evaluate=(evaluate, dict(ckpt="/nowhere"), ".json", (".md", ".png")),
     plan=(plan, dict(ckpt="/nowhere"), ".json", ("-episodes.json",)),
 )
@@ -116,7 +118,7 @@ def test_runs_whose_names_differ_after_a_point_share_no_file(push, tmp_path):
 # ---- what is there is not replaced by a slip ----
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "gpt", "mbpo"])
+@pytest.mark.parametrize("name", ["tokenizer", "gpt", "mbpo", "post_train"])
 def test_a_run_started_again_is_refused_in_one_line_and_nothing_changes(name, tmp_path):
     script, settings, *_ = SCRIPTS[name]
     out = tmp_path / "x.pt"

@@ -165,7 +165,7 @@ def test_every_setting_that_a_script_reads_exists(name):
 
 
 def test_the_scripts_are_all_looked_at():
-    core = {"train_tokenizer", "train_gpt", "sample", "evaluate", "mbpo", "plan"}
+    core = {"train_tokenizer", "train_gpt", "sample", "evaluate", "mbpo", "plan", "post_train"}
     assert core <= set(SCRIPTS)
     assert any(name.startswith("experiments.") for name in SCRIPTS)
 
