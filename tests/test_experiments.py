@@ -35,6 +35,7 @@ from experiments import (
     loader,
     plan_pusht,
     readout,
+    rlvr,
     scaling,
     speed,
     tokenizers,
@@ -50,12 +51,13 @@ from support.networks import load_torchscript
 def test_speed_is_measured_and_written_down(tmp_path, capsys):
     out = tmp_path / "speed.json"
     settings = dict(preset="tiny", device="cpu", horizon=2, branches=3, branch_horizon=2, batches=1)
-    settings.update(train_batch=1, repeats=1, out=out)
+    settings.update(train_batch=1, repeats=1, group=2, out=out)
     speed.main(configure(speed.CONFIG, "", flags(**settings)))
     numbers = json.loads(out.read_text())
     assert {"ours", "naive"} <= set(numbers["imagine_tiny"]["b1"])
     assert set(numbers["branches_tiny"]) == {"shared", "copies", "naive", "vs_naive"}
     assert numbers["decision"]["shared"]["seconds"] > 0
+    assert numbers["group_tiny"]["vs_copies"] > 0
     assert numbers["interactive_tiny"]["frames_per_s"] > 0 and numbers["train_tiny"]["flops_per_s"] > 0
     assert numbers["train_tiny"]["vs_encoding"] > 1
     assert set(numbers["tokenizers_tiny"]) == {"4x4", "16x16", "compressive"}
@@ -257,6 +259,24 @@ SCRIPTS = [path for path in Path(lab.__file__).parent.glob("*.py") if "__main__"
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_every_experiment_says_how_to_run_it(path):
     assert f"Run: python -m experiments.{path.stem}" in ast.get_docstring(ast.parse(path.read_text()))
+
+
+@pytest.mark.slow
+def test_post_training_is_compared_with_lower_temperatures_and_more_likelihood(trained, push, tmp_path):
+    out = tmp_path / "numbers.json"
+    settings = dict(
+        ckpt=trained.gpt, data=push, videos_of=push, videos=2, horizon=3, samples=2, best_of="1,2",
+        temperatures="0,1", seeds=2, batch_size=2, batches=1, mini_batches=2, device="cpu", folder=tmp_path,
+    )  # fmt: skip
+    rlvr.main(configure(rlvr.CONFIG, "", flags(**settings, out=out)))
+    numbers = json.loads(out.read_text())
+    assert numbers["seeds"] == 2 and numbers["temperature"] in (0, 1)
+    assert {"psnr", "ssim"} < set(numbers["before"]) == set(numbers["before_best_temperature"])
+    for row in ("after", "more_likelihood"):
+        assert set(numbers[row]["psnr"]) == {"mean", "min", "max"}
+    assert set(numbers["best_of"]) == {"1", "2"}
+    assert numbers["best_of"]["2"]["after"]["psnr"] >= numbers["best_of"]["1"]["after"]["psnr"]
+    assert out.with_suffix(".png").is_file()
 
 
 # ---- PushT ----
