@@ -18,6 +18,7 @@ from test_parity import SMALL, load_case
 import evaluate
 import mbpo
 import plan
+import post_train
 import train_gpt
 import train_tokenizer
 from common import configure, load_checkpoint
@@ -294,6 +295,17 @@ def test_prefetched_batches_are_augmented_on_the_gpu_as_on_the_cpu(push):
 
 
 # ---- what uses the world model ----
+
+
+@needs_gpu
+def test_post_training_runs_and_continues(push, checkpoints, tmp_path):
+    out = tmp_path / "p.pt"
+    run = dict(lpips=0.0, horizon=3, batch_size=2, group=4, mini_batches=2, eval_segments=2, best_of=2)
+    train(post_train, **run, ckpt=checkpoints["gpt"], data=push, out=out, max_steps=2, eval_every=2)
+    train(post_train, out=out, resume=True, max_steps=4)
+    assert load_checkpoint(out)["step"] == 4
+    numbers = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
+    assert abs(numbers[0]["kl"]) < 0.1  # bf16 in updates changes no probability much
 
 
 @needs_gpu
