@@ -315,6 +315,44 @@ def test_code_0_stands_where_nothing_has_changed_since_the_context():
     assert loss.item() == pytest.approx(model.dynamics_quantize(w[changed])[2].item() / 32)
 
 
+@pytest.mark.parametrize("still", [0.03, 0.0])
+def test_local_codes_learn_to_draw_their_cells_by_themselves(still):
+    torch.manual_seed(0)
+    model, frames = build(local=1.0, still=still).train(), pictures(2, 5)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    _, features = model.encode_context(frames[:, :2])
+    changed = ~model.unchanged(frames) if still else torch.ones(2, 3, 16, dtype=torch.bool)
+
+    def error():
+        wq, ids, _ = model.quantize_future(frames, features)
+        alone = model.local_loss(wq, frames, changed)
+        cells = model.local(wq.flatten(0, 1)).view(2, 3, 4, 4, 8, 8, 3).permute(0, 1, 6, 2, 4, 3, 5)
+        expected = (cells.reshape(2, 3, 3, 32, 32) - frames[:, 2:]).square()
+        if not still:
+            torch.testing.assert_close(alone, expected.mean())
+        return alone.item()
+
+    before = error()
+    for _ in range(30):
+        optimizer.zero_grad()
+        model.loss(frames)[0].backward()
+        optimizer.step()
+    _, features = model.encode_context(frames[:, :2])
+    assert error() < 0.7 * before
+
+
+def test_a_local_code_stays_while_its_cell_does():
+    model, frames = build(local=1.0, still=0.0).eval(), pictures(1, 6)
+    frames[:, 3:, :, :8] = frames[:, 2:3, :, :8]  # the upper row of cells
+    frames[:, 4] = frames[:, 3]
+    dynamics = model.layout.unpack(model.encode(frames))[1][0]
+    assert torch.equal(dynamics[:, :4], dynamics[:1, :4].expand(4, 4))
+    assert torch.equal(dynamics[2], dynamics[1])
+    _, features = model.encode_context(frames[:, :2])
+    whole = model.dynamics_quantize.ids(model.encode_future(frames[:, 2:], features))
+    assert torch.equal(dynamics[[0, 1, 3], 4:], whole[0, [0, 1, 3], 4:])
+
+
 def test_code_0_is_not_revived_and_a_batch_without_changes_can_be_learned_from():
     model, frames = build(revive_after=2).train(), still_but_for_one_patch()
     model.loss(frames)[0].backward()
