@@ -112,7 +112,7 @@ PUSHT = dict(
 PUSHT_A = dict(PUSHT, out="out/plan/pusht-a.json", steps=50)
 PRESETS = dict(push=PUSH, pusht=PUSHT, pusht_a=PUSHT_A, vp2={})
 MODELS = "nothing", "random", "script", "world_model", "oracle"
-STD = {2: (0.5, 0.5), 4: (0.5, 0.5, 0.5, 0.0), 5: (0.5, 0.5, 0.5, 0.1, 0.1), 10: (0.25,) * 10}  # mostly VP2's
+STD = {2: (0.5, 0.5), 4: (0.5, 0.5, 0.5, 0.0), 5: (0.5, 0.5, 0.5, 0.1, 0.1), 10: (0.4,) * 10}  # mostly VP2's
 BLUR = 8, 16
 FEATURES = "TorchScript: frames (M, 3, H, W) in [0, 1] -> features (M, D)"
 RUN_SETTINGS = "workers out overwrite device gifs preset given models episodes seeds diagnose".split()
