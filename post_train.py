@@ -326,28 +326,32 @@ def main(cfg):
         advantages = normalize(rewards)
         with torch.no_grad(), autocast:
             prompt = world.tokenizer.encode(batch["frames"][:, :t])
-        inputs = [prompt, codes] + [batch["actions"]] * bool(world.action_dim)
+        inputs = [prompt, codes]
+        if world.action_dim:
+            inputs.append(batch["actions"])
         parts = list(zip(*(x.chunk(cfg.mini_batches) for x in inputs), strict=True))
         with torch.no_grad(), autocast:
             old = [policy(*part)[0] for part in parts]
             first = [frozen(*part)[0] for part in parts]
-        total = 0.0
+        metrics = {}  # means over the parts
         for part, before, begun, A in zip(parts, old, first, advantages.chunk(cfg.mini_batches), strict=True):
             with autocast:
                 new, entropy = ddp(*part)
-            loss, metrics = surrogate(new, before, begun, A, cfg.clip, cfg.kl)
+            loss, numbers = surrogate(new, before, begun, A, cfg.clip, cfg.kl)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if cfg.grad_clip:
                 nn.utils.clip_grad_norm_(parameters, cfg.grad_clip)
             optimizer.step()
-            total = total + loss.detach() / len(parts)
+            numbers.update(loss=loss.detach(), entropy=entropy.mean())
+            for name, value in numbers.items():
+                metrics[name] = metrics.get(name, 0) + value / len(parts)
         step += 1
         seen += per_step
-        progress.losses.append(total)
+        progress.losses.append(metrics.pop("loss"))
         if progress.is_due(step):
             repeats = (codes[:, :, 1:] == codes[:, :, :-1]).all(-1).float()  # of a frame the one before
-            metrics |= dict(reward=rewards.mean(), spread=rewards.std(1).mean(), entropy=entropy.mean())
+            metrics |= dict(reward=rewards.mean(), spread=rewards.std(1).mean())
             metrics["repeated"] = repeats.mean() if cfg.horizon > 1 else torch.zeros(())
             progress.log(step, lr, metrics, tokens=per_step * cfg.group * codes.shape[2:].numel())
             if progress.saves:
