@@ -36,6 +36,7 @@ from common import (
     load_checkpoint,
     lr_at,
     require_not_negative,
+    require_positive,
     require_unchanged,
     run,
     save_checkpoint,
@@ -150,6 +151,7 @@ def build(cfg):
 
 
 def main(cfg):
+    require_positive(cfg, "accumulate")
     require_not_negative(cfg, "l2", "pos_init", "commitment")
     require_not_negative(cfg, "still", "dropout", most=1)
     if cfg.kind != "compressive" and cfg.fsq:

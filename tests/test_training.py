@@ -394,6 +394,12 @@ def test_sigterm_finishes_the_update_saves_and_exits_with_0(push, trained, tmp_p
 
 
 @pytest.mark.parametrize("script", [train_tokenizer, train_gpt], ids=lambda script: script.__name__)
+def test_an_update_has_a_micro_step_or_more(script, push, tmp_path):
+    with pytest.raises(ValueError, match="--accumulate is 0; expected at least 1"):
+        train(script, preset="tiny", accumulate=0, data=push, out=tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("script", [train_tokenizer, train_gpt], ids=lambda script: script.__name__)
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
     script, push, trained, tmp_path, monkeypatch
 ):
