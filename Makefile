@@ -98,7 +98,7 @@ data/push/meta.json: | .venv/ready
 	$(RUN) prepare.py push
 
 # Half an hour on two cores; an interrupted run continues.
-post-train: data/push/meta.json
+post-train: .venv/ready data/push/meta.json
 	$(TRAIN) post_train.py --batch_size $(BATCH) $$(test -e out/post-train.pt && echo --resume true)
 
 plan: .venv/ready

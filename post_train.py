@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from checkpoints import checksum, gpt_from
+from checkpoints import checksum
 from common import (
     Progress,
     configure,
@@ -275,7 +275,7 @@ def main(cfg):
     step = 0  # batches
     seen = 0  # segments
     if resumed:
-        gpt.load_state_dict(gpt_from(resumed["gpt"]).state_dict())
+        gpt.load_state_dict(resumed["gpt"]["weights"])
         step = resumed["step"]
         seen = resumed["segments"]
     for module in (world.tokenizer, gpt.reward):

@@ -62,14 +62,12 @@ def futures(world, data, K, batch_size=80):
     return values, reward_correlation(parts)
 
 
-def row_of(values, correlation):
-    return dict({name: value.mean().item() for name, value in values.items()}, rewards=correlation)
-
-
 def at_temperature(cfg, ckpt, data, temperature):
+    """A row {metric: mean over futures and videos}."""
     world = open_world(cfg, ckpt)
     world.temperature = temperature
-    return row_of(*futures(world, data, cfg.samples if temperature else 1))
+    values, correlation = futures(world, data, cfg.samples if temperature else 1)
+    return dict({name: value.mean().item() for name, value in values.items()}, rewards=correlation)
 
 
 def over_seeds(rows):
@@ -84,12 +82,12 @@ def over_seeds(rows):
 
 def learn(cfg, seed):
     """The checkpoints of both ways to go on from cfg.ckpt."""
-    paths = dict(after=f"{cfg.folder}/after-{seed}.pt", more=f"{cfg.folder}/likelihood-{seed}.pt")
+    paths = {name: f"{cfg.folder}/{name}-{seed}.pt" for name in ("after", "more_likelihood")}
     how = dict(ckpt=cfg.ckpt, horizon=cfg.horizon, mini_batches=cfg.mini_batches, lr=cfg.lr)
     train("post_train.py", paths["after"], cfg, cfg.batches, preset="push", seed=seed, **how)
     how = dict(init_from=cfg.ckpt, segment_length=cfg.horizon + 2, lr=cfg.likelihood_lr)
     updates = cfg.batches * cfg.mini_batches
-    train("train_gpt.py", paths["more"], cfg, updates, seed=seed, **how)
+    train("train_gpt.py", paths["more_likelihood"], cfg, updates, seed=seed, **how)
     return paths
 
 
@@ -103,27 +101,22 @@ def main(cfg):
     tried = {T: at_temperature(cfg, cfg.ckpt, others, T)["psnr"] for T in cfg.temperatures}
     T = max(tried, key=tried.get)
     numbers = dict(seeds=cfg.seeds, temperature=T, temperatures=tried)
-    numbers["before"] = at_temperature(cfg, cfg.ckpt, data, 1.0)
-    numbers["before_best_temperature"] = at_temperature(cfg, cfg.ckpt, data, T)
-    numbers["after"] = over_seeds([at_temperature(cfg, path["after"], data, 1.0) for path in paths])
-    numbers["after_best_temperature"] = over_seeds([at_temperature(cfg, p["after"], data, T) for p in paths])
-    numbers["more_likelihood"] = over_seeds([at_temperature(cfg, p["more"], data, 1.0) for p in paths])
-    numbers["more_likelihood_best_temperature"] = over_seeds(
-        [at_temperature(cfg, path["more"], data, T) for path in paths]
-    )
-    numbers["best_of"] = {}
+    for ending, temperature in (("", 1.0), ("_best_temperature", T)):
+        numbers[f"before{ending}"] = at_temperature(cfg, cfg.ckpt, data, temperature)
+        for name in paths[0]:
+            rows = [at_temperature(cfg, path[name], data, temperature) for path in paths]
+            numbers[name + ending] = over_seeds(rows)
+    numbers["best_of"] = {str(k): {} for k in cfg.best_of}
+    lines = {}
     for name, path in dict(before=cfg.ckpt, after=paths[0]["after"]).items():
         world = open_world(cfg, path)
         world.temperature = 1.0
         values, _ = futures(world, data, max(cfg.best_of))
         for k in cfg.best_of:
             best = {metric: value[:, :k].amax(1).mean().item() for metric, value in values.items()}
-            numbers["best_of"].setdefault(str(k), {})[name] = best
+            numbers["best_of"][str(k)][name] = best
+            lines.setdefault(name, []).append((k, best["psnr"]))
     write_result(cfg.out, numbers)
-    lines = {}
-    for k, rows in numbers["best_of"].items():
-        for name, row in rows.items():
-            lines.setdefault(name, []).append((int(k), row["psnr"]))
     draw_curves(beside(cfg.out, ".png"), [("", "best of so many futures", "PSNR (dB)", lines)], log_x=True)
 
 
