@@ -9,6 +9,7 @@ import inspect
 import pytest
 from conftest import ROOT
 from imports import imported_names, module_names, python_files
+from torch.distributed.run import get_args_parser as torchrun_options
 
 import prepare
 
@@ -217,3 +218,11 @@ def test_presets_change_settings_that_exist_and_keep_their_types(name):
         for key, value in settings.items():
             assert key in script.CONFIG, f"{preset} sets {key}"
             assert isinstance(value, type(script.CONFIG[key])), f"{preset} sets {key} to {value!r}"
+
+
+@pytest.mark.parametrize("name", ["train_tokenizer", "train_gpt", "post_train"])
+def test_torchrun_takes_no_setting_of_a_trainer_for_options_of_its_own(name):
+    """Its parser looks at the script's flags, too: one with which two of its options begin is an error."""
+    options = torchrun_options()._option_string_actions
+    for key in importlib.import_module(name).CONFIG:
+        assert len([option for option in options if option.startswith(f"--{key}")]) < 2, key

@@ -316,17 +316,17 @@ def test_code_0_stands_where_nothing_has_changed_since_the_context():
 
 
 @pytest.mark.parametrize("still", [0.03, 0.0])
-def test_local_codes_learn_to_draw_their_cells_by_themselves(still):
+def test_codes_learn_to_draw_their_cells_by_themselves(still):
     torch.manual_seed(0)
-    model, frames = build(local=1.0, still=still).train(), pictures(2, 5)
+    model, frames = build(cell_loss=1.0, still=still).train(), pictures(2, 5)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     _, features = model.encode_context(frames[:, :2])
     changed = ~model.unchanged(frames) if still else torch.ones(2, 3, 16, dtype=torch.bool)
 
     def error():
         wq, ids, _ = model.quantize_future(frames, features)
-        alone = model.local_loss(wq, frames, changed)
-        cells = model.local(wq.flatten(0, 1)).view(2, 3, 4, 4, 8, 8, 3).permute(0, 1, 6, 2, 4, 3, 5)
+        alone = model.loss_of_cells(wq, frames, changed)
+        cells = model.cell_decoder(wq.flatten(0, 1)).view(2, 3, 4, 4, 8, 8, 3).permute(0, 1, 6, 2, 4, 3, 5)
         expected = (cells.reshape(2, 3, 3, 32, 32) - frames[:, 2:]).square()
         if not still:
             torch.testing.assert_close(alone, expected.mean())
@@ -341,8 +341,8 @@ def test_local_codes_learn_to_draw_their_cells_by_themselves(still):
     assert error() < 0.7 * before
 
 
-def test_a_local_code_stays_while_its_cell_does():
-    model, frames = build(local=1.0, still=0.0).eval(), pictures(1, 6)
+def test_with_the_loss_of_cells_a_code_stays_while_its_cell_does():
+    model, frames = build(cell_loss=1.0, still=0.0).eval(), pictures(1, 6)
     frames[:, 3:, :, :8] = frames[:, 2:3, :, :8]  # the upper row of cells
     frames[:, 4] = frames[:, 3]
     dynamics = model.layout.unpack(model.encode(frames))[1][0]

@@ -10,7 +10,7 @@
                    pos_init   the cross-attention starts with sinusoids as position embeddings and keys
                               projected like queries, so that each pixel first attends to its own place
                    l2         a squared error beside the absolute one finds small moving things sooner
-                   local      each code has to draw its cell by itself, too, and stays while its cell does.
+                   cell_loss  each code has to draw its cell by itself, too, and stays while its cell does.
                               Codes that the decoder understands only from their neighbours say little: a
                               transformer takes many times as long to learn what moves. Off by default
     TinyGPT        pos_init   learned position embeddings beside RoPE, with which the model learns far sooner
@@ -33,14 +33,14 @@ from variants.fsq import FiniteScalarQuantizer
 
 # Settings with which a TinyTokenizer would be a Tokenizer, and a TinyGPT a GPT.
 TOKENIZER_OFF = dict(
-    patch=1, copy=False, still=0.0, disguise=False, fsq=False, pos_init=0.0, l2=0.0, local=0.0
+    patch=1, copy=False, still=0.0, disguise=False, fsq=False, pos_init=0.0, l2=0.0, cell_loss=0.0
 )  # fmt: skip
 GPT_OFF = dict(pos_init=0.0)
 TOKENIZER = {
     **tokenizer.SMALL, "channels": (64,), "layers_per_block": 1, "code_dim": 32, "context_codes": 2048,
     "dynamics_codes": 2048, "norm_groups": 8, "n_head": 2, "dropout": 0.0, "commitment": 0.25,
     "revive_after": 50, "patch": 4, "copy": True, "still": 0.03, "disguise": True, "fsq": False,
-    "pos_init": 1.5, "l2": 10.0, "local": 0.0,
+    "pos_init": 1.5, "l2": 10.0, "cell_loss": 0.0,
 }  # fmt: skip
 TRANSFORMER = {
     **gpt.SMALL, "n_layer": 4, "n_head": 3, "n_embd": 192, "n_mlp": 512, "att_dropout": 0.0, "pos_init": 0.03,
@@ -113,7 +113,7 @@ def recolour(frames):
 class TinyTokenizer(Tokenizer):
     """A Tokenizer with these tricks; inside, a frame has resolution / patch pixels of 3 patch^2 channels."""
 
-    def __init__(self, patch, copy, still, disguise, fsq, pos_init, l2, local, **cfg):
+    def __init__(self, patch, copy, still, disguise, fsq, pos_init, l2, cell_loss, **cfg):
         if patch < 1 or cfg["resolution"] % patch:
             raise ValueError(f"resolution is {cfg['resolution']}; expected a multiple of patch = {patch}")
         self.patch = patch  # these three are needed by what Tokenizer's constructor calls
@@ -121,10 +121,11 @@ class TinyTokenizer(Tokenizer):
         self.fsq = fsq
         super().__init__(**{**cfg, "resolution": cfg["resolution"] // patch})
         extras = dict(patch=patch, copy=copy, still=still, disguise=disguise, fsq=fsq, pos_init=pos_init)
-        self.config = dict(self.config, resolution=cfg["resolution"], l2=l2, local=local, **extras)
-        if local:
+        self.config = dict(self.config, resolution=cfg["resolution"], l2=l2, cell_loss=cell_loss, **extras)
+        if cell_loss:
             cell = 3 * (cfg["resolution"] // cfg["dynamics_grid"]) ** 2
-            self.local = nn.Sequential(nn.Linear(cfg["code_dim"], 256), nn.SiLU(), nn.Linear(256, cell))
+            hidden = nn.Linear(cfg["code_dim"], 256)
+            self.cell_decoder = nn.Sequential(hidden, nn.SiLU(), nn.Linear(256, cell))
         for module in self.modules():
             if isinstance(module, CrossAttention) and pos_init:
                 self.init_positions(module)
@@ -157,7 +158,7 @@ class TinyTokenizer(Tokenizer):
         w = self.encode_future(seen[:, t:], features)
         if not self.config["still"]:
             wq, ids, loss = quantizer(w)
-            return wq, ids, loss + self.local_loss(wq, frames, torch.ones_like(ids, dtype=torch.bool))
+            return wq, ids, loss + self.loss_of_cells(wq, frames, torch.ones_like(ids, dtype=torch.bool))
         changed = ~self.unchanged(frames)
         ids = torch.zeros_like(changed, dtype=torch.long)
         wq = quantizer.embedding(ids)
@@ -169,7 +170,7 @@ class TinyTokenizer(Tokenizer):
         if self.training:
             quantizer.idle[0] = 0  # never to be revived
         wq = wq.masked_scatter(changed[..., None], found)
-        loss = loss + self.local_loss(wq, frames, changed)
+        loss = loss + self.loss_of_cells(wq, frames, changed)
         return wq, ids.masked_scatter(changed, found_ids), changed.float().mean() * loss
 
     def hold(self, dynamics, frames):
@@ -183,21 +184,21 @@ class TinyTokenizer(Tokenizer):
             held.append(torch.where(same[:, k - 1], held[-1], dynamics[:, k]))
         return torch.stack(held, 1)
 
-    def local_loss(self, wq, frames, changed):
+    def loss_of_cells(self, wq, frames, changed):
         """Weighted squared error of what codes draw of their cells by themselves, where `changed` is True."""
-        if not self.config["local"]:
+        if not self.config["cell_loss"]:
             return 0.0
         future = frames[:, self.config["context_frames"] :]
         cells = patchify(future.flatten(0, 1), self.config["resolution"] // self.config["dynamics_grid"])
         cells = cells.unflatten(0, changed.shape[:2])
-        return self.config["local"] * F.mse_loss(self.local(wq[changed]), cells[changed])
+        return self.config["cell_loss"] * F.mse_loss(self.cell_decoder(wq[changed]), cells[changed])
 
     def encode(self, frames):
         tokens = super().encode(frames)
         if frames.shape[1] == self.config["context_frames"]:
             return tokens
         context, dynamics = self.layout.unpack(tokens)
-        if self.config["local"]:
+        if self.config["cell_loss"]:
             dynamics = self.hold(dynamics, frames)
         if not self.config["still"]:
             return self.layout.pack(context, dynamics)
