@@ -4,7 +4,7 @@
 # make train      train a model like assets/push-tiny.pt and replace it (seven hours on two cores, not yet run on a
 #                 GPU; a run continues)
 # make analyses   the protocol and the paper's analyses on PushWorld, with their pictures (four hours)
-# make mbpo       three runs with and three without imagination on PushWorld, and their curves (an hour)
+# make mbpo       ten runs with and ten without imagination on PushWorld, and their curves (a night)
 # make post-train  reinforcement learning of the released model's predictions on PushWorld (half an hour)
 # make plan       random actions, world model and simulator plan 50 tasks of PushWorld, three seeds (an hour)
 PYTHON ?= python3
@@ -85,13 +85,9 @@ analyses: .venv/ready-test data/push-18000/meta.json data/push-cyan/meta.json
 	    $(RUN) -m experiments.$$name $$data --out results/$$name.json --overwrite true; \
 	    mv results/$$name.png assets/$$name.png; done
 
-# Two runs at a time, of one thread each; an interrupted run continues and a finished one is left alone. The
-# model-free runs take twice as many real steps, because they need more to succeed.
+# As many runs at a time as there are cores; an interrupted run continues and a finished one is left alone.
 mbpo: .venv/ready-test
-	printf '%s\n' mbpo-0 drq-0 drq-1 mbpo-1 mbpo-2 drq-2 | OMP_NUM_THREADS=1 xargs -P 2 -I NAME sh -c ' \
-	    name=NAME; resume=false; test -e out/mbpo/NAME.pt && resume=true; \
-	    case NAME in drq*) other="--imagine false --steps 7200";; esac; \
-	    $(RUN) mbpo.py --preset push --seed $${name#*-} --resume $$resume --out out/mbpo/NAME.pt $$other'
+	$(RUN) -m experiments.mbpo_seeds
 	$(RUN) -m experiments.mbpo_report --runs out/mbpo --out results/mbpo-push --overwrite true
 
 data/push/meta.json: | .venv/ready

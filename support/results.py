@@ -110,7 +110,9 @@ def read_curve(path, kind="val_"):
 
 
 def draw_curves(path, panels, log_x=False):
-    """Draw line plots side by side; panels (title, x label, y label, {name: [(x, y), ...]})."""
+    """Draw line plots side by side; panels (title, x label, y label, {name: [(x, y), ...]}).
+
+    Points may have four numbers: x, y, and the lower and upper edge of a band."""
     try:
         import matplotlib.pyplot as plt
     except ImportError:
@@ -119,7 +121,10 @@ def draw_curves(path, panels, log_x=False):
     figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
     for axis, (title, x, y, lines) in zip(axes[0], panels, strict=True):
         for name, points in lines.items():
-            axis.plot(*np.array(points).T, label=name, marker=".", markersize=3)
+            x_y, edges = np.split(np.array(points).T, [2])
+            axis.plot(*x_y, label=name, marker=".", markersize=3)
+            if len(edges):
+                axis.fill_between(x_y[0], *edges, alpha=0.2)
         axis.set(title=title, xlabel=x, ylabel=y, xscale="log" if log_x else "linear")
         axis.grid(alpha=0.3)
         if len(lines) > 1:

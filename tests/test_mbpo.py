@@ -23,7 +23,7 @@ from data import to_float
 from drq import DrQ, Replay, random_shift, to_batch
 from envs import demonstrations, make_environment, play
 from envs.push import PushWorld
-from experiments import mbpo_report
+from experiments import mbpo_report, mbpo_seeds
 from mbpo import imagined_rollouts, schedule
 from sample import TRAINED, WorldModel
 
@@ -356,8 +356,42 @@ def test_runs_are_reported_and_drawn(tmp_path, capsys):
     assert numbers["success"]["0"] == [[100, 0.2], [200, 0.6], [300, 0.9]]
     assert numbers["steps_to_50"] == {"0": 200, "1": 100} and numbers["steps_to_80"] == {"0": 300, "1": None}
     assert numbers["final"]["mean"] == pytest.approx(0.8) and "never" in capsys.readouterr().out
+    assert "ratio_to_80" not in json.loads((tmp_path / "table.json").read_text())
     with pytest.raises(ValueError, match="nowhere has no evaluated run"):
         report(runs=tmp_path / "nowhere", out=tmp_path / "other")
+
+
+def test_the_ratio_of_real_steps_counts_the_steps_that_all_have_taken(tmp_path):
+    curves = {"mbpo": [(0.0, 0.8), (0.8, 0.2)] * 2, "drq": [(0.0, 0.5, 0.9), (0.0, 0.8, 0.9)] * 2}
+    for name, runs in curves.items():
+        for seed, successes in enumerate(runs):
+            points = [json.dumps(dict(step=100 * (i + 1), eval_success=s)) for i, s in enumerate(successes)]
+            (tmp_path / f"{name}-{seed}.jsonl").write_text("\n".join(points) + "\n")
+    out = tmp_path / "table"
+    mbpo_report.main(configure(mbpo_report.CONFIG, "", flags(runs=tmp_path, out=out)))
+    numbers = json.loads((tmp_path / "table.json").read_text())
+    ratio = numbers["ratio_to_80"]
+    assert ratio["steps"] == 200  # of DrQ's runs, two of four get there later than mbpo's were made
+    assert ratio["mean"] == pytest.approx(150 / 200)
+    assert ratio["interval"] == pytest.approx([0.5, 1.0])
+    assert numbers["drq"]["final"]["step"] == 300 and numbers["drq"]["same_budget"]["iqm"] == 0.65
+    assert numbers["drq"]["steps_to_80"] == {"0": 300, "1": 200, "2": 300, "3": 200}
+
+
+def test_the_queue_makes_all_runs_and_names_those_that_fail(tmp_path, monkeypatch):
+    marks = [tmp_path / f"{i}.log" for i in range(4)]
+    codes = ["print('done')", "raise SystemExit(3)", "print('done')", "print('done')"]
+    jobs = [([sys.executable, "-c", code], log) for code, log in zip(codes, marks, strict=True)]
+    assert mbpo_seeds.work(jobs, 2) == [marks[1]]
+    assert [log.read_text() for log in marks] == ["done\n", "", "done\n", "done\n"]
+    assert all(settings.keys() <= mbpo.CONFIG.keys() for settings in mbpo_seeds.VARIANTS.values())
+    (tmp_path / "drq-5.pt").touch()
+    cfg = configure(mbpo_seeds.CONFIG, "", flags(folder=tmp_path, steps=7))
+    line, log = mbpo_seeds.command(cfg, "drq", 5)
+    assert {"--resume=True", "--imagine=False", "--seed=5", "--steps=7"} <= set(line)
+    assert log == tmp_path / "drq-5.log"
+    with pytest.raises(ValueError, match="variants has fast; expected some of mbpo, drq"):
+        mbpo_seeds.main(configure(mbpo_seeds.CONFIG, "", flags(folder=tmp_path, variants="fast")))
 
 
 # ---- environments ----
