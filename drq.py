@@ -194,6 +194,28 @@ def load_agent(path, A, size):
     return agent.eval()
 
 
+@torch.no_grad()
+def critic_bias(agent, episodes):
+    """How much more the critic expects, on average, than the discounted return that followed.
+
+    episodes  as envs.play yields them; of their decisions the first half, after which enough is still to come
+    Source: overestimation as in Fujimoto et al. 2018, figure 1"""
+    cfg = agent.cfg
+    device = next(agent.parameters()).device
+    errors = []
+    for episode in episodes:
+        returns = np.append(episode["rewards"][1:], 0.0)
+        for i in reversed(range(len(returns) - 1)):
+            returns[i] += cfg.discount * returns[i + 1]
+        half = len(episode["actions"]) // 2
+        index = np.arange(half)[:, None] + np.arange(1 - cfg.stack, 1)
+        stacks = to_float(episode["frames_u8"][index.clip(0)]).to(device)
+        actions = torch.from_numpy(episode["actions"][:half]).to(device)
+        q = agent.critic(agent.encoder(agent.preprocess(stacks)), actions).amin(0)
+        errors.append(q.mean().item() - returns[:half].mean())
+    return float(np.mean(errors))
+
+
 class Replay:
     """Episodes, a file each as in DrQ-v2's own code, so that only the disk limits their number.
 

@@ -44,7 +44,7 @@ from common import (
     stop_signal,
 )
 from data import Episodes, to_float, to_u8
-from drq import AGENT, DrQ, Replay, exploration_std, to_batch
+from drq import AGENT, DrQ, Replay, critic_bias, exploration_std, to_batch
 from envs import demonstrations, make_environment, play
 from envs.base import HELD_OUT
 from sample import TRAINED, WorldModel
@@ -91,6 +91,7 @@ CONFIG = dict(
     eval_every=20_000,
     eval_episodes=20,
     save_every=10_000,
+    keep_agents=False,  # the agent of each evaluation, for experiments/policies.py
     device="",  # by default a GPU if there is one
     dtype="auto",  # of the world model's matrix products
     seed=0,
@@ -109,7 +110,9 @@ METAWORLD_TINY = dict(
     eval_episodes=5, save_every=2000,
 )  # fmt: skip
 PRESETS = {"metaworld": {}, "metaworld-tiny": METAWORLD_TINY, "push": PUSH}
-MAY_CHANGE = "resume overwrite out preset steps device dtype eval_every eval_episodes save_every".split()
+MAY_CHANGE = (
+    "resume overwrite out preset steps device dtype eval_every eval_episodes save_every keep_agents"
+).split()
 POSITIVE = (
     "stack n_step agent_batch channels features hidden std_decisions model_batch horizon future_frames "
     "starts gpt_every tokenizer_every rollout_every eval_every eval_episodes save_every"
@@ -232,7 +235,8 @@ def validate(world, episodes, horizon, picture, n=16):
     """Errors of the world model on n segments of real episodes (`play`), at each of `horizon` frames.
 
     picture  GIF to draw of four of them: real | imagined | difference
-    returns  lists frame_mse, repeat_mse (of the last context frame repeated) and reward_error (absolute)"""
+    returns  lists frame_mse, repeat_mse (of the last context frame repeated) and reward_error (absolute), and
+             reward_bias, how much more reward is imagined than there is"""
     t = world.context_frames
     rng = np.random.default_rng(0)
     frames, actions, rewards = [], [], []
@@ -253,6 +257,7 @@ def validate(world, episodes, horizon, picture, n=16):
         frame_mse=(imagined - future).square().mean((0, 2, 3, 4)).tolist(),
         repeat_mse=(frames[:, t - 1 : t] - future).square().mean((0, 2, 3, 4)).tolist(),
         reward_error=(predicted - rewards).abs().mean(0).tolist(),
+        reward_bias=(predicted - rewards).mean().item(),
     )
 
 
@@ -438,6 +443,10 @@ class MBPO:
         episodes = list(play(self.eval_env, self.cfg.eval_episodes, self.act))
         numbers = dict(success=float(np.mean([episode["success"] for episode in episodes])))
         numbers["return"] = float(np.mean([episode["rewards"].sum() for episode in episodes]))
+        numbers["critic_bias"] = critic_bias(self.agent, episodes)
+        if self.cfg.keep_agents:
+            agent = dict(agent=self.agent.state_dict(), train_config=vars(self.cfg))
+            save_checkpoint(beside(self.out, "") / "agents" / f"{self.step}.pt", **agent)
         if self.learner:
             self.learner.refresh()
             numbers |= validate(self.learner.world, episodes, self.cfg.horizon, beside(self.out, ".gif"))

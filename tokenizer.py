@@ -4,9 +4,8 @@
                         |               | features                                       | features
                         +- others --> cond_encoder -> VQ -> dynamics codes (B,f,n) -> cond_decoder -> frames
 
-A context frame costs N = 256 tokens. A future frame costs n = 16, because its encoder and decoder read the
-scene from the context by cross-attention: its codes have to say only what has changed. One sequence holds a
-whole video:
+A context frame costs N = 256 tokens, a future frame n = 16, because its encoder and decoder read the scene
+from the context by cross-attention: its codes say only what has changed. A video is one sequence:
 
     c_1 (N)  [S1]  c_2 (N)  [S2] d_1 (n)  [S2] d_2 (n) ...      S1, S2: slot tokens; the first S1 is left out
     |------ context ------| |---- a future frame ---|
@@ -15,9 +14,7 @@ B batch, T frames, t context frames, f = T-t future frames, N/n tokens per conte
 a sequence, M pictures, C channels, D code size, K codes, h w latent grid. Frames are in [0, 1].
 
 Where we differ from the paper: codes that are not used are drawn anew (`revive_after`), and initial weights
-keep the variance of activations. The preset `tiny` differs in more: variants/tiny.py.
-
-Run: python train_tokenizer.py --preset tiny --max_steps 100"""
+keep the variance of activations. The preset `tiny` differs in more: variants/tiny.py."""
 
 from dataclasses import dataclass
 
@@ -473,13 +470,16 @@ class Tokenizer(nn.Module):
         self.dynamics_quantize = self.quantizer(cfg["dynamics_codes"], cfg)
         self.apply(init_weights)
 
-    pixel_loss = staticmethod(F.l1_loss)  # this and the next four are there for `variants` to override
+    pixel_loss = staticmethod(F.l1_loss)  # this and the next five are there for `variants` to override
 
     def networks(self, cfg, conditional):
         return Encoder(cfg, conditional), Decoder(cfg, conditional)
 
     def quantizer(self, K, cfg):
         return RevivingQuantizer(K, cfg["code_dim"], cfg["commitment"], cfg["revive_after"])
+
+    def quantize_context(self, frames, z):
+        return self.quantize(z)
 
     def quantize_future(self, frames, features):
         w = self.encode_future(frames[:, self.config["context_frames"] :], features)
@@ -556,7 +556,7 @@ class Tokenizer(nn.Module):
         t = self.config["context_frames"]
         self.check(frames, t + 1)
         z, features = self.encode_context(frames[:, :t])
-        zq, context_ids, context_loss = self.quantize(z)
+        zq, context_ids, context_loss = self.quantize_context(frames, z)
         wq, future_ids, future_loss = self.quantize_future(frames, features)
         past, features = self.frames_context(zq)
         future = self.frames_future(wq, self.scene(past, features))

@@ -41,6 +41,7 @@ def command(cfg, variant, seed):
     """The command that begins or continues a run, and the log it is to have."""
     out = Path(cfg.folder) / f"{variant}-{seed}.pt"
     settings = dict(preset=cfg.preset, steps=cfg.steps, seed=seed, resume=out.is_file(), out=out)
+    settings["keep_agents"] = True  # for policies.py
     flags = [f"--{key}={value}" for key, value in {**settings, **VARIANTS[variant]}.items()]
     return [sys.executable, str(Path(__file__).parent.with_name("mbpo.py")), *flags], out.with_suffix(".log")
 

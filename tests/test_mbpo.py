@@ -23,7 +23,7 @@ from data import to_float
 from drq import DrQ, Replay, random_shift, to_batch
 from envs import demonstrations, make_environment, play
 from envs.push import PushWorld
-from experiments import mbpo_report, mbpo_seeds
+from experiments import mbpo_report, mbpo_seeds, policies
 from mbpo import imagined_rollouts, schedule
 from sample import TRAINED, WorldModel
 
@@ -83,6 +83,16 @@ def test_the_critic_approaches_return_and_discounted_value_and_its_target_follow
     assert metrics["critic_loss"].item() == pytest.approx(expected, rel=1e-4)
     for old, slow, fast in zip(before, agent.target.parameters(), agent.critic.parameters(), strict=True):
         assert torch.allclose(slow, old + cfg.tau * (fast - old), atol=1e-7)
+
+
+def test_the_critics_bias_is_what_it_expects_beyond_the_return_that_follows(monkeypatch):
+    agent = drq.DrQ(2, 16, settings(discount=0.5, stack=3, agent_size=16))
+    monkeypatch.setattr(agent.critic, "forward", lambda z, action: torch.full((2, len(z)), 3.0))
+    frames_u8 = np.zeros((5, 16, 16, 3), np.uint8)
+    rewards = np.array([9, 1, 2, 4, 8], np.float32)  # the first one comes before any action
+    episode = dict(frames_u8=frames_u8, actions=np.zeros((4, 2), np.float32), rewards=rewards)
+    returns = 1 + 0.5 * 2 + 0.25 * 4 + 0.125 * 8, 2 + 0.5 * 4 + 0.25 * 8  # of the first half
+    assert drq.critic_bias(agent, [episode, episode]) == pytest.approx(3 - np.mean(returns))
 
 
 def test_every_part_learns_and_the_encoder_from_the_critic_alone():
@@ -392,6 +402,32 @@ def test_the_queue_makes_all_runs_and_names_those_that_fail(tmp_path, monkeypatc
     assert log == tmp_path / "drq-5.log"
     with pytest.raises(ValueError, match="variants has fast; expected some of mbpo, drq"):
         mbpo_seeds.main(configure(mbpo_seeds.CONFIG, "", flags(folder=tmp_path, variants="fast")))
+
+
+@pytest.mark.slow
+def test_policies_are_ranked_in_imagination_and_held_against_the_world(trained, tmp_path):
+    runs = tmp_path / "runs"
+    learn(runs / "mbpo-0.pt", init_from=trained.gpt, keep_agents=True, eval_every=60)
+    out = tmp_path / "policies.json"
+    how = dict(ckpt=trained.gpt, runs=runs, episodes=2, device="cpu", out=out)
+    policies.main(configure(policies.CONFIG, "", flags(**how)))
+    numbers = json.loads(out.read_text())
+    assert list(numbers["agents"]) == ["mbpo-0/120", "mbpo-0/180", "mbpo-0/60"]
+    assert set(numbers["spearman"]) == set(numbers["pearson"]) == {"success", "return"}
+    assert out.with_suffix(".png").is_file()
+    with pytest.raises(ValueError, match="nowhere has 0 agents; python -m experiments.mbpo_seeds trains"):
+        policies.main(configure(policies.CONFIG, "", flags(**how | dict(runs=tmp_path / "nowhere"))))
+
+
+def test_agreement_of_rankings():
+    assert policies.ranks(np.array([3.0, 1, 3, 7])).tolist() == [2.5, 1, 2.5, 4]
+    real = np.array([0.1, 0.5, 0.9])
+    numbers = policies.agreement(real, real**2)
+    assert numbers["spearman"] == pytest.approx(1) and numbers["rank_violation"] == 0
+    assert numbers["pearson"] == pytest.approx(np.corrcoef(real, real**2)[0, 1])
+    assert policies.pearson(real, np.ones(3)) == 0
+    swapped = policies.rank_violation(real, np.array([0.5, 0.1, 0.9]))
+    assert swapped == pytest.approx((0.4 + 0.4 + 0) / 3)
 
 
 # ---- environments ----

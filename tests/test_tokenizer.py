@@ -320,25 +320,26 @@ def test_codes_learn_to_draw_their_cells_by_themselves(still):
     torch.manual_seed(0)
     model, frames = build(cell_loss=1.0, still=still).train(), pictures(2, 5)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    _, features = model.encode_context(frames[:, :2])
     changed = ~model.unchanged(frames) if still else torch.ones(2, 3, 16, dtype=torch.bool)
 
-    def error():
+    def errors():
+        z, features = model.encode_context(frames[:, :2])
+        of_context = model.loss_of_cells("context", model.quantize_context(frames, z)[0], frames[:, :2])
         wq, ids, _ = model.quantize_future(frames, features)
-        alone = model.loss_of_cells(wq, frames, changed)
-        cells = model.cell_decoder(wq.flatten(0, 1)).view(2, 3, 4, 4, 8, 8, 3).permute(0, 1, 6, 2, 4, 3, 5)
-        expected = (cells.reshape(2, 3, 3, 32, 32) - frames[:, 2:]).square()
+        alone = model.loss_of_cells("dynamics", wq, frames[:, 2:], changed)
+        cells = model.cells["dynamics"](wq.flatten(0, 1)).view(2, 3, 4, 4, 8, 8, 3)
+        drawn = cells.permute(0, 1, 6, 2, 4, 3, 5).reshape(2, 3, 3, 32, 32)
+        expected = (drawn - frames[:, 2:]).square()
         if not still:
             torch.testing.assert_close(alone, expected.mean())
-        return alone.item()
+        return of_context.item(), alone.item()
 
-    before = error()
+    before = errors()
     for _ in range(30):
         optimizer.zero_grad()
         model.loss(frames)[0].backward()
         optimizer.step()
-    _, features = model.encode_context(frames[:, :2])
-    assert error() < 0.7 * before
+    assert all(now < 0.7 * then for now, then in zip(errors(), before, strict=True))
 
 
 def test_with_the_loss_of_cells_a_code_stays_while_its_cell_does():

@@ -10,9 +10,10 @@
                    pos_init   the cross-attention starts with sinusoids as position embeddings and keys
                               projected like queries, so that each pixel first attends to its own place
                    l2         a squared error beside the absolute one finds small moving things sooner
-                   cell_loss  each code has to draw its cell by itself, too, and stays while its cell does.
-                              Codes that the decoder understands only from their neighbours say little: a
-                              transformer takes many times as long to learn what moves. Off by default
+                   cell_loss  each code has to draw its cell of the picture by itself, too, and a dynamics one
+                              stays while its cell does. Codes that the decoder understands only from their
+                              neighbours say little: a transformer takes many times as long to learn what
+                              moves. Off by default
     TinyGPT        pos_init   learned position embeddings beside RoPE, with which the model learns far sooner
                               to copy the context's objects into the first future frame
     muon.py                   an optimizer that is 2.4 dB ahead of AdamW after 600 updates of the tokenizer
@@ -20,6 +21,8 @@
 
 The paper's path through tokenizer.py and gpt.py enters none of this: checkpoints.py chooses these classes
 where one of their settings is on. Letters: tokenizer.py, gpt.py."""
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -110,6 +113,12 @@ def recolour(frames):
     return torch.where(stays, frames, inverted)
 
 
+def cell_decoder(cfg, grid):
+    """A small network that draws a cell of a grid x grid picture from its code alone."""
+    pixels = 3 * (cfg["resolution"] // grid) ** 2
+    return nn.Sequential(nn.Linear(cfg["code_dim"], 256), nn.SiLU(), nn.Linear(256, pixels))
+
+
 class TinyTokenizer(Tokenizer):
     """A Tokenizer with these tricks; inside, a frame has resolution / patch pixels of 3 patch^2 channels."""
 
@@ -123,9 +132,8 @@ class TinyTokenizer(Tokenizer):
         extras = dict(patch=patch, copy=copy, still=still, disguise=disguise, fsq=fsq, pos_init=pos_init)
         self.config = dict(self.config, resolution=cfg["resolution"], l2=l2, cell_loss=cell_loss, **extras)
         if cell_loss:
-            cell = 3 * (cfg["resolution"] // cfg["dynamics_grid"]) ** 2
-            hidden = nn.Linear(cfg["code_dim"], 256)
-            self.cell_decoder = nn.Sequential(hidden, nn.SiLU(), nn.Linear(256, cell))
+            drawn = dict(context=self.grid, dynamics=cfg["dynamics_grid"])
+            self.cells = nn.ModuleDict({kind: cell_decoder(cfg, grid) for kind, grid in drawn.items()})
         for module in self.modules():
             if isinstance(module, CrossAttention) and pos_init:
                 self.init_positions(module)
@@ -147,6 +155,10 @@ class TinyTokenizer(Tokenizer):
         largest = F.max_pool2d(change.abs().amax(1), side // self.patch)
         return largest.unflatten(0, (len(frames), -1)).flatten(2) < self.config["still"]
 
+    def quantize_context(self, frames, z):
+        zq, ids, loss = self.quantize(z)
+        return zq, ids, loss + self.loss_of_cells("context", zq, frames[:, : self.config["context_frames"]])
+
     def quantize_future(self, frames, features):
         """As Tokenizer's, but with code 0 where nothing has changed, and in training with `disguise`."""
         t = self.config["context_frames"]
@@ -158,7 +170,7 @@ class TinyTokenizer(Tokenizer):
         w = self.encode_future(seen[:, t:], features)
         if not self.config["still"]:
             wq, ids, loss = quantizer(w)
-            return wq, ids, loss + self.loss_of_cells(wq, frames, torch.ones_like(ids, dtype=torch.bool))
+            return wq, ids, loss + self.loss_of_cells("dynamics", wq, frames[:, t:])
         changed = ~self.unchanged(frames)
         ids = torch.zeros_like(changed, dtype=torch.long)
         wq = quantizer.embedding(ids)
@@ -170,7 +182,7 @@ class TinyTokenizer(Tokenizer):
         if self.training:
             quantizer.idle[0] = 0  # never to be revived
         wq = wq.masked_scatter(changed[..., None], found)
-        loss = loss + self.loss_of_cells(wq, frames, changed)
+        loss = loss + self.loss_of_cells("dynamics", wq, frames[:, t:], changed)
         return wq, ids.masked_scatter(changed, found_ids), changed.float().mean() * loss
 
     def hold(self, dynamics, frames):
@@ -184,14 +196,13 @@ class TinyTokenizer(Tokenizer):
             held.append(torch.where(same[:, k - 1], held[-1], dynamics[:, k]))
         return torch.stack(held, 1)
 
-    def loss_of_cells(self, wq, frames, changed):
-        """Weighted squared error of what codes draw of their cells by themselves, where `changed` is True."""
+    def loss_of_cells(self, kind, zq, frames, chosen=slice(None)):
+        """Weighted squared error of what quantized codes (B, T, n, D) draw of their cells by themselves."""
         if not self.config["cell_loss"]:
             return 0.0
-        future = frames[:, self.config["context_frames"] :]
-        cells = patchify(future.flatten(0, 1), self.config["resolution"] // self.config["dynamics_grid"])
-        cells = cells.unflatten(0, changed.shape[:2])
-        return self.config["cell_loss"] * F.mse_loss(self.cell_decoder(wq[changed]), cells[changed])
+        side = self.config["resolution"] // math.isqrt(zq.shape[2])
+        true = patchify(frames.flatten(0, 1), side).unflatten(0, zq.shape[:2])
+        return self.config["cell_loss"] * F.mse_loss(self.cells[kind](zq[chosen]), true[chosen])
 
     def encode(self, frames):
         tokens = super().encode(frames)
