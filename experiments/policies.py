@@ -4,8 +4,8 @@
     (mbpo.py --keep_agents true)    |                                               +--> correlations, a plot
     RUNS/NAME-SEED.jsonl -----------+--> the same in the real world ----------------+
 
-A policy starts from the first real frames of the episodes that mbpo.py evaluates on. In imagination, a success
-is a predicted reward of SUCCESS or more: a block on its pad is worth 1, less what is lost by distances.
+A policy starts from the first real frames of the episodes that mbpo.py evaluates on. In imagination, a
+success is a predicted reward of SUCCESS or more: a block on its pad is worth 1, less its distances.
 
 Run: python -m experiments.mbpo_seeds, then python -m experiments.policies"""
 
@@ -49,8 +49,8 @@ def real_numbers(path):
 
 def first_frames(settings, n, t):
     """The first t frames (n,t,3,H,W) of a run's evaluation episodes, no action taken, and how many follow."""
-    cfg = SimpleNamespace(**settings)
-    env = make_environment(cfg.task, n, HELD_OUT + cfg.seed, cfg.size, cfg.scene, cfg.robot)
+    made = SimpleNamespace(**settings)
+    env = make_environment(made.task, n, HELD_OUT + made.seed, made.size, made.scene, made.robot)
     frames = [env.reset()]
     for _ in range(t - 1):
         frames.append(env.step(np.zeros((n, env.action_dim)))[0])
