@@ -2,6 +2,7 @@
 
     envs = WorldModelEnv(world, starts_from(world, "push"), n=16, horizon=15)    a gymnasium.vector.VectorEnv
     env = SingleWorldModelEnv(world, starts_from(world, "push"))                 a gymnasium.Env
+    env = gymnasium.make("experiments.gym_env:iVideoGPT/Push-v0")                the same by name
 
 Observations are bytes (n, H, W, 3 stack), the oldest frame first; actions (n, A) are in [-1, 1], rewards (n,)
 in the environment's units. All worlds are truncated after `horizon` steps; the next one begins anew."""
@@ -11,8 +12,10 @@ import numpy as np
 from data import to_u8
 from envs.push import push_segments
 from mixture import open_data
+from sample import WorldModel
 
 try:
+    import gymnasium
     from gymnasium import Env, spaces
     from gymnasium.vector import AutoresetMode, VectorEnv
     from gymnasium.vector.utils import batch_space
@@ -89,3 +92,20 @@ class SingleWorldModelEnv(Env):
     def step(self, action):
         frames, reward, _, truncated, _ = self.worlds.step(np.asarray(action)[None])
         return frames[0], float(reward[0]), False, bool(truncated[0]), {}
+
+
+def push(kind, ckpt="assets/push-tiny.pt", device="", **how):
+    """Imagined worlds of PushWorld as one of the classes above, by default with the released checkpoint."""
+    world = WorldModel.load(ckpt, device)
+    return kind(world, starts_from(world, "push"), **how)
+
+
+def make_push(**how):
+    return push(SingleWorldModelEnv, **how)
+
+
+def make_push_vector(num_envs=1, **how):
+    return push(WorldModelEnv, n=num_envs, **how)
+
+
+gymnasium.register("iVideoGPT/Push-v0", make_push, vector_entry_point=make_push_vector)

@@ -1,19 +1,23 @@
 """experiments/gym_env.py: Gymnasium's interface and checker, a public library's agent, shared models."""
 
+import json
 import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, flags
 
+from common import configure
 from envs.push import push_segments
 from plan import imagine_candidates
 from sample import WorldModel
 
 pytest.importorskip("gymnasium", reason="pip install gymnasium")
 
-from experiments import gym_env  # noqa: E402
+import gymnasium  # noqa: E402
+
+from experiments import gym_env, outside  # noqa: E402
 
 
 @pytest.fixture
@@ -44,6 +48,14 @@ def test_gymnasiums_checker_is_content(door):
     checker.check_env(gym_env.SingleWorldModelEnv(door.world, door.starts, horizon=4), skip_render_check=True)
 
 
+def test_gymnasium_makes_them_by_name(trained):
+    how = dict(ckpt=trained.gpt, device="cpu", horizon=3)
+    env = gymnasium.make("experiments.gym_env:iVideoGPT/Push-v0", **how)
+    assert env.reset(seed=0)[0].shape == (32, 32, 3)
+    envs = gymnasium.make_vec("iVideoGPT/Push-v0", 2, vectorization_mode="vector_entry_point", **how)
+    assert envs.reset(seed=0)[0].shape == (2, 32, 32, 3)
+
+
 @pytest.mark.slow
 def test_an_agent_of_a_public_library_learns_in_the_world_model(door):
     library = pytest.importorskip("stable_baselines3", reason="pip install stable-baselines3")
@@ -51,6 +63,18 @@ def test_an_agent_of_a_public_library_learns_in_the_world_model(door):
     agent = library.PPO("MlpPolicy", env, n_steps=64, batch_size=32, n_epochs=1, device="cpu")
     agent.learn(200)
     assert agent.num_timesteps >= 200 and env.action_space.contains(agent.predict(env.reset()[0])[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["PPO", "SAC"])
+def test_an_agent_that_has_only_imagined_is_tried_in_the_world(tmp_path, algorithm):
+    pytest.importorskip("stable_baselines3", reason="pip install stable-baselines3")
+    out = tmp_path / "outside.json"
+    small = dict(worlds=2, horizon=3, steps=100, every=100, episodes=2, device="cpu")
+    outside.main(configure(outside.CONFIG, "", flags(**small, out=out, algorithm=algorithm)))
+    curve = json.loads(out.read_text())["success"]
+    assert curve[0][0] == 0 and len(curve) == 2 and curve[1][0] >= 100
+    assert out.with_suffix(".png").is_file()
 
 
 def test_two_environments_of_one_model_do_not_disturb_each_other(trained):
