@@ -27,6 +27,14 @@ from support.devices import keep_memory
 from support.files import beside, claim, one_line, read_log, replacing, require_content
 
 
+def parse_number(kind, text):
+    """An int, float or str of a text.   raises  ValueError at one that is not finite or needs over 64 bits"""
+    value = kind(text)
+    if kind is not str and not abs(value) < 2**63:
+        raise ValueError
+    return value
+
+
 def parse_value(key, text, default):
     """One command-line value, in the type of its default; a tuple is written 32,64,64."""
     try:
@@ -34,8 +42,8 @@ def parse_value(key, text, default):
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         if isinstance(default, tuple):
             kind = type(default[0]) if default else str
-            return tuple(kind(part) for part in text.split(",") if part)
-        return type(default)(text)
+            return tuple(parse_number(kind, part) for part in text.split(",") if part)
+        return parse_number(type(default), text)
     except (ValueError, KeyError):
         like = ",".join(map(str, default)) if isinstance(default, tuple) else default
         raise SystemExit(f"--{key} {text}: expected a {type(default).__name__}, like {like}") from None
@@ -77,7 +85,7 @@ def configure(config, doc, argv=None, presets=None):
     if presets:
         name = given.get("preset", config["preset"])
         if name not in presets:
-            raise SystemExit(f"--preset {name}: expected one of {', '.join(presets)}")
+            raise SystemExit(f"--preset {name!r}: expected one of {', '.join(presets)}")
         preset = presets[name]
         settings.update(preset)
     if "-h" in args or "--help" in args:
@@ -92,6 +100,8 @@ def configure(config, doc, argv=None, presets=None):
             raise SystemExit(f"--resume: {error}") from None
         settings.update({key: value for key, value in saved.items() if key in config and key != "out"})
     settings.update(given)
+    if settings.get("seed", 0) < 0:
+        raise SystemExit(f"--seed {settings['seed']}: expected 0 or more")
     if presets:
         settings["given"] = (*preset, *given) if preset.get("init_from") else tuple(given)
     return SimpleNamespace(**settings)

@@ -54,13 +54,22 @@ def test_configure_takes_dashes_for_underscores():
         (["--flag", "maybe"], "--flag maybe: expected a bool, like True"),
         (["--channels", "1,x"], "--channels 1,x: expected a tuple, like 1,2"),
         (["steps", "5"], "steps: expected --key value or --key=value"),
-        (["--preset", "c"], "--preset c: expected one of a, b"),
+        (["--preset", "c\nd"], "--preset 'c\\nd': expected one of a, b"),
+        (["--lr", "nan"], "--lr nan: expected a float, like 0.001"),
+        (["--lr=-inf"], "--lr -inf: expected a float"),
+        (["--steps", str(2**63)], f"--steps {2**63}: expected a int, like 10"),
+        (["--channels", "1,99999999999999999999"], "--channels 1,99999999999999999999: expected a tuple"),
     ],
 )
 def test_configure_exits_with_one_line_that_names_the_mistake(argv, message):
     with pytest.raises(SystemExit) as exit:
         settings(*argv, presets=PRESETS)
     assert str(exit.value).startswith(message) and "\n" not in str(exit.value)
+
+
+def test_a_seed_is_not_negative():
+    with pytest.raises(SystemExit, match="--seed -1: expected 0 or more"):
+        configure(dict(seed=0), "", ["--seed", "-1"])
 
 
 def test_a_preset_changes_defaults_and_an_argument_changes_a_preset_wherever_it_stands():
