@@ -3,6 +3,7 @@
 # make test-slow  interrupted runs, several processes, whole analyses, the paper's size
 # make train      train a model like assets/push-tiny.pt and replace it (seven hours on two cores, not yet run on a
 #                 GPU; a run continues)
+# make train-pusht  likewise assets/pusht-tiny.pt
 # make analyses   the protocol and the paper's analyses on PushWorld, with their pictures (four hours)
 # make mbpo       ten runs with and ten without imagination on PushWorld, and their curves (a night)
 # make post-train  reinforcement learning of the released model's predictions on PushWorld (half an hour)
@@ -15,7 +16,7 @@ BATCH ?= 4
 TRAIN_GPT ?=
 TRAIN = .venv/bin/torchrun --nproc_per_node=$(PROCESSES)
 
-.PHONY: demo test test-slow train analyses mbpo post-train plan clean
+.PHONY: demo test test-slow train train-pusht analyses mbpo post-train plan clean
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -73,6 +74,30 @@ train: out/push/gpt.done
 	$(RUN) -m experiments.dreams --out results/dreams.json --overwrite true
 	$(RUN) -m experiments.curves --logs out/push/gpt.jsonl --metric val_ce --out results/push-tiny.png \
 	    --overwrite true
+
+# PushT, whose transformer learns far sooner from codes that draw their cells alone (--cell_loss).
+data/pusht/meta.json: | .venv/ready-test
+	$(RUN) prepare.py pusht
+
+out/pusht/tokenizer.done: | data/pusht/meta.json
+	$(TRAIN) train_tokenizer.py --preset tiny --batch_size $(BATCH) --data data/pusht --dynamics_grid 8 \
+	    --dynamics_codes 512 --disguise false --cell_loss 60 \
+	    --out out/pusht/tokenizer.pt $$(test -e out/pusht/tokenizer.pt && echo --resume true)
+	touch $@
+
+out/pusht/tokens.pt: out/pusht/tokenizer.done
+	$(RUN) prepare.py tokens --data data/pusht --segments 14000 --segment_length 12 \
+	    --tokenizer out/pusht/tokenizer.pt --out $@ --overwrite true
+
+out/pusht/gpt.done: out/pusht/tokens.pt
+	$(TRAIN) train_gpt.py --preset tiny --batch_size $(BATCH) --data data/pusht --corrupt 0 \
+	    --tokenizer out/pusht/tokenizer.pt --tokens out/pusht/tokens.pt --segment_length 12 \
+	    --out out/pusht/gpt.pt $(TRAIN_GPT) \
+	    $$(test -e out/pusht/gpt.pt && echo --resume true)
+	touch $@
+
+train-pusht: out/pusht/gpt.done
+	$(RUN) sample.py --ckpt out/pusht/gpt.pt --export assets/pusht-tiny.pt --overwrite true
 
 data/push-cyan/meta.json: | .venv/ready
 	$(RUN) prepare.py push --robot cyan --seed 1 --out data/push-cyan --episodes 1100

@@ -19,8 +19,6 @@ when it is complete. The official code keeps a compressed npz per episode; here 
 
 import io
 import itertools
-import json
-import mmap
 import os
 import sys
 from collections import deque
@@ -32,6 +30,7 @@ import torch
 from PIL import Image  # imageio brings it
 
 from support import augment
+from support.tables import load, map_rows, read_index, read_meta
 
 try:
     import resource  # how many files may be open; Windows has no such limit to ask for
@@ -78,7 +77,7 @@ class Episodes:
         if not (self.folder / "meta.json").is_file():
             ways = f"python prepare.py push --out {folder}, or an importer (python prepare.py --help)"
             raise FileNotFoundError(f"no episodes at {folder}; try: {ways}")
-        self.meta = json.loads((self.folder / "meta.json").read_text())
+        self.meta = load(self.folder / "meta.json", read_meta)
         version = self.meta["version"]
         codec = self.meta["codec"]
         if version != FORMAT_VERSION or codec not in ("raw", "jpeg"):
@@ -88,11 +87,10 @@ class Episodes:
         self.frame_bytes = int(np.prod(self.frame_shape))
         self.action_dim = self.meta["action_dim"]
         self.has_reward = self.meta["has_reward"]
-        with np.load(self.folder / "index.npz") as arrays:
-            index = {key: arrays[key] for key in arrays.files}
-        self.actions = map_rows(self.folder / "actions.npy")
-        self.rewards = map_rows(self.folder / "rewards.npy")
-        self.sizes = map_rows(self.folder / "sizes.npy") if codec == "jpeg" else None
+        index = load(self.folder / "index.npz", read_index)
+        self.actions = load(self.folder / "actions.npy", map_rows)
+        self.rewards = load(self.folder / "rewards.npy", map_rows)
+        self.sizes = load(self.folder / "sizes.npy", map_rows) if codec == "jpeg" else None
         self.paths = [self.folder / f"shard-{shard:05d}.bin" for shard in range(self.meta["shards"])]
         self._require_rows(index)
         self._require_shards(index)
@@ -278,14 +276,6 @@ class Episodes:
 def require_action_agg(action_agg):
     if action_agg not in ("sample", "sum", "concat"):
         raise ValueError(f"action_agg is {action_agg!r}; expected sample, sum or concat")
-
-
-def map_rows(path):
-    """A .npy file whose rows are read when they are asked for, and no others."""
-    table = np.load(path, mmap_mode="r")
-    if hasattr(mmap, "MADV_RANDOM") and table.size:
-        table._mmap.madvise(mmap.MADV_RANDOM)
-    return table
 
 
 def uniform(seed, first, n, k, use=0):

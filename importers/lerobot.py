@@ -12,6 +12,7 @@ Run: python prepare.py lerobot --src FOLDER --out data/pusht --size 64"""
 
 import functools
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,16 +49,27 @@ def read_table(path, columns, filters=None):
         raise ValueError(f"{path}: {reason_of(error)}") from None
 
 
+def place(root, template, **numbers):
+    """The path that a template of info.json gives for an episode.   raises  ValueError if it leaves root"""
+    try:
+        path = template.format(**numbers)
+    except (AttributeError, IndexError, ValueError):
+        raise ValueError(f"{root}/meta/info.json: {template!r} is no template of a path") from None
+    if os.path.isabs(path) or os.path.normpath(path).startswith(".."):  # links, as the hub has, may lead out
+        raise ValueError(f"{root}/meta/info.json leads out of the dataset, to {path}")
+    return path
+
+
 def find_episodes(root, info, camera):
-    """All episodes of a dataset.   raises  KeyError naming what its meta files lack"""
+    """All episodes of a dataset.   raises  KeyError naming what its meta files lack, ValueError"""
     episodes = []
     if info["codebase_version"].startswith("v2"):  # each has its own files
         path = root / "meta/episodes.jsonl"
         for row in read_json(path, lambda text: [json.loads(line) for line in text.splitlines()]):
             i = row["episode_index"]
-            place = dict(episode_chunk=i // info["chunks_size"], episode_index=i, video_key=camera)
-            video = info["video_path"].format(**place)
-            table = info["data_path"].format(**place)
+            numbers = dict(episode_chunk=i // info["chunks_size"], episode_index=i, video_key=camera)
+            video = place(root, info["video_path"], **numbers)
+            table = place(root, info["data_path"], **numbers)
             episodes.append(Episode(i, video, 0.0, np.inf, table, row["length"]))
         return episodes
     names = "chunk_index", "file_index", "from_timestamp", "to_timestamp"
@@ -66,9 +78,9 @@ def find_episodes(root, info, camera):
     for path in sorted(root.glob("meta/episodes/*/*.parquet")):
         for row in read_table(path, columns).to_pylist():
             chunk, file, start, stop = (row[name] for name in of_video)
-            video = info["video_path"].format(video_key=camera, chunk_index=chunk, file_index=file)
-            place = dict(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
-            table = info["data_path"].format(**place)
+            video = place(root, info["video_path"], video_key=camera, chunk_index=chunk, file_index=file)
+            numbers = dict(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+            table = place(root, info["data_path"], **numbers)
             episodes.append(Episode(row["episode_index"], video, start, stop, table, row["length"]))
     return episodes
 

@@ -43,6 +43,7 @@ def read_records(path, expected):
     A record is its length (8 bytes), a checksum of that (4), the data, and their checksum (4).
     raises  ValueError where the next one cannot be found, or if there are not as many as expected"""
     require_content(path)
+    size = path.stat().st_size
     with open(path, "rb") as file:
         for k in range(expected):
             head = file.read(12)
@@ -50,10 +51,11 @@ def read_records(path, expected):
                 raise ValueError(f"it has {k} records, expected {expected}: truncated")
             if len(head) == 12 and not _is_intact(head[:8], head[8:]):
                 raise ValueError(f"record {k} of {expected}: its length is damaged, the rest cannot be found")
-            data = file.read(int.from_bytes(head[:8], "little"))
-            crc = file.read(4)
-            if len(crc) < 4:
+            length = int.from_bytes(head[:8], "little")
+            if file.tell() + length + 4 > size:
                 raise ValueError(f"record {k} of {expected} is cut off: truncated")
+            data = file.read(length)
+            crc = file.read(4)
             yield data if _is_intact(data, crc) else None
         if file.read(1):
             raise ValueError(f"it has more records than the {expected} expected")

@@ -170,6 +170,6 @@ def import_sthsth(src="", out="data/sthsth", labels="", size=64, min_frames=16, 
         for k, row in enumerate(lists[split]):
             template = re.sub(r"[\[\]]", "", row["template"])
             if int(lists["labels"][template]) in STHSTH_CLASSES:
-                items.append((2 * k + parity, found.get(row["id"], f"{row['id']}.webm")))
+                items.append((2 * k + parity, found.get(row["id"], f"{Path(row['id']).name}.webm")))
     episodes = functools.partial(file_episodes, src=str(src), read=read_video, size=size)
     run_import(batch_jobs(items), episodes, out, "", size, min_frames, 2, workers, jpeg)

@@ -12,6 +12,7 @@ from PIL import Image  # imageio brings it
 
 from data import FORMAT_VERSION
 from support.files import resolve, write_whole
+from support.tables import meta_crc
 
 KIND = "frame_shape", "action_dim", "has_reward"  # in which all episodes of a folder agree
 
@@ -46,7 +47,7 @@ def write_tables(folder, meta, index, **columns):
     for name, parts in columns.items():
         np.save(folder / f"{name}.npy", np.concatenate(parts))
     np.savez(folder / "index.npz", **index)
-    write_json(folder / "meta.json", meta)
+    write_json(folder / "meta.json", dict(meta, crc=meta_crc(meta)))
 
 
 class EpisodeWriter:

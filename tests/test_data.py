@@ -11,6 +11,7 @@ import torch
 
 from data import Episodes, draw_segments, floats, prefetch, to_float, to_u8
 from support.pictures import save_contact_sheet, save_gif, save_side_by_side
+from support.tables import meta_crc
 from support.writer import EpisodeWriter
 
 
@@ -139,9 +140,22 @@ def test_a_missing_truncated_or_foreign_folder_is_named(push, tmp_path):
     with pytest.raises(ValueError, match=f"shard-00000.bin has 0 bytes, expected {size}"):
         Episodes(cut)
     meta = json.loads((other / "meta.json").read_text())
-    (other / "meta.json").write_text(json.dumps({**meta, "version": 99}))
+    (other / "meta.json").write_text(json.dumps({**meta, "val_every": 5}))
+    with pytest.raises(ValueError, match="meta.json cannot be read .it is damaged; if it was changed on pur"):
+        Episodes(other)
+    meta["version"] = 99
+    (other / "meta.json").write_text(json.dumps({**meta, "crc": meta_crc(meta)}))
     with pytest.raises(ValueError, match="has format 99, codec raw; expected 1, raw or jpeg"):
         Episodes(other)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"null", b"\x80", b"PK\x03\x04", b"\x93NUMPY"])
+@pytest.mark.parametrize("name", ["meta.json", "index.npz", "actions.npy", "rewards.npy"])
+def test_a_damaged_table_is_named(push, tmp_path, name, content):
+    folder = shutil.copytree(push, tmp_path / "push")
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} cannot be read"):
+        Episodes(folder)
 
 
 # ---- alignment ----

@@ -376,6 +376,28 @@ def test_damaged_metadata_of_lerobots_is_named(tmp_path):
         import_lerobot(tmp_path / "src", tmp_path / "out")
 
 
+@pytest.mark.parametrize("template, message", [
+    ("../../{episode_index}.mp4", "info.json leads out of the dataset, to ../../0.mp4"),
+    ("/etc/{episode_index}", "info.json leads out of the dataset, to /etc/0"),
+    ("{episode_index.real.nothing}", "is no template of a path"),
+    ("{0}", "is no template of a path"),
+])  # fmt: skip
+def test_paths_of_lerobots_stay_in_its_folder(tmp_path, template, message):
+    write_lerobot(tmp_path / "src")
+    path = tmp_path / "src/meta/info.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "video_path": template}))
+    with pytest.raises(ValueError, match=message):
+        import_lerobot(tmp_path / "src", tmp_path / "out")
+
+
+def test_a_records_length_beyond_the_file_takes_no_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfrecord, "google_crc32c", None)  # with it, the length's checksum is wrong already
+    path = tmp_path / "a.tfrecord"
+    path.write_bytes((2**40).to_bytes(8, "little") + bytes(100))
+    with pytest.raises(ValueError, match="record 0 of 1 is cut off: truncated"):
+        list(tfrecord.read_records(path, 1))
+
+
 def test_episodes_of_robonets_files_are_left_out_by_the_files_names(tmp_path, capsys):
     written = write_robonet(tmp_path / "src")
     name = written[1][0]

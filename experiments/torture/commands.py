@@ -7,7 +7,7 @@ import importlib
 import math
 import random
 
-from experiments.torture.small import attempt, base_flags, flags
+from experiments.torture.small import attempt, base_flags, flags, must
 
 INTEGERS = "x 1.5 nan inf -1 0 -999 1e9 99999999999999999999 true"
 NUMBERS = "x nan inf -inf -1 0 1e300 1e-300 1,2"
@@ -43,6 +43,12 @@ def is_absurd(default, text):
         return not isinstance(default, tuple)
 
 
+def outputs(script):
+    """A name for a script's OUT."""
+    endings = {"sample.py": "", "evaluate.py": ".json", "plan.py": ".json"}
+    return script.removesuffix(".py") + endings.get(script, ".pt")
+
+
 def listing(folder):
     """What lies in a folder: names, sizes and times."""
     found = {}
@@ -73,6 +79,8 @@ def torture(world, tries, seed, say=print):
     scripts = base_flags(world)
     configs = {name: importlib.import_module(name.removesuffix(".py")).CONFIG for name in scripts}
     wrong = {}
+    for script, settings in scripts.items():  # as they are, they work
+        must(script, flags(**settings, out=world.folder / "works" / outputs(script)), world.folder)
     for i in range(tries):
         script = rng.choice(list(scripts))
         config = configs[script]
@@ -80,9 +88,7 @@ def torture(world, tries, seed, say=print):
         changes = {key: nonsense(config[key], rng) for key in keys}
         folder = world.folder / "tries" / str(i)
         folder.mkdir(parents=True)
-        settings = {**scripts[script], "out": folder / "x.json" if script != "sample.py" else folder / "x"}
-        if script in ("train_tokenizer.py", "train_gpt.py", "mbpo.py", "post_train.py"):
-            settings["out"] = folder / "x.pt"
+        settings = dict(scripts[script], out=folder / outputs(script))
         before = listing(world.folder)
         arguments = flags(**{**settings, **changes})
         result = attempt(script, arguments, folder)

@@ -39,12 +39,13 @@ def base_flags(world):
     """{script: settings} with which each script does a second's work in the world, if `out` is given."""
     data = dict(data=world.data)
     model = dict(ckpt=world.gpt, device="cpu")
+    post = dict(batch_size=1, mini_batches=1, group=2, max_steps=1, horizon=2, eval_segments=1, best_of=2)
     plan = dict(model, task="push_anywhere", models="world_model", episodes=1, seeds=1, steps=1, workers=1)
-    plan.update(candidates=4, iterations=1, elites=2, horizon=2, last=1, lead=2, diagnose=False, gifs=0)
+    plan.update(candidates=4, iterations=1, elites=2, horizon=2, last=1, diagnose=False, gifs=0)
     return {
         "train_tokenizer.py": {**STEPS, **TOKENIZER, **data},
         "train_gpt.py": {**STEPS, **GPT, **data, "tokenizer": world.tokenizer},
-        "post_train.py": dict(model, **data, batch_size=1, group=2, max_steps=1, horizon=2, eval_segments=1),
+        "post_train.py": dict(data, ckpt=world.gpt, **post),
         "sample.py": dict(model, **data, n=1, horizon=2),
         "evaluate.py": dict(model, **data, episodes=2, horizon=2, batch_size=2, lpips=False),
         "plan.py": plan,
