@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import zipfile
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -242,6 +243,9 @@ def load_checkpoint(path, device="cpu", needs=()):
         raise FileNotFoundError(f"no checkpoint at {path}; train one (README.md) or pass the path of one")
     require_content(path)
     try:
+        with zipfile.ZipFile(path) as file:
+            if damaged := file.testzip():  # torch.load does not look at the checksums
+                raise ValueError(f"{damaged} inside is damaged")
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # pickle, zip and torch each raise their own kinds on a damaged file
         reason = (str(error) or type(error).__name__).splitlines()[0]

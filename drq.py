@@ -239,7 +239,7 @@ class Replay:
                 break
             self.lengths = np.append(self.lengths, length)
         if len(self) < least:
-            found = f"{len(self)} of {least} are whole"
+            found = f"{len(self)} of {least} are whole, {self.path(len(self)).name} is not"
             raise ValueError(f"{self.folder} has lost episodes: {found}; copy the folder again")
 
     def clear(self):

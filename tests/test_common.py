@@ -201,6 +201,18 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
             load_checkpoint(path)
 
 
+def test_a_bit_that_flips_in_a_checkpoints_weights_is_noticed(tmp_path):
+    """torch.load by itself takes the file as it is."""
+    path = tmp_path / "x.pt"
+    save_checkpoint(path, weights=torch.zeros(1000))
+    data = bytearray(path.read_bytes())
+    data[data.index(bytes(4000)) + 2000] ^= 1
+    path.write_bytes(data)
+    assert torch.load(path, weights_only=True)["weights"].any()
+    with pytest.raises(ValueError, match="x.pt is not a readable checkpoint .Bad CRC|inside is damaged"):
+        load_checkpoint(path)
+
+
 def test_a_checkpoint_without_a_needed_entry_names_it(tmp_path):
     save_checkpoint(tmp_path / "x.pt", step=1)
     with pytest.raises(ValueError, match="x.pt holds no gpt, tokenizer; expected .* gpt, step, tokenizer"):
