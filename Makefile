@@ -7,6 +7,7 @@
 # make analyses   the protocol and the paper's analyses on PushWorld, with their pictures (four hours)
 # make mbpo       ten runs with and ten without imagination on PushWorld, and their curves (a night)
 # make post-train  reinforcement learning of the released model's predictions on PushWorld (half an hour)
+# make torture    random commands, damaged and hostile files, kills: what breaks? (half an hour)
 # make plan       random actions, world model and simulator plan 50 tasks of PushWorld, three seeds (an hour)
 PYTHON ?= python3
 RUN = .venv/bin/python
@@ -16,7 +17,7 @@ BATCH ?= 4
 TRAIN_GPT ?=
 TRAIN = .venv/bin/torchrun --nproc_per_node=$(PROCESSES)
 
-.PHONY: demo test test-slow train train-pusht analyses mbpo post-train plan clean
+.PHONY: demo test test-slow train train-pusht analyses mbpo post-train torture plan clean
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -121,6 +122,9 @@ data/push/meta.json: | .venv/ready
 # Half an hour on two cores; an interrupted run continues.
 post-train: .venv/ready data/push/meta.json
 	$(TRAIN) post_train.py --batch_size $(BATCH) $$(test -e out/post-train.pt && echo --resume true)
+
+torture: .venv/ready-test
+	OMP_NUM_THREADS=1 $(RUN) -m experiments.torture --overwrite true
 
 plan: .venv/ready
 	$(RUN) plan.py

@@ -62,8 +62,16 @@ def resize_context(weights, old, new):
     return resized
 
 
+def require_layers(state, key):
+    """Raise ValueError if a model is said to have more layers than weights: building it would not end."""
+    layers = state["config"][key]
+    if layers > len(state["weights"]):
+        raise ValueError(f"{key} is {layers}, but there are {len(state['weights'])} weights: no checkpoint")
+
+
 def tokenizer_from(state, **changes):
     """A tokenizer from its part of a checkpoint; `changes` are to its settings, context_frames among them."""
+    require_layers(state, "layers_per_block")
     old = state["config"]
     config = {**old, **changes}
     grid = config.pop("grid", None)
@@ -82,6 +90,7 @@ def gpt_from(state, layout=None, **changes):
 
     layout  that of another tokenizer, with as many codes and at most as many context frames
     raises  ValueError if weights are missing, left over or of another shape"""
+    require_layers(state, "n_layer")
     old = state["config"]
     weights = dict(state["weights"])
     config = {**old, **changes}

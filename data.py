@@ -91,7 +91,6 @@ class Episodes:
         self.actions = load(self.folder / "actions.npy", map_rows)
         self.rewards = load(self.folder / "rewards.npy", map_rows)
         self.sizes = load(self.folder / "sizes.npy", map_rows) if codec == "jpeg" else None
-        self.paths = [self.folder / f"shard-{shard:05d}.bin" for shard in range(self.meta["shards"])]
         self._require_rows(index)
         self._require_shards(index)
         ids = self._episodes_of(split, limit, index.get("number", np.arange(len(index["row"]))))
@@ -141,7 +140,13 @@ class Episodes:
                              f"action_dim {self.action_dim}; copy the whole folder again")
 
     def _require_shards(self, index):
-        """Raise ValueError unless the shards are as long as the index says."""
+        """Find the shards.   raises  ValueError unless they are as long as the index says"""
+        shards = self.meta["shards"]
+        episodes = len(index["row"])
+        if shards > episodes:
+            raise ValueError(f"{self.folder}/meta.json has {shards} shards for {episodes} episodes; copy the "
+                             "whole folder again")
+        self.paths = [self.folder / f"shard-{shard:05d}.bin" for shard in range(shards)]
         ends = np.zeros(len(self.paths), np.int64)
         n_bytes = index.get("bytes", index["length"] * self.frame_bytes)
         np.maximum.at(ends, index["shard"], index["offset"] + n_bytes)

@@ -11,7 +11,7 @@ import sample
 import tokenizer
 import train_gpt
 import train_tokenizer
-from checkpoints import load_gpt, load_tokenizer
+from checkpoints import gpt_from, load_gpt, load_tokenizer, tokenizer_from
 from common import configure, load_checkpoint
 from gpt import GPT
 from sample import TRAINED, WorldModel
@@ -111,6 +111,16 @@ def written(request, trained, push, tmp_path_factory):
 
 
 # ---- all of them open ----
+
+
+def test_more_layers_than_weights_are_not_built(trained):
+    state = load_checkpoint(trained.gpt)
+    state["gpt"]["config"]["n_layer"] = 10**9
+    with pytest.raises(ValueError, match="n_layer is 1000000000, but there are .* weights: no checkpoint"):
+        gpt_from(state["gpt"])
+    state["tokenizer"]["config"]["layers_per_block"] = 10**9
+    with pytest.raises(ValueError, match="layers_per_block is 1000000000, but there are .* weights"):
+        tokenizer_from(state["tokenizer"])
 
 
 def test_the_world_model_opens_it_and_imagines(written):

@@ -143,6 +143,10 @@ def test_a_missing_truncated_or_foreign_folder_is_named(push, tmp_path):
     (other / "meta.json").write_text(json.dumps({**meta, "val_every": 5}))
     with pytest.raises(ValueError, match="meta.json cannot be read .it is damaged; if it was changed on pur"):
         Episodes(other)
+    changed = {**meta, "shards": 10**12}
+    (other / "meta.json").write_text(json.dumps({**changed, "crc": meta_crc(changed)}))
+    with pytest.raises(ValueError, match="meta.json has 1000000000000 shards for 12 episodes"):
+        Episodes(other)
     meta["version"] = 99
     (other / "meta.json").write_text(json.dumps({**meta, "crc": meta_crc(meta)}))
     with pytest.raises(ValueError, match="has format 99, codec raw; expected 1, raw or jpeg"):

@@ -1,31 +1,56 @@
 """experiments/torture: programs that try to break the scripts, and count what they broke.
 
-    the smallest data and models --> commands.py, random command lines --> results/torture.json
+    the smallest data and models --+--> commands.py: random command lines ----------+
+                                   +--> damages.py: damaged files ------------------+--> OUT
+                                   +--> hostile.py: files made to do harm ----------+
+                                   +--> kills.py: SIGKILL at random moments --------+
+
+What goes wrong is printed as it happens.
 
 Run: python -m experiments.torture                                  (POSIX alone: it forks and kills)"""
 
+import importlib
+import os
 import tempfile
+from pathlib import Path
 
-from common import configure, require_positive, run
-from experiments.torture import commands, small
+from common import configure, require_not_negative, run
+from experiments.torture import commands, damages, hostile, kills, small
 from support.results import claim_result, write_result
 
 CONFIG = dict(
+    parts=("commands", "damages", "hostile", "kills"),
     commands=1000,  # random command lines
+    damages=200,
+    kills=20,  # of each script
     seed=0,
-    folder="",  # where to work; by default a temporary one
     out="results/torture.json",
     overwrite=False,
 )
+SCRIPTS = "train_tokenizer train_gpt post_train sample evaluate plan mbpo prepare".split()
 
 
 def main(cfg):
-    require_positive(cfg, "commands")
+    require_not_negative(cfg, "commands", "damages", "kills")
     out = claim_result(cfg.out, cfg.overwrite)
-    with tempfile.TemporaryDirectory(dir=cfg.folder or None) as folder:
-        world = small.make_world(folder)
-        numbers = dict(commands=commands.torture(world, cfg.commands, cfg.seed))
-    write_result(out, numbers)
+    os.environ.update(CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1")
+    for name in SCRIPTS:  # once, for all forks
+        importlib.import_module(name)
+    tortures = dict(
+        commands=lambda world: commands.torture(world, cfg.commands, cfg.seed),
+        damages=lambda world: damages.torture(world, cfg.damages, cfg.seed),
+        hostile=hostile.torture,
+        kills=lambda world: kills.torture(world, cfg.kills, cfg.seed),
+    )
+    if unknown := set(cfg.parts) - tortures.keys():
+        raise ValueError(f"parts has {', '.join(unknown)}; expected some of {', '.join(tortures)}")
+    numbers = {}
+    for part in cfg.parts:
+        with tempfile.TemporaryDirectory() as folder:
+            world = small.make_world(Path(folder) / "world")
+            numbers[part] = tortures[part](world)
+        print(part, *(f"{key} {value}" for key, value in numbers[part].items() if isinstance(value, int)))
+        write_result(out, numbers)
 
 
 if __name__ == "__main__":

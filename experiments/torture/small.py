@@ -109,16 +109,17 @@ def attempt(script, arguments, folder, seconds=2.0, memory=4 << 30):
 
 
 def must(script, arguments, folder):
-    """An attempt that may take minutes and has to succeed."""
+    """An attempt that may take minutes and has to succeed -> its Result."""
     result = attempt(script, arguments, folder, 600)
-    if result.status:
+    if result.status != 0:
         raise ChildProcessError(f"{script} failed: {result.stderr[-2000:]}")
+    return result
 
 
 def make_world(folder):
     """Data and checkpoints of two updates each -> their paths."""
     torch.set_num_threads(1)
-    folder = Path(folder)
+    folder.mkdir(parents=True)
     world = SimpleNamespace(folder=folder, data=folder / "data")
     for name in ("tokenizer", "gpt", "agent"):
         setattr(world, name, folder / f"{name}.pt")

@@ -1,0 +1,87 @@
+"""experiments/torture/kills.py: SIGKILL at random moments; the command that README names goes on.
+
+    a run, whole --> its numbers;  the same run, killed and begun again until it ends --> the same numbers"""
+
+import json
+import random
+import shutil
+
+import numpy as np
+
+from experiments.torture.damages import NOT_NUMBERS, TIMES, fingerprint
+from experiments.torture.small import attempt, base_flags, flags, must
+
+LONGER = dict(max_steps=12, eval_every=3)  # checkpoints in between
+
+
+def runs(world):
+    """{name: (script, arguments, OUT, whether it goes on by --resume true)}."""
+    scripts = base_flags(world)
+    agent = dict(scripts["mbpo.py"], steps=180)
+    post = dict(scripts["post_train.py"], max_steps=4, eval_every=1)
+    many = dict(scripts["evaluate.py"], episodes=3, samples=2, batch_size=2)
+    plans = dict(scripts["plan.py"], episodes=3)
+    resumed = {
+        "train_tokenizer.py": ({**scripts["train_tokenizer.py"], **LONGER}, "new.pt"),
+        "train_gpt.py": ({**scripts["train_gpt.py"], **LONGER}, "new.pt"),
+        "post_train.py": (post, "new.pt"),
+        "mbpo.py": (agent, "new.pt"),
+    }
+    table = {name: (name, flags(**settings), out, True) for name, (settings, out) in resumed.items()}
+    table["evaluate.py"] = "evaluate.py", flags(**many), "numbers.json", False
+    table["plan.py"] = "plan.py", flags(**plans), "plan.json", False
+    push = flags(episodes=40, length=20, size=32)
+    table["prepare.py push"] = "prepare.py", ["push", *push], "push", False
+    npz = flags(src=world.folder / "npz", workers=2)
+    table["prepare.py npz"] = "prepare.py", ["npz", *npz], "npz-data", False
+    table["sample.py"] = "sample.py", flags(**{**scripts["sample.py"], "n": 4}), "pictures", False
+    return table
+
+
+def write_episodes(folder):
+    """Episodes as .npz files, for an importer."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(30):
+        frames = rng.integers(0, 256, (20, 32, 32, 3), np.uint8)
+        np.savez(folder / f"{i}.npz", image=frames, action=rng.uniform(-1, 1, (20, 2)))
+
+
+def numbers(out):
+    """What a finished run has left: OUT, and the lines of its log without what takes time."""
+    found = [fingerprint(out)]
+    log = out.with_suffix(".jsonl")
+    if out.suffix == ".pt" and log.is_file():
+        lines = map(json.loads, log.read_text().splitlines())
+        found.append([{k: v for k, v in line.items() if k not in TIMES + NOT_NUMBERS} for line in lines])
+    return found
+
+
+def torture(world, tries, seed, say=print):
+    """Kill each script so many times -> counts; lost: it ended with other numbers, or could not go on."""
+    rng = random.Random(seed)
+    write_episodes(world.folder / "npz")
+    folder = world.folder / "kills"
+    lost = {}
+    killed = 0
+    for name, (script, arguments, out, resumes) in runs(world).items():
+        folder.mkdir()
+        whole = must(script, [*arguments, f"--out={folder / out}"], folder)
+        expected = numbers(folder / out)
+        for _ in range(tries):
+            shutil.rmtree(folder)
+            folder.mkdir()
+            result = None
+            moments = []
+            while result is None or result.status is None:
+                again = ["--resume=true"] if resumes and (folder / out).exists() else []
+                seconds = rng.uniform(0, whole.seconds) if len(moments) < 2 else 300
+                result = attempt(script, [*arguments, *again, f"--out={folder / out}"], folder, seconds)
+                if result.status is None:
+                    moments.append(round(seconds, 2))
+            killed += len(moments)
+            if result.status or numbers(folder / out) != expected:
+                lost.setdefault(name, []).append(moments)
+                say(f"lost: {name}, killed after {moments} s of {whole.seconds:.2f}: {result.stderr[-300:]}")
+        shutil.rmtree(folder)
+    return dict(tried=killed, lost=sum(map(len, lost.values())), at=lost)
