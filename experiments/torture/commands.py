@@ -34,8 +34,8 @@ def nonsense(default, rng):
 
 def is_absurd(default, text):
     """Whether no setting of this type can have that value: taking it is a mistake."""
-    if isinstance(default, str):
-        return False
+    if isinstance(default, bool | str):
+        return isinstance(default, bool)
     kind = type(default[0]) if isinstance(default, tuple) and default else type(default)
     try:
         return kind in (int, float) and not math.isfinite(kind(text))

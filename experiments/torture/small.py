@@ -3,6 +3,7 @@
     make_world(folder) --> data/ (PushWorld, 32x32), tokenizer.pt, gpt.pt, agent.pt    a minute
     attempt(script, flags) --fork--> its status, output and time"""
 
+import contextlib
 import os
 import resource
 import runpy
@@ -59,7 +60,6 @@ class Result(SimpleNamespace):
 
 def child(script, arguments, folder, memory):
     """What a forked process does: the script as if started from `folder`."""
-    os.setsid()
     os.chdir(folder)
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     sys.argv = [str(ROOT / script), *arguments]
@@ -83,9 +83,12 @@ def attempt(script, arguments, folder, seconds=2.0, memory=4 << 30):
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         began = time.monotonic()
         pid = os.fork()
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)  # whichever of the two comes first, what it starts is in its group
         if not pid:
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
+            sys.stdout, sys.stderr = open(1, "w"), open(2, "w")
             status = child(script, [*map(str, arguments)], folder, memory)
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
