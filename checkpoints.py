@@ -69,6 +69,14 @@ def require_layers(state, key):
         raise ValueError(f"{key} is {layers}, but there are {len(state['weights'])} weights: no checkpoint")
 
 
+def fill(model, weights):
+    """Load weights into a model.   raises  ValueError naming some that are not finite"""
+    model.load_state_dict(weights)
+    bad = [name for name, x in weights.items() if x.is_floating_point() and not x.isfinite().all()]
+    if bad:
+        raise ValueError(f"weights are not finite, such as {bad[0]}; take an older checkpoint")
+
+
 def tokenizer_from(state, **changes):
     """A tokenizer from its part of a checkpoint; `changes` are to its settings, context_frames among them."""
     require_layers(state, "layers_per_block")
@@ -80,8 +88,7 @@ def tokenizer_from(state, **changes):
     after = model.config["context_frames"]
     if after > before:
         print(f"context grows from {before} to {after} frames: fine-tune before trusting the pictures")
-    weights = state["weights"] if after == before else resize_context(state["weights"], before, after)
-    model.load_state_dict(weights)
+    fill(model, state["weights"] if after == before else resize_context(state["weights"], before, after))
     return model
 
 
@@ -109,7 +116,7 @@ def gpt_from(state, layout=None, **changes):
     if wrong:
         names = ", ".join(sorted(wrong))
         raise ValueError(f"weights missing, left over or of another shape: {names}; {model.layout}")
-    model.load_state_dict(weights)
+    fill(model, weights)
     return model
 
 

@@ -271,11 +271,11 @@ class Episodes:
             for b, k in np.ndindex(B, T - 1):
                 row = self.actions[rows[b, k] : rows[b, k + 1]][:stride].ravel()
                 actions[b, k, : len(row)] = row  # zeros follow where a short episode has a smaller stride
-        return dict(
-            frames_u8=torch.from_numpy(frames_u8),
-            actions=torch.from_numpy(actions),
-            rewards=torch.from_numpy(np.asarray(self.rewards[rows])),
-        )
+        rewards = np.asarray(self.rewards[rows])
+        if not (np.isfinite(actions).all() and np.isfinite(rewards).all()):
+            raise ValueError(f"{self.folder} has actions or rewards that are not finite; write it again")
+        columns = dict(frames_u8=frames_u8, actions=actions, rewards=rewards)
+        return {name: torch.from_numpy(column) for name, column in columns.items()}
 
 
 def require_action_agg(action_agg):

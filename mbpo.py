@@ -177,7 +177,9 @@ class Learner:
     def descend(self, loss, model, optimizer):
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), self.cfg.grad_clip)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), self.cfg.grad_clip)
+        if not norm.isfinite():
+            raise FloatingPointError("a gradient of the world model is not finite; lower --model_lr")
         optimizer.step()
         model.eval()
 

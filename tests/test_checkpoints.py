@@ -113,6 +113,16 @@ def written(request, trained, push, tmp_path_factory):
 # ---- all of them open ----
 
 
+def test_weights_that_are_not_finite_are_named(trained, tmp_path):
+    state = load_checkpoint(trained.gpt)
+    state["gpt"]["weights"]["norm.weight"][0] = torch.nan
+    with pytest.raises(ValueError, match="weights are not finite, such as norm.weight; take an older"):
+        gpt_from(state["gpt"])
+    state["tokenizer"]["weights"]["quant_conv.bias"][0] = torch.inf
+    with pytest.raises(ValueError, match="weights are not finite, such as quant_conv.bias"):
+        tokenizer_from(state["tokenizer"])
+
+
 def test_more_layers_than_weights_are_not_built(trained):
     state = load_checkpoint(trained.gpt)
     state["gpt"]["config"]["n_layer"] = 10**9

@@ -153,6 +153,16 @@ def test_a_missing_truncated_or_foreign_folder_is_named(push, tmp_path):
         Episodes(other)
 
 
+@pytest.mark.parametrize("name", ["actions", "rewards"])
+def test_numbers_that_are_not_finite_are_not_learned_from(push, tmp_path, name):
+    folder = shutil.copytree(push, tmp_path / "push")
+    table = np.load(folder / f"{name}.npy")
+    table[:] = np.nan
+    np.save(folder / f"{name}.npy", table)
+    with pytest.raises(ValueError, match="push has actions or rewards that are not finite; write it again"):
+        Episodes(folder).batch(0, 2, 4)
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"null", b"\x80", b"PK\x03\x04", b"\x93NUMPY"])
 @pytest.mark.parametrize("name", ["meta.json", "index.npz", "actions.npy", "rewards.npy"])
 def test_a_damaged_table_is_named(push, tmp_path, name, content):

@@ -24,6 +24,7 @@ from drq import DrQ, Replay, random_shift, to_batch
 from envs import demonstrations, make_environment, play
 from envs.push import PushWorld
 from experiments import mbpo_report, mbpo_seeds, policies
+from gpt import GPT
 from mbpo import imagined_rollouts, schedule
 from sample import TRAINED, WorldModel
 
@@ -370,6 +371,13 @@ def test_runs_are_reported_and_drawn(tmp_path, capsys):
     assert "ratio_to_80" not in json.loads((tmp_path / "table.json").read_text())
     with pytest.raises(ValueError, match="nowhere has no evaluated run"):
         report(runs=tmp_path / "nowhere", out=tmp_path / "other")
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run(trained, tmp_path, monkeypatch):
+    loss_of = GPT.loss
+    monkeypatch.setattr(GPT, "loss", lambda self, *a: (loss_of(self, *a)[0] * torch.nan, {}))
+    with pytest.raises(FloatingPointError, match="gradient of the world model is not finite; lower --mod"):
+        learn(tmp_path / "a.pt", init_from=trained.gpt)
 
 
 def test_the_ratio_of_real_steps_counts_the_steps_that_all_have_taken(tmp_path):
