@@ -451,6 +451,7 @@ class MBPO:
             save_checkpoint(beside(self.out, "") / "agents" / f"{self.step}.pt", **agent)
         if self.learner:
             self.learner.refresh()
+            self.learner.world.generator.manual_seed(self.step)  # the same after an interruption
             numbers |= validate(self.learner.world, episodes, self.cfg.horizon, beside(self.out, ".gif"))
         log(self.step, self.log_path, **{f"eval_{name}": value for name, value in numbers.items()})
         curves = read_curve(self.log_path, "eval_").items()

@@ -4,6 +4,7 @@
                                    +--> damages.py: damaged files ------------------+--> OUT
                                    +--> hostile.py: files made to do harm ----------+
                                    +--> kills.py: SIGKILL at random moments --------+
+                                   +--> machines.py: limits, users, folders --------+
 
 What goes wrong is printed as it happens.
 
@@ -15,11 +16,11 @@ import tempfile
 from pathlib import Path
 
 from common import configure, require_not_negative, run
-from experiments.torture import commands, damages, hostile, kills, small
+from experiments.torture import commands, damages, hostile, kills, machines, small
 from support.results import claim_result, write_result
 
 CONFIG = dict(
-    parts=("commands", "damages", "hostile", "kills"),
+    parts=("commands", "damages", "hostile", "kills", "machines"),
     commands=1000,  # random command lines
     damages=200,
     kills=20,  # of each script
@@ -41,6 +42,7 @@ def main(cfg):
         damages=lambda world: damages.torture(world, cfg.damages, cfg.seed),
         hostile=hostile.torture,
         kills=lambda world: kills.torture(world, cfg.kills, cfg.seed),
+        machines=machines.torture,
     )
     if unknown := set(cfg.parts) - tortures.keys():
         raise ValueError(f"parts has {', '.join(unknown)}; expected some of {', '.join(tortures)}")
