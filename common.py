@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from support.devices import keep_memory
-from support.files import beside, claim, one_line, read_log, replacing, require_content
+from support.files import beside, claim, one_line, read_log, replacing, require_content, write_whole
 
 
 def parse_number(kind, text):
@@ -256,12 +256,18 @@ def load_checkpoint(path, device="cpu", needs=()):
     return state
 
 
-def start_log(out, step):
-    """Begin the .jsonl file `out`, or on resuming at `step` drop the lines that will be written again."""
+def start_log(out, step, evaluated=math.inf):
+    """Begin the .jsonl file `out`, or on resuming at `step` drop the lines that will be written again.
+
+    evaluated  the step of the last evaluation (of mbpo.py) that is not made again"""
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    lines = read_log(out) if step and out.is_file() else []
-    out.write_text("".join(json.dumps(numbers) + "\n" for numbers in lines if numbers["step"] <= step))
+    kept = []
+    for numbers in read_log(out) if step and out.is_file() else []:
+        is_evaluation = any(name.startswith("eval_") for name in numbers)
+        if numbers["step"] <= (min(step, evaluated) if is_evaluation else step):
+            kept.append(json.dumps(numbers) + "\n")
+    write_whole(out, "".join(kept).encode())
 
 
 def log(step, out, **numbers):

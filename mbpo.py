@@ -480,7 +480,7 @@ def claim_run(cfg):
 
 def main(cfg):
     mbpo = MBPO(cfg, *claim_run(cfg))
-    start_log(mbpo.log_path, mbpo.step)
+    start_log(mbpo.log_path, mbpo.step, mbpo.counts["evaluated"])
     size = sum(p.numel() for p in mbpo.agent.parameters())
     print(f"{mbpo.device} | {size:,} parameters of the agent | {mbpo.step} steps | {len(mbpo.real)} episodes")
     while not mbpo.stop.is_set():

@@ -18,7 +18,7 @@ from conftest import ROOT, flags, train
 import drq
 import mbpo
 import sample
-from common import configure, load_checkpoint
+from common import configure, load_checkpoint, start_log
 from data import to_float
 from drq import DrQ, Replay, random_shift, to_batch
 from envs import demonstrations, make_environment, play
@@ -371,6 +371,18 @@ def test_runs_are_reported_and_drawn(tmp_path, capsys):
     assert "ratio_to_80" not in json.loads((tmp_path / "table.json").read_text())
     with pytest.raises(ValueError, match="nowhere has no evaluated run"):
         report(runs=tmp_path / "nowhere", out=tmp_path / "other")
+
+
+def test_an_evaluation_that_is_made_again_is_not_logged_twice(trained, tmp_path):
+    learn(tmp_path / "a.pt", init_from=trained.gpt)
+    path = tmp_path / "a.jsonl"
+    text = path.read_text()
+    again = json.dumps(dict(step=180, eval_success=0.5))  # as after a kill between logging and saving
+    start_log(path, 180, 120)
+    assert [line["step"] for line in lines(path, "eval_success")] == [120]
+    path.write_text(text + again + "\n")
+    start_log(path, 180, 180)
+    assert path.read_text() == text + again + "\n"
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run(trained, tmp_path, monkeypatch):
