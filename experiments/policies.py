@@ -7,8 +7,7 @@
 A policy starts from the first real frames of the episodes that mbpo.py evaluates on. In imagination, a
 success is a predicted reward of SUCCESS or more: a block on its pad is worth 1, less its distances.
 
-Run: python -m experiments.mbpo_seeds
-     python -m experiments.policies"""
+Run: python -m experiments.policies                   (of the agents that experiments.mbpo_seeds trains)"""
 
 import functools
 from pathlib import Path

@@ -116,6 +116,8 @@ def check_python(words):
     if words[0] == "-m":
         module = words[1]
         file = ROOT / f"{module.replace('.', '/')}.py"
+        if file.with_suffix("").is_dir():
+            module, file = f"{module}.__main__", file.with_suffix("") / "__main__.py"
         if module.endswith("NAME"):  # any of them
             return
         if module.split(".")[0] not in OWN:
