@@ -74,12 +74,11 @@ def test_a_fork_reports_what_its_script_did(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_part_runs(tmp_path):
+def test_commands_damages_and_hostile_files(tmp_path):
     out = tmp_path / "torture.json"
-    few = dict(commands=6, damages=6, kills=1, out=out)
+    few = dict(parts="commands,damages,hostile", commands=6, damages=6, out=out)
     torture.main(configure(torture.CONFIG, "", flags(**few)))
     numbers = json.loads(out.read_text())
     assert numbers["commands"]["tried"] == 6 and numbers["commands"]["tracebacks"] == 0
     assert numbers["damages"]["tried"] == 6 and numbers["damages"]["silent"] == 0
     assert numbers["hostile"]["tried"] > 90 and numbers["hostile"]["executed"] == 0
-    assert numbers["kills"]["tried"] >= 9 and numbers["kills"]["lost"] == 0
