@@ -66,12 +66,15 @@ def update_flops(layout, settings):
     return counter.get_total_flops()
 
 
+def flags(**settings):
+    """Settings as command-line arguments."""
+    texts = {key: ",".join(map(str, v)) if isinstance(v, tuple) else v for key, v in settings.items()}
+    return [f"--{key}={text}" for key, text in texts.items()]
+
+
 def run_script(script, out, settings, processes=1):
     """Run one of the scripts beside this folder, with settings and --out; returns its exit status."""
-    command = [str(Path(__file__).parent.with_name(script)), f"--out={out}"]
-    for key, value in settings.items():
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        command.append(f"--{key}={text}")
+    command = [str(Path(__file__).parent.with_name(script)), f"--out={out}", *flags(**settings)]
     if processes > 1:
         command = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", *command]
     print("$ python", *command, flush=True)

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from common import configure, require_positive, run
+from experiments.lab import flags
 
 CONFIG = dict(
     variants=("mbpo", "drq"),
@@ -42,8 +43,9 @@ def command(cfg, variant, seed):
     out = Path(cfg.folder) / f"{variant}-{seed}.pt"
     settings = dict(preset=cfg.preset, steps=cfg.steps, seed=seed, resume=out.is_file(), out=out)
     settings["keep_agents"] = True  # for policies.py
-    flags = [f"--{key}={value}" for key, value in {**settings, **VARIANTS[variant]}.items()]
-    return [sys.executable, str(Path(__file__).parent.with_name("mbpo.py")), *flags], out.with_suffix(".log")
+    script = str(Path(__file__).parent.with_name("mbpo.py"))
+    arguments = flags(**{**settings, **VARIANTS[variant]})
+    return [sys.executable, script, *arguments], out.with_suffix(".log")
 
 
 def work(jobs, processes):
@@ -83,7 +85,10 @@ def main(cfg):
     for seed in range(cfg.first_seed, cfg.first_seed + cfg.seeds):
         jobs += [command(cfg, variant, seed) for variant in cfg.variants]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    failed = work(jobs, cfg.processes or os.cpu_count() or 1)
+    try:
+        failed = work(jobs, cfg.processes or os.cpu_count() or 1)
+    except KeyboardInterrupt:
+        raise SystemExit(f"{cfg.folder} is kept: the same command continues") from None
     if failed:
         raise ChildProcessError(f"some runs have failed: see {', '.join(map(str, failed))}")
 

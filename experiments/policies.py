@@ -14,7 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from common import configure, load_checkpoint, require_positive, run
@@ -123,8 +122,7 @@ def main(cfg):
         run_path = path.parent.parent
         real = real_numbers(run_path.with_name(f"{run_path.name}.jsonl")).get(int(path.stem))
         if real:
-            with torch.no_grad():
-                rows[f"{run_path.name}/{path.stem}"] = [*real, *imagined_numbers(world, path, cfg.episodes)]
+            rows[f"{run_path.name}/{path.stem}"] = [*real, *imagined_numbers(world, path, cfg.episodes)]
     table = np.array(list(rows.values()))
     numbers = dict(agents=rows, spearman={}, pearson={}, rank_violation={})
     for k, name in enumerate(("success", "return")):

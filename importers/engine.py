@@ -27,6 +27,7 @@ import torch
 from tqdm import tqdm
 
 from importers.recording import check, read_json, reason_of, scale_actions
+from support.tables import read_index
 from support.writer import KIND, EpisodeWriter, kind_of, put_in_place, write_json, write_tables
 
 
@@ -194,8 +195,7 @@ def merge(folder, parts, meta, scale):
         for shard in range(part_meta["shards"]):
             with contextlib.suppress(FileNotFoundError):  # the killed merge has moved it
                 os.replace(part / f"shard-{shard:05d}.bin", folder / f"shard-{n_shards + shard:05d}.bin")
-        with np.load(part / "index.npz") as arrays:
-            tables.append(dict(arrays))
+        tables.append(read_index(part / "index.npz"))
         tables[-1]["shard"] += n_shards
         tables[-1]["row"] += n_frames
         for path in part.glob("*.npy"):

@@ -1,13 +1,14 @@
 """experiments/torture/commands.py: random command lines; each ends in one line or does what it says.
 
-    a script's settings that work --> one or two of them replaced by nonsense --> tracebacks, late or long
-    refusals, files that a refused command has written, nonsense that was taken"""
+    a script's settings that work --> one or two of them replaced by nonsense --> tracebacks, refusals of
+    several lines, files that a refused command has written, nonsense that was taken"""
 
 import importlib
 import math
 import random
 
-from experiments.torture.small import attempt, base_flags, flags, must
+from experiments.lab import flags
+from experiments.torture.small import attempt, base_flags, must, outputs
 
 INTEGERS = "x 1.5 nan inf -1 0 -999 1e9 99999999999999999999 true"
 NUMBERS = "x nan inf -inf -1 0 1e300 1e-300 1,2"
@@ -41,12 +42,6 @@ def is_absurd(default, text):
         return kind in (int, float) and not math.isfinite(kind(text))
     except ValueError:
         return not isinstance(default, tuple)
-
-
-def outputs(script):
-    """A name for a script's OUT."""
-    endings = {"sample.py": "", "evaluate.py": ".json", "plan.py": ".json"}
-    return script.removesuffix(".py") + endings.get(script, ".pt")
 
 
 def listing(folder):

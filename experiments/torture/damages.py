@@ -6,18 +6,14 @@
 What lies in files as raw numbers (pixels, actions, rewards, the replay's rows) is not protected: a checksum
 would cost reading everything first. There, other numbers are counted as `unprotected`."""
 
-import hashlib
-import json
 import random
 import shutil
 
 import torch
 
-from checkpoints import checksum
-from experiments.torture.small import attempt, base_flags, flags, must
+from experiments.lab import flags
+from experiments.torture.small import attempt, base_flags, fingerprint, must
 
-TIMES = "ms tok/s wait steps/s seconds frames/s minutes".split()
-NOT_NUMBERS = "command commit machine".split()
 RAW = ".bin", "actions.npy", "rewards.npy", ".episode"
 
 
@@ -58,20 +54,6 @@ def damage(path, others, rng):
         data = b""
     path.write_bytes(data)
     return f"{way} at {at}"
-
-
-def fingerprint(path):
-    """The numbers in a script's output: a file of weights, results or pictures, or a folder of them."""
-    if path.is_dir():
-        return {file.name: fingerprint(file) for file in sorted(path.iterdir())}
-    if path.suffix == ".json":
-        return {k: v for k, v in json.loads(path.read_text()).items() if k not in NOT_NUMBERS + TIMES}
-    if path.suffix == ".pt":
-        state = torch.load(path, weights_only=True)
-        parts = [state[name] for name in ("tokenizer", "gpt") if name in state]
-        weights = [weight for part in parts for weight in part["weights"].values()]
-        return checksum([*weights, *state.get("agent", {}).values()])
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def judge(result, path, out, expected):

@@ -15,8 +15,8 @@ import zlib
 import numpy as np
 import torch
 
-from experiments.torture.commands import outputs
-from experiments.torture.small import attempt, base_flags, flags
+from experiments.lab import flags
+from experiments.torture.small import attempt, base_flags, outputs
 
 MEMORY = 3 << 30  # bytes that a process may take: torch alone takes one
 
@@ -55,7 +55,7 @@ def huge_npy(shape):
 
 
 def huge_npz(path):
-    """An .npz of 100 kB that unpacks to 64 GB of frames."""
+    """An .npz of 100 kB whose header promises 61 GB of frames."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         with file.open("image.npy", "w", force_zip64=True) as member:
             member.write(huge_npy((5_000_000, 64, 64, 3)))

@@ -5,15 +5,14 @@
 mbpo.py keeps the real episodes that it has played since its last checkpoint, and learns from them in another
 order than it would have: of its runs, only the steps that were logged and counted are compared."""
 
-import json
 import random
 import shutil
 
 import numpy as np
 
 from common import load_checkpoint
-from experiments.torture.damages import NOT_NUMBERS, TIMES, fingerprint
-from experiments.torture.small import attempt, base_flags, flags, must
+from experiments.lab import flags
+from experiments.torture.small import TIMES, attempt, base_flags, fingerprint, must
 from support.files import read_log
 
 LONGER = dict(max_steps=12, eval_every=3)  # checkpoints in between
@@ -54,15 +53,11 @@ def write_episodes(folder):
 
 def numbers(name, out):
     """What a finished run has left: OUT, and the lines of its log without what takes time."""
-    if name == "mbpo.py":
-        steps = [line["step"] for line in read_log(out.with_suffix(".jsonl"))]
-        return load_checkpoint(out)["counts"], steps
-    found = [fingerprint(out)]
     log = out.with_suffix(".jsonl")
-    if out.suffix == ".pt" and log.is_file():
-        lines = map(json.loads, log.read_text().splitlines())
-        found.append([{k: v for k, v in line.items() if k not in TIMES + NOT_NUMBERS} for line in lines])
-    return found
+    lines = read_log(log) if out.suffix == ".pt" else []
+    if name == "mbpo.py":
+        return load_checkpoint(out)["counts"], [line["step"] for line in lines]
+    return fingerprint(out), [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
 def torture(world, tries, seed, say=print):

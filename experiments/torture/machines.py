@@ -9,8 +9,8 @@ import shutil
 import subprocess
 import sys
 
-from experiments.torture.damages import fingerprint
-from experiments.torture.small import ROOT, base_flags, flags
+from experiments.lab import flags
+from experiments.torture.small import ROOT, base_flags, fingerprint
 
 LIMIT = "bash", "-c"
 VARIABLES = dict(  # {machine: variables}; None takes one away

@@ -1,9 +1,12 @@
 """experiments/torture/small.py: the smallest data and models that a script works with, and how to run one.
 
     make_world(folder) --> data/ (PushWorld, 32x32), tokenizer.pt, gpt.pt, agent.pt    a minute
-    attempt(script, flags) --fork--> its status, output and time"""
+    attempt(script, flags) --fork--> its status, output and time
+    fingerprint(out) --> the numbers that it has left"""
 
 import contextlib
+import hashlib
+import json
 import os
 import resource
 import runpy
@@ -17,6 +20,9 @@ from types import SimpleNamespace
 
 import torch
 
+from checkpoints import checksum
+from experiments.lab import flags
+
 ROOT = Path(__file__).parents[2]
 STEPS = dict(preset="tiny", batch_size=4, eval_segments=4, max_steps=2, eval_every=2, log_every=1, warmup=1)
 TOKENIZER = dict(
@@ -29,11 +35,8 @@ AGENT = dict(
     features=8, agent_batch=8, model_batch=2, segment=6, init_updates=1, gpt_every=60, tokenizer_every=60,
     starts=2, horizon=3, init_rollouts=1, rollout_every=60, eval_every=60, eval_episodes=2, save_every=60,
 )  # fmt: skip
-
-
-def flags(**settings):
-    """Settings as command-line arguments."""
-    return [f"--{key}={value}" for key, value in settings.items()]
+TIMES = "ms tok/s wait steps/s seconds frames/s minutes".split()  # in logs and results
+NOT_NUMBERS = "command commit machine".split()  # in results
 
 
 def base_flags(world):
@@ -52,6 +55,26 @@ def base_flags(world):
         "plan.py": plan,
         "mbpo.py": dict(AGENT, init_from=world.gpt),
     }
+
+
+def outputs(script):
+    """A name for a script's OUT."""
+    endings = {"sample.py": "", "evaluate.py": ".json", "plan.py": ".json"}
+    return script.removesuffix(".py") + endings.get(script, ".pt")
+
+
+def fingerprint(path):
+    """The numbers in a script's output: a file of weights, results or pictures, or a folder of them."""
+    if path.is_dir():
+        return {file.name: fingerprint(file) for file in sorted(path.iterdir())}
+    if path.suffix == ".json":
+        return {k: v for k, v in json.loads(path.read_text()).items() if k not in NOT_NUMBERS + TIMES}
+    if path.suffix == ".pt":
+        state = torch.load(path, weights_only=True)
+        parts = [state[name] for name in ("tokenizer", "gpt") if name in state]
+        weights = [weight for part in parts for weight in part["weights"].values()]
+        return checksum([*weights, *state.get("agent", {}).values()])
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class Result(SimpleNamespace):
