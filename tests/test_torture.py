@@ -74,11 +74,12 @@ def test_a_fork_reports_what_its_script_did(tmp_path):
 
 
 @pytest.mark.slow
-def test_commands_damages_and_hostile_files(tmp_path):
+def test_commands_damages_hostile_files_and_kills(tmp_path):
     out = tmp_path / "torture.json"
-    few = dict(parts="commands,damages,hostile", commands=6, damages=6, out=out)
+    few = dict(parts="commands,damages,hostile,kills", commands=6, damages=6, kills=1, out=out)
     torture.main(configure(torture.CONFIG, "", flags(**few)))
     numbers = json.loads(out.read_text())
     assert numbers["commands"]["tried"] == 6 and numbers["commands"]["tracebacks"] == 0
     assert numbers["damages"]["tried"] == 6 and numbers["damages"]["silent"] == 0
     assert numbers["hostile"]["tried"] > 90 and numbers["hostile"]["executed"] == 0
+    assert numbers["kills"]["tried"] >= 9 and numbers["kills"]["lost"] == 0

@@ -3,7 +3,8 @@
     a run, whole --> its numbers;  the same run, killed and begun again until it ends --> the same numbers
 
 mbpo.py keeps the real episodes that it has played since its last checkpoint, and learns from them in another
-order than it would have: of its runs, only the steps that were logged and counted are compared."""
+order than it would have: of its runs, only the steps that were logged and counted are compared. A run that
+is killed after its last file was written has ended; prepare.py refuses to write such a folder again."""
 
 import random
 import shutil
@@ -74,16 +75,17 @@ def torture(world, tries, seed, say=print):
         for _ in range(tries):
             shutil.rmtree(folder)
             folder.mkdir()
-            result = None
             moments = []
-            while result is None or result.status is None:
+            while True:
                 again = ["--resume=true"] if resumes and (folder / out).exists() else []
                 seconds = rng.uniform(0, whole.seconds) if len(moments) < 2 else 300
                 result = attempt(script, [*arguments, *again, f"--out={folder / out}"], folder, seconds)
-                if result.status is None:
-                    moments.append(round(seconds, 2))
+                is_whole = (folder / out).exists() and numbers(name, folder / out) == expected
+                if result.status is not None or is_whole:
+                    break
+                moments.append(round(seconds, 2))
             killed += len(moments)
-            if result.status or numbers(name, folder / out) != expected:
+            if result.status or not is_whole:
                 lost.setdefault(name, []).append(moments)
                 say(f"lost: {name}, killed after {moments} s of {whole.seconds:.2f}: {result.stderr[-300:]}")
         shutil.rmtree(folder)
