@@ -1,17 +1,17 @@
 """experiments/torture: its judges notice what they are to notice, and its programs run."""
 
 import json
+import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import flags
+from conftest import ROOT, flags
 
-from common import configure, save_checkpoint
+from common import save_checkpoint
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it forks")
 
-from experiments.torture import __main__ as torture  # noqa: E402
 from experiments.torture import commands, damages, hostile, small  # noqa: E402
 
 
@@ -77,7 +77,8 @@ def test_a_fork_reports_what_its_script_did(tmp_path):
 def test_commands_damages_hostile_files_and_kills(tmp_path):
     out = tmp_path / "torture.json"
     few = dict(parts="commands,damages,hostile,kills", commands=6, damages=6, kills=1, out=out)
-    torture.main(configure(torture.CONFIG, "", flags(**few)))
+    command = [sys.executable, "-m", "experiments.torture", *flags(**few)]
+    subprocess.run(command, cwd=ROOT, check=True)  # forks of a process without threads
     numbers = json.loads(out.read_text())
     assert numbers["commands"]["tried"] == 6 and numbers["commands"]["tracebacks"] == 0
     assert numbers["damages"]["tried"] == 6 and numbers["damages"]["silent"] == 0

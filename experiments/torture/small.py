@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import resource
 import runpy
 import signal
@@ -84,7 +85,9 @@ class Result(SimpleNamespace):
 def child(script, arguments, folder, memory):
     """What a forked process does: the script as if started from `folder`."""
     os.chdir(folder)
-    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    if sys.platform == "linux":  # macOS takes the limit and does not enforce it
+        held = int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())[1]) << 10
+        resource.setrlimit(resource.RLIMIT_DATA, (held + memory, held + memory))
     sys.argv = [str(ROOT / script), *arguments]
     try:
         runpy.run_path(str(ROOT / script), run_name="__main__")
@@ -102,7 +105,8 @@ def child(script, arguments, folder, memory):
 def attempt(script, arguments, folder, seconds=2.0, memory=4 << 30):
     """Run a script in a fork of this process, which has imported torch already -> a Result.
 
-    After `seconds`, the process and all that it has started are killed; memory in bytes"""
+    After `seconds`, the process and all that it has started are killed; memory is what it may take beyond
+    what this process holds, bytes"""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         began = time.monotonic()
         pid = os.fork()
