@@ -7,7 +7,7 @@ do not overlap. Here distances are the benchmark's: 1 is 20 of its lengths, or p
 block, because it takes the disc longer to move the block than to move itself. States are the simulator's: a
 model that plans with this knows what things are, as the benchmark's with proprioception do.
 
-Run: python -m experiments.readout --out out/pusht/readout.pt               (ten minutes of a core)
+Run: python -m experiments.readout --out out/pusht/readout.pt               (a quarter of an hour of a core)
      python plan.py --preset pusht --features out/pusht/readout.pt"""
 
 import warnings

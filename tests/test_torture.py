@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, flags
@@ -12,7 +13,7 @@ from common import save_checkpoint
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it forks")
 
-from experiments.torture import commands, damages, hostile, small  # noqa: E402
+from experiments.torture import commands, damages, endurance, faults, hostile, small  # noqa: E402
 
 
 def ended(status=0, stdout="", stderr=""):
@@ -73,10 +74,34 @@ def test_a_fork_reports_what_its_script_did(tmp_path):
     assert small.attempt("sample.py", ["--help"], tmp_path, 0.001).status is None  # killed
 
 
+def test_how_a_full_disk_is_taken():
+    full = "Traceback\nOSError: [Errno 28] No space left on device\n"
+    assert faults.ends_well(ended(0)) and faults.ends_well(ended(1, stderr="x.pt: free some disk space\n"))
+    assert not faults.ends_well(ended(70, stderr=full))
+    assert not faults.ends_well(ended(1, stderr="step is missing\n"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_loop_that_leaks_or_changes_is_noticed():
+    kept = []
+
+    def leak(seed=None):
+        kept.append(np.ones(2**17))  # 1 MB
+        return [np.zeros(1)]
+
+    def change(seed=None):
+        kept.append(0)
+        return [np.array(len(kept))]
+
+    assert endurance.watch("leak", leak, 100)["growth_mb"] > endurance.MOST_GROWTH
+    assert not endurance.watch("change", change, 20)["same"]
+
+
 @pytest.mark.slow
-def test_commands_damages_hostile_files_and_kills(tmp_path):
+def test_all_but_the_odd_machines(tmp_path):
     out = tmp_path / "torture.json"
-    few = dict(parts="commands,damages,hostile,kills", commands=6, damages=6, kills=1, out=out)
+    parts = "commands,damages,hostile,kills,faults,endurance,processes"
+    few = dict(parts=parts, commands=6, damages=6, kills=1, disks=1, endurance=0.002, out=out)
     command = [sys.executable, "-m", "experiments.torture", *flags(**few)]
     subprocess.run(command, cwd=ROOT, check=True)  # forks of a process without threads
     numbers = json.loads(out.read_text())
@@ -84,3 +109,6 @@ def test_commands_damages_hostile_files_and_kills(tmp_path):
     assert numbers["damages"]["tried"] == 6 and numbers["damages"]["silent"] == 0
     assert numbers["hostile"]["tried"] > 90 and numbers["hostile"]["executed"] == 0
     assert numbers["kills"]["tried"] >= 9 and numbers["kills"]["lost"] == 0
+    assert numbers["faults"]["tried"] in (0, 18) and not numbers["faults"].get("wrong")
+    assert all(loop["same"] for loop in numbers["endurance"]["loops"].values())
+    assert numbers["processes"]["tried"] == 4 and numbers["processes"]["failed"] == 0

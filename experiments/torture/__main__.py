@@ -4,6 +4,9 @@
                                    +--> damages.py: damaged files ------------------+--> OUT
                                    +--> hostile.py: files made to do harm ----------+
                                    +--> kills.py: SIGKILL at random moments --------+
+                                   +--> faults.py: disks that are full, read-only --+
+                                   +--> endurance.py: long loops -------------------+
+                                   +--> processes.py: one of two is killed ---------+
                                    +--> machines.py: limits, users, folders --------+
 
 What goes wrong is printed as it happens.
@@ -16,14 +19,26 @@ import tempfile
 from pathlib import Path
 
 from common import configure, require_not_negative, run
-from experiments.torture import commands, damages, hostile, kills, machines, small
+from experiments.torture import (
+    commands,
+    damages,
+    endurance,
+    faults,
+    hostile,
+    kills,
+    machines,
+    processes,
+    small,
+)
 from support.results import claim_result, write_result
 
 CONFIG = dict(
-    parts=("commands", "damages", "hostile", "kills", "machines"),
+    parts=("commands", "damages", "hostile", "kills", "faults", "endurance", "processes", "machines"),
     commands=1000,  # random command lines
     damages=200,
     kills=20,  # of each script
+    disks=5,  # that are full, of each script
+    endurance=1.0,  # how long its loops are; 1: up to 100,000 imagined frames, a million segments
     seed=0,
     out="results/torture.json",
     overwrite=False,
@@ -32,7 +47,7 @@ SCRIPTS = "train_tokenizer train_gpt post_train sample evaluate plan mbpo prepar
 
 
 def main(cfg):
-    require_not_negative(cfg, "commands", "damages", "kills")
+    require_not_negative(cfg, "commands", "damages", "kills", "disks", "endurance")
     out = claim_result(cfg.out, cfg.overwrite)
     os.environ.update(CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1")
     for name in SCRIPTS:  # once, for all forks
@@ -42,6 +57,9 @@ def main(cfg):
         damages=lambda world: damages.torture(world, cfg.damages, cfg.seed),
         hostile=hostile.torture,
         kills=lambda world: kills.torture(world, cfg.kills, cfg.seed),
+        faults=lambda world: faults.torture(world, cfg.disks, cfg.seed),
+        endurance=lambda world: endurance.torture(world, cfg.endurance),
+        processes=processes.torture,
         machines=machines.torture,
     )
     if unknown := set(cfg.parts) - tortures.keys():

@@ -61,6 +61,13 @@ def numbers(name, out):
     return fingerprint(out), [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
+def go_on(run, folder):
+    """The script and the arguments with which a run begins, or goes on with what a folder holds of it."""
+    script, arguments, out, resumes = run
+    again = ["--resume=true"] if resumes and (folder / out).exists() else []
+    return script, [*arguments, *again, f"--out={folder / out}"]
+
+
 def torture(world, tries, seed, say=print):
     """Kill each script so many times -> counts; lost: it ended with other numbers, or could not go on."""
     rng = random.Random(seed)
@@ -68,19 +75,19 @@ def torture(world, tries, seed, say=print):
     folder = world.folder / "kills"
     lost = {}
     killed = 0
-    for name, (script, arguments, out, resumes) in runs(world).items():
+    for name, command in runs(world).items():
+        out = folder / command[2]
         folder.mkdir()
-        whole = must(script, [*arguments, f"--out={folder / out}"], folder)
-        expected = numbers(name, folder / out)
+        whole = must(*go_on(command, folder), folder)
+        expected = numbers(name, out)
         for _ in range(tries):
             shutil.rmtree(folder)
             folder.mkdir()
             moments = []
             while True:
-                again = ["--resume=true"] if resumes and (folder / out).exists() else []
                 seconds = rng.uniform(0, whole.seconds) if len(moments) < 2 else 300
-                result = attempt(script, [*arguments, *again, f"--out={folder / out}"], folder, seconds)
-                is_whole = (folder / out).exists() and numbers(name, folder / out) == expected
+                result = attempt(*go_on(command, folder), folder, seconds)
+                is_whole = out.exists() and numbers(name, out) == expected
                 if result.status is not None or is_whole:
                     break
                 moments.append(round(seconds, 2))
