@@ -24,6 +24,8 @@ def test_how_commands_end():
     refused = ended(1, stderr="--lr fast: expected a float\n")
     assert commands.complain(refused, True, {}, {}) == ""
     assert commands.complain(refused, True, {}, {"a": 1}) == "written"
+    late = small.Result(**{**vars(refused), "seconds": 3.0})
+    assert commands.complain(late, True, {}, {}) == "late"
     assert commands.complain(ended(1, stderr="one\ntwo\n"), True, {}, {}) == "long"
     assert commands.complain(ended(1, stderr="x: 5%|#| 1/2\none\n"), True, {}, {}) == ""  # a progress bar
     assert commands.complain(ended(70, stderr="Traceback (most recent"), False, {}, {}) == "traceback"

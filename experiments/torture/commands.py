@@ -1,7 +1,9 @@
 """experiments/torture/commands.py: random command lines; each ends in one line or does what it says.
 
     a script's settings that work --> one or two of them replaced by nonsense --> tracebacks, refusals of
-    several lines, files that a refused command has written, nonsense that was taken"""
+    several lines or after SOON, files that a refused command has written, nonsense that was taken
+
+One command in ten may go on for LONG, so that late refusals are seen; the others end after SOON."""
 
 import importlib
 import math
@@ -15,6 +17,8 @@ NUMBERS = "x nan inf -inf -1 0 1e300 1e-300 1,2"
 WORDS = "maybe 2 none"
 TEXTS = "/nowhere/x.pt x/y/z", "a" * 3000, "ü ä", "--", "*", ".", "..", "{}", "%s", "\\", "~", "a\nb"
 LISTS = ", x -1 0 nan 1,2,3,4,5,6,7,8,9 99999999999 1,,2"
+SOON = 2.0  # seconds
+LONG = 20.0
 HARMLESS = "given device dtype resume overwrite"
 
 
@@ -53,16 +57,23 @@ def listing(folder):
     return found
 
 
-def complain(result, absurd, before, after):
-    """What is wrong with how a command ended, or ""."""
+def last_words(result):
+    """What is wrong with what a command said when it failed, or ""."""
     text = result.stdout + result.stderr
     if "Traceback" in text or result.status is not None and result.status < 0:
         return "traceback"
+    lines = [line for line in result.stderr.splitlines() if line and "%|" not in line]  # less progress bars
+    return "long" if result.status and len(lines) > 1 else ""
+
+
+def complain(result, absurd, before, after):
+    """What is wrong with how a command ended, or ""."""
+    if wrong := last_words(result):
+        return wrong
     if not result.status:  # done, or still at work
         return "taken" if absurd else ""
-    lines = [line for line in result.stderr.splitlines() if line and "%|" not in line]  # less progress bars
-    if len(lines) > 1:
-        return "long"
+    if result.seconds > SOON:
+        return "late"
     if before != after:
         return "written"
     return ""
@@ -86,7 +97,7 @@ def torture(world, tries, seed, say=print):
         settings = dict(scripts[script], out=folder / outputs(script))
         before = listing(world.folder)
         arguments = flags(**{**settings, **changes})
-        result = attempt(script, arguments, folder)
+        result = attempt(script, arguments, folder, LONG if i % 10 == 0 else SOON)
         absurd = any(is_absurd(config[key], value) for key, value in changes.items())
         kind = complain(result, absurd, before, listing(world.folder))
         if kind:

@@ -102,7 +102,7 @@ def child(script, arguments, folder, memory):
         return 70
 
 
-def attempt(script, arguments, folder, seconds=2.0, memory=4 << 30):
+def attempt(script, arguments, folder, seconds, memory=4 << 30):
     """Run a script in a fork of this process, which has imported torch already -> a Result.
 
     After `seconds`, the process and all that it has started are killed; memory is what it may take beyond
