@@ -36,6 +36,7 @@ from envs import make_environment
 from envs.base import HELD_OUT
 from sample import WorldModel
 from support import recorder
+from support.history import History
 from support.hood import Hood
 from support.segments import FRESH, segments_for, spans_of
 from support.server import Server
@@ -55,12 +56,9 @@ CONFIG = dict(
 PAGE = Path(__file__).with_name("assets") / "play.html"
 PLANNER = SimpleNamespace(**{**plan.CONFIG, **plan.PUSH})
 FUTURES = 4
-UNDO = 64  # steps that can be taken back,
-CONTEXTS = 4  # as far as they lie in the newest contexts, each of which keeps a KV cache
 RECORD = 2**24  # bytes of frames that are recorded, the newest
 MOST_PIXELS = 40_000_000  # of a picture that is dropped on the page
 PICTURES = "PNG", "JPEG"  # its formats: some others start programs
-WORLD = "recent", "left", "scene", "n_branches", "cache", "codes"  # what a step changes in a WorldModel
 
 
 def encoded(frame):
@@ -144,7 +142,7 @@ class Game:
         self.truth = truth
         self.steps = 0
         self.record = recorder.context_steps(frames, actions, rewards, self.world.action_dim)
-        self.marks = []
+        self.history = History(self.world, truth)
         self.memory = {}  # the planner's
         self.inside = {}  # what is under the hood
         return self.about()
@@ -218,38 +216,18 @@ class Game:
     @contextlib.contextmanager
     def change(self):
         """What happens in this context can be undone; an error in it undoes it at once."""
-        self.remember()
+        self.history.remember(steps=self.steps, record=self.record, inside=self.inside)
         try:
             yield
         except BaseException:
             self.undo()
             raise
 
-    def remember(self):
-        """Note where all is, for `undo`."""
-        world = self.world
-        mark = {name: getattr(world, name) for name in WORLD}
-        cache = dict(pending=world.cache.pending, length=world.cache.length)
-        ours = dict(steps=self.steps, record=self.record, inside=self.inside)
-        state = self.truth.state() if self.truth else None
-        self.marks.append((mark, cache, world.generator.get_state(), state, ours))
-        del self.marks[:-UNDO]
-        while len({id(mark["cache"]) for mark, *_ in self.marks}) > CONTEXTS:
-            del self.marks[0]
-        if not world.left:
-            world.cache = None  # a new context takes new memory: marks keep the old one
-
     def undo(self):
         """One step, fork or choice back: the same frame, and the same random numbers ahead."""
-        if not self.marks:
+        if not self.history:
             raise ValueError("nothing to undo: the dream begins here")
-        mark, cache, noise, state, ours = self.marks.pop()
-        vars(self.world).update(mark)
-        vars(self.world.cache).update(cache)
-        self.world.generator.set_state(noise)
-        if self.truth:
-            self.truth.restore(state)
-        vars(self).update(ours)
+        vars(self).update(self.history.back())
         self.memory = {}
         return self.show()
 
@@ -303,7 +281,7 @@ class Game:
         """Pictures and numbers of the present."""
         newest = self.world.recent[:, -1].cpu()
         found = dict(self.inside, dream=[encoded(frame) for frame in newest])
-        found.update(steps=self.steps, can_undo=bool(self.marks))
+        found.update(steps=self.steps, can_undo=bool(self.history))
         if self.truth:
             true = to_float(self.truth.render()[0])
             error = (newest[0] - true).square().mean().item()

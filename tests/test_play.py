@@ -19,6 +19,7 @@ from common import configure
 from importers import load_episode
 from play import FUTURES, Game
 from sample import WorldModel
+from support import history
 from support import server as support_server
 from support.segments import segments_for
 
@@ -80,10 +81,10 @@ def test_undo_restores_every_step_bit_for_bit_across_contexts_forks_and_choices(
 def test_what_can_be_undone_is_bounded_and_the_beginning_can_not(game):
     with pytest.raises(ValueError, match="nothing to undo"):
         game.undo()
-    for _ in range(play.UNDO + 5):
+    for _ in range(history.UNDO + 5):
         game.step([0.1, 0.2])
-    caches = {id(mark["cache"]) for mark, *_ in game.marks}
-    assert len(game.marks) <= play.UNDO and len(caches) == play.CONTEXTS
+    caches = {id(mark["cache"]) for mark, *_ in game.history.marks}
+    assert len(game.history) <= history.UNDO and len(caches) == history.CONTEXTS
 
 
 def test_from_the_start_and_the_same_scene_show_the_first_frames_again(game):
