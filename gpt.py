@@ -26,6 +26,8 @@ from torch import nn
 
 from support.devices import can_compile
 
+DRAFT = 16  # codes that are guessed at once,
+FEW = 8  # for so many futures at most
 # Paper Table 2 and 3. segment_length: frames per training clip, after which a rollout takes a new context.
 SMALL = dict(
     n_layer=12,
@@ -199,14 +201,14 @@ class Cache(nn.Module):
 
 
 def sample_code(logits, noise=None, temperature=1.0):
-    """Logits (M, K), Exp(1) noise (M, top_k) -> one index each (M,), out of the top_k most likely.
+    """Logits (..., K), Exp(1) noise (..., top_k) -> one index each (...), out of the top_k most likely.
 
     Greedy without noise. -log(noise) is Gumbel noise: the argmax of logits plus it is a sample of their
     softmax, and needs no host sync."""
     if noise is None:
         return logits.argmax(-1)
     values, indices = logits.float().topk(noise.shape[-1])
-    return indices.gather(1, (values / temperature - noise.log()).argmax(-1, keepdim=True))[:, 0]
+    return indices.gather(-1, (values / temperature - noise.log()).argmax(-1, keepdim=True))[..., 0]
 
 
 class GPT(nn.Module):
@@ -364,32 +366,42 @@ class GPT(nn.Module):
         end = stop if tokens.is_cpu else cache.sizes[3]  # compiled code wants one shape
         return cache.step(cache, tokens, added, positions, end)
 
-    def imagine_frame(self, cache, action, noise, temperature):
+    def imagine_frame(self, cache, action, noise, temperature, draft=None):
         """Codes (B n_b, n) of the next frame, and the state (B n_b, D) of the token that was pending.
 
-        n passes: the first reads the pending token and the slot, each other one the code just drawn."""
+        n passes: the first reads the pending token and the slot, each other one the code just drawn. With a
+        draft (B n_b, n) each reads its next codes, too, and draws all codes up to the first wrong one of
+        these: the same codes in fewer passes (speculative decoding, Leviathan et al. 2023)."""
         n = self.layout.tokens_future
+        first = self.layout.context_codes
         slot = torch.full_like(cache.pending, self.layout.future_slot)
+        new = torch.cat([cache.pending, slot], 1)
+        codes = cache.pending[:, :0]
+        draft = codes if draft is None else draft[:, : n - 1]
+        width = draft[:, :DRAFT].shape[1]
         added = self.embed_actions(action, (len(slot),))
-        added = 0 if added is None else F.pad(added[:, None], (0, 0, 1, 0))  # to the slot
-        h = self.extend(cache, torch.cat([cache.pending, slot], 1), added)
-        before = h[:, 0].clone()  # a compiled step reuses its memory
-        cache.length += 2
-        codes = []
-        for i in range(n):
-            code = sample_code(self.code_logits(h[:, -1]), noise[:, i] if temperature else None, temperature)
-            codes.append(code)
-            cache.pending = code[:, None] + self.layout.context_codes
-            if i < n - 1:
-                h = self.extend(cache, cache.pending)
-                cache.length += 1
-        return torch.stack(codes, 1), before
+        added = 0 if added is None else F.pad(added[:, None], (0, 0, 1, width))  # to the slot
+        states = []
+        while (i := codes.shape[1]) < n:
+            guess = draft[:, i : i + DRAFT]
+            g = guess.shape[1]
+            h = self.extend(cache, torch.cat([new, guess + first], 1), added)
+            added = 0
+            chance = noise[:, i : i + g + 1] if temperature else None
+            drawn = sample_code(self.code_logits(h[:, -g - 1 :]), chance, temperature)
+            right = int((drawn[:, :g] == guess).all(0).int().cumprod(0).sum()) if g else 0
+            codes = torch.cat([codes, drawn[:, : right + 1]], 1)
+            states.append(h[:, 0].clone())  # a compiled step reuses its memory
+            cache.length += new.shape[1] + right
+            cache.pending = new = codes[:, -1:] + first
+        return codes, states[0]
 
     @torch.no_grad()
-    def imagine(self, cache, frames=1, actions=None, temperature=1.0, top_k=100, generator=None):
+    def imagine(self, cache, frames=1, actions=None, temperature=1.0, top_k=100, generator=None, draft=None):
         """Imagine the next h = `frames` frames: n codes each, every code seen by the ones after it.
 
         cache from `prefill`;  actions (B n_b, h, A) that lead to them, or None;  temperature 0 is greedy
+        draft    codes (B n_b, n) of the frame before, if known: most stay, which few futures on a CPU use
         returns codes (B n_b, h, n), rewards (B n_b, h) in environment units or None
         raises  ValueError if the cache has no room.   Source: paper section 3.3, Table 3"""
         n = self.layout.tokens_future
@@ -404,8 +416,9 @@ class GPT(nn.Module):
                 noise = torch.empty(len(cache.pending), n, min(top_k or K, K), device=cache.pending.device)
                 noise.exponential_(generator=generator)
             action = None if actions is None else actions[:, k]
-            new, before = self.imagine_frame(cache, action, noise, temperature)
-            codes.append(new)
+            draft = draft if cache.pending.is_cpu and len(cache.pending) <= FEW else None
+            draft, before = self.imagine_frame(cache, action, noise, temperature, draft)
+            codes.append(draft)
             states.append(before)
         if self.reward is None:
             return torch.stack(codes, 1), None

@@ -135,7 +135,6 @@ class Game:
     def begin(self, frames, actions=None, rewards=None, truth=None, seed=None):
         """Dream on from context frames (1, t, 3, R, R); actions (1, t, A) and rewards (1, t) if known."""
         self.world.reset(frames)
-        self.world.codes = None
         self.start = dict(frames=frames, actions=actions, rewards=rewards, truth=truth, seed=seed)
         self.start_state = truth.state() if truth else None
         self.seed = seed

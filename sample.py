@@ -158,6 +158,7 @@ class WorldModel:
             got = f"{frames.dtype}, {frames.min():.3g}..{frames.max():.3g}"
             raise ValueError(f"frames are {got}; expected float in [0, 1]")
         self._read_context(frames.to(self.device), n_branches, horizon)
+        self.codes = None
         self.anchor = self.recent, self.left, self.cache.pending
 
     def _read_context(self, frames, n_branches, horizon=0):
@@ -178,6 +179,7 @@ class WorldModel:
         if self.anchor is None:
             raise ValueError("nothing to rewind to: call reset(frames); a long rollout took a new context")
         self.recent, self.left, pending = self.anchor
+        self.codes = None
         self.cache.rewind(pending)
 
     @torch.no_grad()
@@ -224,12 +226,12 @@ class WorldModel:
                 actions.append(chunk)
             n = min(self.left, horizon - done) if chunk is None else chunk.shape[1]
             sampling = self.temperature, self.top_k, self.generator
-            codes, rewards_chunk = self.gpt.imagine(self.cache, n, chunk, *sampling)
-            self.codes = codes
+            draft = None if self.codes is None else self.codes[:, -1]
+            self.codes, rewards_chunk = self.gpt.imagine(self.cache, n, chunk, *sampling, draft)
             rewards.append(rewards_chunk)
             self.left -= n
             done += n
-            frames.append(self._decode(codes[:, -decoded:]))
+            frames.append(self._decode(self.codes[:, -decoded:]))
         frames = torch.cat(frames, 1)[:, -(newest or horizon) :]
         rewards = None if self.gpt.reward is None else torch.cat(rewards, 1)
         return frames, rewards, torch.cat(actions, 1) if actions else None

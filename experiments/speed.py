@@ -1,6 +1,7 @@
 """experiments/speed.py: time and memory of imagining and training (paper appendix B.4, Tables 7 and 8).
 
-    interactive  a `step` of one scene: action in, frame and reward out
+    interactive  a `step` of one scene: action in, frame and reward out; each code in a pass of its own
+    draft        steps of CKPT in a scene of its world, with the last frame's codes as a draft and without
     imagine      B scenes, against the authors' way (`rollout_naive`)
     branches     many futures of one scene, against as many copies of the scene and against the authors' way
     decision     a planner's candidates in PushWorld, imagined by CKPT, against as many copies of the scene
@@ -8,7 +9,8 @@
     train        an update of the transformer from tokens, and against encoding its segments each time
     tokenizers   Tables 7 and 8: the compressive tokenizer against two that encode frame by frame
 
-Weights are random but for `decision`. Seconds are wall clock; GB is peak memory, on GPUs only.
+Weights are random, and no draft helps, but for `draft` and `decision`. Seconds are wall clock; GB is peak
+memory, on GPUs only.
 B scenes, n_b branches (futures of one scene), T frames, t context frames, h imagined frames, A action size.
 
 Run: python -m experiments.speed --preset tiny --parts imagine,train"""
@@ -22,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from numpy.random import default_rng
 
+import gpt
 from checkpoints import new_gpt, new_tokenizer
 from common import configure, require_positive, run
 from envs.push import push_segments
@@ -32,19 +35,20 @@ from post_train import Policy
 from sample import WorldModel
 from support.devices import autocast_for, find_device, uses_bf16
 from support.results import claim_result, cpu_name, provenance, read_result, write_result
+from support.segments import segments_for
 
 CONFIG = dict(
     preset="small",
-    parts=("interactive", "imagine", "branches", "decision", "group", "train", "tokenizers"),
+    parts=("interactive", "draft", "imagine", "branches", "decision", "group", "train", "tokenizers"),
     horizon=14,  # imagined frames
     batches=(1, 16),  # scenes imagined at once
-    ckpt="assets/push-tiny.pt",  # that decides
+    ckpt="assets/push-tiny.pt",  # that steps with a draft, and decides
     branches=100,  # futures of one scene
     branch_horizon=8,  # imagined frames of each
     group=16,  # futures of a context in post-training
     train_batch=4,  # segments of an update; 64 in the paper
     clips=1,  # segments of an update where tokenizers are compared; 16 in the paper
-    repeats=4,  # runs; the median of all but the first counts
+    repeats=4,  # runs; the median of all but the first counts; scenes of `draft`
     device="",
     dtype="auto",  # bf16, float32; "auto": bf16 on GPUs, float32 on CPUs
     out="",  # by default results/speed-MACHINE.json, which keeps the parts that are not measured again
@@ -70,6 +74,7 @@ def cost(repeats, fn, *args):
 
 def random_scenes(cfg, B, n_branches, horizon, **changes):
     """A WorldModel with random weights, context frames (B, t, 3, R, R), actions (B n_b, horizon, A)."""
+    gpt.FEW = 0  # no draft: random codes change from frame to frame
     torch.manual_seed(0)
     torch.compiler.reset()  # each shape is compiled anew: there is a recompile limit
     tokenizer_settings, settings = sizes(cfg.preset)
@@ -121,6 +126,27 @@ def interactive(cfg):
     times = [cost(1, model.step, actions[:, 0])["seconds"] for _ in range(4 * cfg.horizon)]
     times = times[cfg.horizon :]  # without the warm-up; some of them take a new context
     return dict(ms=1000 * statistics.median(times), frames_per_s=len(times) / sum(times))
+
+
+def draft(cfg):
+    model = WorldModel.load(cfg.ckpt, cfg.device, dtype=cfg.dtype)
+    t = model.context_frames
+    segments = segments_for(model, "", cfg.repeats, cfg.horizon, 0)
+
+    def ms(n_branches, few):
+        gpt.FEW = few
+        times = []
+        for frames, actions in zip(segments["frames"], segments["actions"], strict=True):
+            model.reset(frames[None, :t], n_branches)
+            for action in actions[t - 1 : -1]:
+                times.append(cost(1, model.step, action.expand(n_branches, -1))["seconds"])
+        return 1000 * statistics.mean(times)
+
+    rows = {}
+    for n_branches in (1, 4):
+        row = dict(ms=ms(n_branches, n_branches), plain_ms=ms(n_branches, 0))
+        rows[f"n{n_branches}"] = dict(row, vs_plain=row["plain_ms"] / row["ms"])
+    return rows
 
 
 def imagination(cfg):
@@ -247,8 +273,8 @@ def tokenizers(cfg):
     return {kind: tokenizer_costs(cfg, kind) for kind in ("4x4", f"{side}x{side}", "compressive")}
 
 
-PARTS = dict(interactive=interactive, imagine=imagination, branches=branches, decision=decision,
-             group=group, train=training, tokenizers=tokenizers)
+PARTS = dict(interactive=interactive, draft=draft, imagine=imagination, branches=branches,
+             decision=decision, group=group, train=training, tokenizers=tokenizers)
 
 
 def main(cfg):
@@ -262,7 +288,7 @@ def main(cfg):
     numbers = {} if cfg.overwrite else read_result(out)
     out = claim_result(out, cfg.overwrite or "measured" in numbers, endings=())
     for part in cfg.parts:
-        name = part if part == "decision" else f"{part}_{cfg.preset}"
+        name = part if part in ("draft", "decision") else f"{part}_{cfg.preset}"
         numbers[name] = PARTS[part](cfg)
         print(name, json.dumps(numbers[name], indent=1))
         settings = {**vars(cfg), "device": str(cfg.device)}

@@ -349,6 +349,44 @@ def test_greedy_frames_equal_repeated_full_passes_without_a_cache(pos_init):
     assert torch.allclose(rewards, model.rewards(h[:, LAYOUT.ends(T - 2)]), atol=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("n_branches", [1, 2])
+def test_a_draft_changes_nothing_but_the_number_of_passes(monkeypatch, temperature, n_branches):
+    """Of a frame of four codes: all right, the second one wrong in a branch, all wrong; and 1 + 2 guesses."""
+    model, (tokens, actions, _) = build().eval(), clip(1)
+    context = LAYOUT.pack(LAYOUT.unpack(tokens)[0])
+    actions = actions[:, 1:].expand(n_branches, -1, -1)
+    reads = []
+    extend = model.extend
+
+    def counted(cache, tokens, added=0):
+        reads.append(tokens.shape[1])
+        return extend(cache, tokens, added)
+
+    def dream(draft=None):
+        cache = model.prefill(context, n_branches=n_branches)
+        how = dict(temperature=temperature, top_k=5, generator=torch.Generator().manual_seed(0))
+        codes, rewards = model.imagine(cache, 2, actions, draft=draft, **how)
+        return codes, rewards, cache
+
+    monkeypatch.setattr(gpt, "FEW", 0)
+    codes, rewards, cache = dream()
+    monkeypatch.setattr(gpt, "FEW", n_branches)
+    monkeypatch.setattr(model, "extend", counted)
+    half = codes[:, 0].clone()
+    half[-1, 1] = (half[-1, 1] + 1) % 12
+    for draft, guesses, first_frame in (
+        (codes[:, 0], 16, [5]), (half, 16, [5, 2]), ((codes[:, 0] + 1) % 12, 16, [5, 3, 2, 1]),
+        (codes[:, 0], 2, [4, 1]), (None, 16, [2, 1, 1, 1]),
+    ):  # fmt: skip
+        monkeypatch.setattr(gpt, "DRAFT", guesses)
+        reads.clear()
+        drafted, estimates, other = dream(draft)
+        assert reads[: len(first_frame)] == first_frame
+        assert torch.equal(drafted, codes) and torch.allclose(estimates, rewards, atol=1e-5)
+        assert other.length == cache.length and torch.equal(other.pending, cache.pending)
+
+
 def test_the_plain_way_imagines_the_same_frames():
     model, (tokens, actions, _) = build().eval(), clip()
     codes, _ = imagine(model, tokens, actions, temperature=0)
