@@ -103,13 +103,13 @@ PUSH = dict(
     execute_mean=True, horizon=8, last=4, lead=7,
 )  # fmt: skip
 # The benchmark of PushT: goals lie five decisions ahead. It allows ten (protocol B), or goes on until success
-# (A); here for 50.
+# (A); here for 25.
 PUSHT = dict(
     task="pusht_anywhere", ckpt="assets/pusht-tiny.pt", out="out/plan/pusht.json", planner="evolution",
-    candidates=200, iterations=4, horizon=5, countdown=True, last=1, lead=5, steps=10, pixel=0.0,
+    candidates=60, iterations=2, horizon=5, countdown=True, last=1, lead=5, steps=10, pixel=0.0,
     features="assets/pusht-readout.pt",
 )  # fmt: skip
-PUSHT_A = dict(PUSHT, out="out/plan/pusht-a.json", steps=50)
+PUSHT_A = dict(PUSHT, out="out/plan/pusht-a.json", steps=25)
 PRESETS = dict(push=PUSH, pusht=PUSHT, pusht_a=PUSHT_A, vp2={})
 MODELS = "nothing", "random", "script", "world_model", "oracle"
 STD = {2: (0.5, 0.5), 4: (0.5, 0.5, 0.5, 0.0), 5: (0.5, 0.5, 0.5, 0.1, 0.1), 10: (0.4,) * 10}  # mostly VP2's

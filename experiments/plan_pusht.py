@@ -18,9 +18,10 @@ from support.results import claim_result, draw_curves, read_result, write_result
 CONFIG = dict(
     ckpt="assets/pusht-tiny.pt",
     features="assets/pusht-readout.pt",
-    episodes=50,  # tasks
-    seeds=3,  # of the protocols' runs; the others have one
-    budgets=(50, 100, 400),  # candidates per decision, beside those of protocol B
+    episodes=50,  # tasks of the protocols' runs,
+    seeds=3,
+    few=20,  # tasks of the other runs, which have one seed
+    budgets=(20, 180),  # candidates per decision, beside those of protocol B
     seed=0,  # of tasks
     folder="out/plan-pusht",
     out="out/plan-pusht/numbers.json",
@@ -34,11 +35,11 @@ ALL = dict(models="nothing,random,script,world_model,oracle")
 SHORT = dict(models="world_model,oracle", seeds=1, diagnose=False, gifs=0)
 PROTOCOLS = dict(protocol_b=ALL, protocol_a=dict(ALL, preset="pusht_a"))
 VARIANTS = {
-    "published": {**SHORT, **CEM, "models": "oracle"},
-    "pixel": dict(SHORT, pixel=1, features=""),
-    "blur": dict(SHORT, blur=1, features=""),
-    "latent": dict(SHORT, latent=1, features=""),
-    "replan_5": dict(SHORT, countdown=False, replan=5, candidates=600),
+    "published": dict(CEM, models="oracle"),
+    "pixel": dict(pixel=1, features=""),
+    "blur": dict(blur=1, features=""),
+    "latent": dict(latent=1, features=""),
+    "replan_5": dict(countdown=False, replan=5, candidates=300),
 }
 
 
@@ -52,11 +53,12 @@ def plan(cfg, name, settings):
 
 
 def main(cfg):
-    require_positive(cfg, "episodes", "seeds")
+    require_positive(cfg, "episodes", "seeds", "few")
     cfg.out = claim_result(cfg.out, cfg.overwrite)
     rows = {name: plan(cfg, name, settings) for name, settings in PROTOCOLS.items()}
-    variants = {name: plan(cfg, name, settings) for name, settings in VARIANTS.items()}
-    budgets = {n: plan(cfg, f"budget-{n}", dict(SHORT, candidates=n)) for n in cfg.budgets}
+    short = dict(SHORT, episodes=cfg.few)
+    variants = {name: plan(cfg, name, {**short, **settings}) for name, settings in VARIANTS.items()}
+    budgets = {n: plan(cfg, f"budget-{n}", dict(short, candidates=n)) for n in cfg.budgets}
     budgets[rows["protocol_b"]["settings"]["candidates"]] = rows["protocol_b"]
     lines = {}
     for n, numbers in sorted(budgets.items()):

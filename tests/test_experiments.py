@@ -296,11 +296,11 @@ def test_every_run_of_pusht_is_one_that_plan_takes(tmp_path, monkeypatch):
     monkeypatch.setattr(plan_pusht, "run_script", play)
     settings = dict(budgets="50", folder=tmp_path, out=tmp_path / "numbers.json")
     plan_pusht.main(configure(plan_pusht.CONFIG, "", flags(**settings)))
-    assert runs["protocol_a"].steps == 50 and runs["protocol_b"].steps == 10
-    assert runs["published"].candidates == 9000 and runs["published"].seeds == 1
+    assert runs["protocol_a"].steps == 25 and runs["protocol_b"].steps == 10
+    assert runs["published"].candidates == 9000 and runs["published"].episodes == 20
     assert runs["pixel"].pixel == 1 and not runs["pixel"].features and runs["protocol_b"].features
     numbers = json.loads((tmp_path / "numbers.json").read_text())
-    assert set(numbers["budgets"]) == {"50", "200"}
+    assert set(numbers["budgets"]) == {"50", "60"}
     assert {"nothing", "random", "script", "oracle", "world_model"} < set(numbers)
     assert {"nothing", "random", "script", "oracle", "world_model"} < set(numbers["protocol_a"])
 
