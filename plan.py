@@ -107,7 +107,7 @@ PUSH = dict(
 PUSHT = dict(
     task="pusht_anywhere", ckpt="assets/pusht-tiny.pt", out="out/plan/pusht.json", planner="evolution",
     candidates=60, iterations=2, horizon=5, countdown=True, last=1, lead=5, steps=10, pixel=0.0,
-    features="assets/pusht-readout.pt",
+    features="assets/pusht-readout.pt", temperature=0.0,
 )  # fmt: skip
 PUSHT_A = dict(PUSHT, out="out/plan/pusht-a.json", steps=25)
 PRESETS = dict(push=PUSH, pusht=PUSHT, pusht_a=PUSHT_A, vp2={})
