@@ -26,8 +26,6 @@ from torch import nn
 
 from support.devices import can_compile
 
-DRAFT = 16  # codes that are guessed at once,
-FEW = 8  # for so many futures at most
 # Paper Table 2 and 3. segment_length: frames per training clip, after which a rollout takes a new context.
 SMALL = dict(
     n_layer=12,
@@ -147,17 +145,20 @@ class LayerCache(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     def attend(self, q, k, v, positions, mask):
-        """Attention of s new tokens (B n_b, H, s, d), stored at `positions` (s,) of their branch's future.
+        """Attention of s new tokens (M, H, s, d), M = B n_b, stored at `positions` (M, s) of their future.
 
-        mask (s, P + end): -inf where a token may not look, which is later tokens; memory from `end` on is
+        mask (M, s, P + end): -inf where a token may not look, which is later tokens; memory from `end` on is
         not read. All branches of a scene attend to the shared keys in one matrix product and to their own
         keys in another; one softmax covers both."""
-        if self.n_branches > 1:  # (B n_b, H, s, d) -> (B, H, n_b, s, d)
-            q, k, v = (x.unflatten(0, (-1, self.n_branches)).transpose(1, 2) for x in (q, k, v))
+        rows = q, k, v, positions[:, None, :, None], mask[:, None]
+        if self.n_branches > 1:  # (M, H, s, d) -> (B, H, n_b, s, d)
+            rows = (x.unflatten(0, (-1, self.n_branches)).transpose(1, 2) for x in rows)
+        q, k, v, positions, mask = rows
         P = self.shared.shape[3]
-        end = self.first + mask.shape[1] - P
-        self.keys.index_copy_(-2, positions + self.first, k)
-        self.values.index_copy_(-2, positions + self.first, v)
+        end = self.first + mask.shape[-1] - P
+        index = (positions + self.first).expand_as(k)
+        self.keys.scatter_(-2, index, k)
+        self.values.scatter_(-2, index, v)
         keys = self.keys[..., :end, :]
         values = self.values[..., :end, :]
         if self.n_branches == 1:
@@ -165,7 +166,7 @@ class LayerCache(nn.Module):
         B, H, n_b, s, d = q.shape
         q = q * d**-0.5
         shared = q.flatten(2, 3) @ self.shared[0].mT  # for the shared keys, branches are more queries
-        scores = torch.cat([shared.view(B, H, n_b, s, P), q @ keys.mT + mask[:, P:]], -1)
+        scores = torch.cat([shared.view(B, H, n_b, s, P), q @ keys.mT + mask[..., P:]], -1)
         weights = scores.float().softmax(-1).to(q.dtype)
         shared = weights[..., :P].flatten(2, 3) @ self.shared[1]
         h = shared.view(B, H, n_b, s, d) + weights[..., P:] @ values
@@ -195,6 +196,7 @@ class Cache(nn.Module):
         """Back to the end of the context, whose last token is `pending` (B n_b, 1)."""
         self.pending = pending
         self.length = 0  # future tokens read
+        self.newest = None  # codes of the last frame that was imagined, for variants/draft.py
         for layer in self.layers:  # masked positions have weight 0, but 0 x NaN is NaN
             layer.keys[..., layer.first :, :].zero_()
             layer.values[..., layer.first :, :].zero_()
@@ -347,13 +349,14 @@ class GPT(nn.Module):
         return cache
 
     def step(self, cache, tokens, added, positions, end):
-        """Newest tokens (B n_b, s), with `added` to their embeddings -> last hidden states (B n_b, s, D).
+        """Newest tokens (M, s), with `added` to their embeddings -> last hidden states (M, s, D); M = B n_b.
 
-        positions  (s,) in the future;  end  how many future positions to attend to: later ones are empty"""
+        positions  (M, s) in the future, or (1, s);  end  how many to attend to: later ones are empty"""
         P = cache.sizes[2]
         x = self.add_positions(self.embed(tokens) + added, positions + P)
-        rope = self.rope[:, positions + P]
-        mask = cache.mask[positions, : P + end]
+        rope = self.rope[:, positions + P][:, :, None]  # for all heads
+        mask = cache.mask[positions, : P + end].expand(len(tokens), -1, -1)
+        positions = positions.expand(len(tokens), -1)
         for block, layer in zip(self.blocks, cache.layers, strict=True):
             x = block(x, rope, functools.partial(layer.attend, positions=positions, mask=mask))
         return self.norm(x)
@@ -362,46 +365,38 @@ class GPT(nn.Module):
         """`step` for tokens that follow what the cache has read."""
         start = cache.length
         stop = start + tokens.shape[1]
-        positions = torch.arange(start, stop, device=tokens.device)
+        positions = torch.arange(start, stop, device=tokens.device)[None]
         end = stop if tokens.is_cpu else cache.sizes[3]  # compiled code wants one shape
         return cache.step(cache, tokens, added, positions, end)
 
-    def imagine_frame(self, cache, action, noise, temperature, draft=None):
+    def imagine_frame(self, cache, action, noise, temperature):
         """Codes (B n_b, n) of the next frame, and the state (B n_b, D) of the token that was pending.
 
-        n passes: the first reads the pending token and the slot, each other one the code just drawn. With a
-        draft (B n_b, n) each reads its next codes, too, and draws all codes up to the first wrong one of
-        these: the same codes in fewer passes (speculative decoding, Leviathan et al. 2023)."""
+        n passes: the first reads the pending token and the slot, each other one the code just drawn."""
         n = self.layout.tokens_future
-        first = self.layout.context_codes
         slot = torch.full_like(cache.pending, self.layout.future_slot)
-        new = torch.cat([cache.pending, slot], 1)
-        codes = cache.pending[:, :0]
-        draft = codes if draft is None else draft[:, : n - 1]
-        width = draft[:, :DRAFT].shape[1]
         added = self.embed_actions(action, (len(slot),))
-        added = 0 if added is None else F.pad(added[:, None], (0, 0, 1, width))  # to the slot
-        states = []
-        while (i := codes.shape[1]) < n:
-            guess = draft[:, i : i + DRAFT]
-            g = guess.shape[1]
-            h = self.extend(cache, torch.cat([new, guess + first], 1), added)
-            added = 0
-            chance = noise[:, i : i + g + 1] if temperature else None
-            drawn = sample_code(self.code_logits(h[:, -g - 1 :]), chance, temperature)
-            right = int((drawn[:, :g] == guess).all(0).int().cumprod(0).sum()) if g else 0
-            codes = torch.cat([codes, drawn[:, : right + 1]], 1)
-            states.append(h[:, 0].clone())  # a compiled step reuses its memory
-            cache.length += new.shape[1] + right
-            cache.pending = new = codes[:, -1:] + first
-        return codes, states[0]
+        added = 0 if added is None else F.pad(added[:, None], (0, 0, 1, 0))  # to the slot
+        h = self.extend(cache, torch.cat([cache.pending, slot], 1), added)
+        before = h[:, 0].clone()  # a compiled step reuses its memory
+        cache.length += 2
+        codes = []
+        for i in range(n):
+            code = sample_code(self.code_logits(h[:, -1]), noise[:, i] if temperature else None, temperature)
+            codes.append(code)
+            cache.pending = code[:, None] + self.layout.context_codes
+            if i < n - 1:
+                h = self.extend(cache, cache.pending)
+                cache.length += 1
+        return torch.stack(codes, 1), before
 
     @torch.no_grad()
-    def imagine(self, cache, frames=1, actions=None, temperature=1.0, top_k=100, generator=None, draft=None):
+    def imagine(self, cache, frames=1, actions=None, temperature=1.0, top_k=100, generator=None,
+                one_frame=None):  # fmt: skip
         """Imagine the next h = `frames` frames: n codes each, every code seen by the ones after it.
 
         cache from `prefill`;  actions (B n_b, h, A) that lead to them, or None;  temperature 0 is greedy
-        draft    codes (B n_b, n) of the frame before, if known: most stay, which few futures on a CPU use
+        one_frame  in place of `imagine_frame`, that of variants/draft.py
         returns codes (B n_b, h, n), rewards (B n_b, h) in environment units or None
         raises  ValueError if the cache has no room.   Source: paper section 3.3, Table 3"""
         n = self.layout.tokens_future
@@ -416,9 +411,8 @@ class GPT(nn.Module):
                 noise = torch.empty(len(cache.pending), n, min(top_k or K, K), device=cache.pending.device)
                 noise.exponential_(generator=generator)
             action = None if actions is None else actions[:, k]
-            draft = draft if cache.pending.is_cpu and len(cache.pending) <= FEW else None
-            draft, before = self.imagine_frame(cache, action, noise, temperature, draft)
-            codes.append(draft)
+            cache.newest, before = (one_frame or GPT.imagine_frame)(self, cache, action, noise, temperature)
+            codes.append(cache.newest)
             states.append(before)
         if self.reward is None:
             return torch.stack(codes, 1), None

@@ -29,6 +29,7 @@ from support.export import claim_exports, export, export_official
 from support.files import claim_folder
 from support.pictures import save_contact_sheet, save_side_by_side
 from support.segments import find_segments
+from variants.draft import imagine_frame
 
 CONFIG = dict(
     ckpt="assets/push-tiny.pt",
@@ -158,7 +159,6 @@ class WorldModel:
             got = f"{frames.dtype}, {frames.min():.3g}..{frames.max():.3g}"
             raise ValueError(f"frames are {got}; expected float in [0, 1]")
         self._read_context(frames.to(self.device), n_branches, horizon)
-        self.codes = None
         self.anchor = self.recent, self.left, self.cache.pending
 
     def _read_context(self, frames, n_branches, horizon=0):
@@ -171,6 +171,12 @@ class WorldModel:
             self.scene = self.tokenizer.decode_context(self.tokenizer.layout.unpack(tokens)[0])
         self.cache = self.gpt.prefill(tokens, n_branches=n_branches, room=self.left, reuse=self.cache)
         self.recent = frames.repeat_interleave(n_branches, 0)
+        self._guess_first()
+
+    def _guess_first(self):
+        """A draft of the first frame (variants/draft.py): with `still`, code 0 says "as in the context"."""
+        if self.tokenizer.config.get("still"):
+            self.cache.newest = self.cache.pending.new_zeros(len(self.recent), self.gpt.layout.tokens_future)
 
     def rewind(self):
         """Back to where `reset` left the model: other futures of the context that it has read.
@@ -179,8 +185,8 @@ class WorldModel:
         if self.anchor is None:
             raise ValueError("nothing to rewind to: call reset(frames); a long rollout took a new context")
         self.recent, self.left, pending = self.anchor
-        self.codes = None
         self.cache.rewind(pending)
+        self._guess_first()
 
     @torch.no_grad()
     def step(self, actions=None):
@@ -226,12 +232,12 @@ class WorldModel:
                 actions.append(chunk)
             n = min(self.left, horizon - done) if chunk is None else chunk.shape[1]
             sampling = self.temperature, self.top_k, self.generator
-            draft = None if self.codes is None else self.codes[:, -1]
-            self.codes, rewards_chunk = self.gpt.imagine(self.cache, n, chunk, *sampling, draft)
+            codes, rewards_chunk = self.gpt.imagine(self.cache, n, chunk, *sampling, imagine_frame)
+            self.codes = codes
             rewards.append(rewards_chunk)
             self.left -= n
             done += n
-            frames.append(self._decode(self.codes[:, -decoded:]))
+            frames.append(self._decode(codes[:, -decoded:]))
         frames = torch.cat(frames, 1)[:, -(newest or horizon) :]
         rewards = None if self.gpt.reward is None else torch.cat(rewards, 1)
         return frames, rewards, torch.cat(actions, 1) if actions else None

@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from numpy.random import default_rng
 
-import gpt
 from checkpoints import new_gpt, new_tokenizer
 from common import configure, require_positive, run
 from envs.push import push_segments
@@ -36,6 +35,7 @@ from sample import WorldModel
 from support.devices import autocast_for, find_device, uses_bf16
 from support.results import claim_result, cpu_name, provenance, read_result, write_result
 from support.segments import segments_for
+from variants import draft as drafts
 
 CONFIG = dict(
     preset="small",
@@ -74,7 +74,7 @@ def cost(repeats, fn, *args):
 
 def random_scenes(cfg, B, n_branches, horizon, **changes):
     """A WorldModel with random weights, context frames (B, t, 3, R, R), actions (B n_b, horizon, A)."""
-    gpt.FEW = 0  # no draft: random codes change from frame to frame
+    drafts.window = no_window  # random codes change from frame to frame
     torch.manual_seed(0)
     torch.compiler.reset()  # each shape is compiled anew: there is a recompile limit
     tokenizer_settings, settings = sizes(cfg.preset)
@@ -128,13 +128,20 @@ def interactive(cfg):
     return dict(ms=1000 * statistics.median(times), frames_per_s=len(times) / sum(times))
 
 
+def no_window(M):
+    return 0
+
+
+WINDOW = drafts.window
+
+
 def draft(cfg):
     model = WorldModel.load(cfg.ckpt, cfg.device, dtype=cfg.dtype)
     t = model.context_frames
     segments = segments_for(model, "", cfg.repeats, cfg.horizon, 0)
 
-    def ms(n_branches, few):
-        gpt.FEW = few
+    def ms(n_branches, window):
+        drafts.window = window
         times = []
         for frames, actions in zip(segments["frames"], segments["actions"], strict=True):
             model.reset(frames[None, :t], n_branches)
@@ -144,7 +151,7 @@ def draft(cfg):
 
     rows = {}
     for n_branches in (1, 4):
-        row = dict(ms=ms(n_branches, n_branches), plain_ms=ms(n_branches, 0))
+        row = dict(ms=ms(n_branches, WINDOW), plain_ms=ms(n_branches, no_window))
         rows[f"n{n_branches}"] = dict(row, vs_plain=row["plain_ms"] / row["ms"])
     return rows
 

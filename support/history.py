@@ -2,6 +2,7 @@
 
 UNDO = 64  # steps,
 CONTEXTS = 4  # as far as they lie in the newest contexts, each of which keeps a KV cache
+CACHE = "pending", "length", "newest"
 WORLD = "recent", "left", "scene", "n_branches", "cache", "codes"  # what a step changes in a WorldModel
 
 
@@ -20,7 +21,7 @@ class History:
         """Mark where all is. Steps after it leave the marks' memory alone."""
         world = self.world
         mark = {name: getattr(world, name) for name in WORLD}
-        cache = dict(pending=world.cache.pending, length=world.cache.length)
+        cache = {name: getattr(world.cache, name) for name in CACHE}
         state = self.truth.state() if self.truth else None
         self.marks.append((mark, cache, world.generator.get_state(), state, notes))
         del self.marks[:-UNDO]

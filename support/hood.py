@@ -12,7 +12,7 @@ class Hood:
     def __init__(self, world):
         self.is_open = False
         self.is_watching = False
-        self.logits = []  # (n_b, 1, K) of each code of the newest frame, before temperature and top-k
+        self.logits = []  # (n_b, K) of each code of the newest frame, before temperature and top-k
         self.codes = None  # of the frame before
         code_logits = world.gpt.code_logits
 
@@ -29,8 +29,8 @@ class Hood:
         """Keep what the step in this context does."""
         self.logits = []
         self.codes = world.codes
-        if self.is_open:
-            world.codes = None  # without a draft, each code is drawn from logits of its own
+        if self.is_open and world.cache:
+            world.cache.newest = None  # without a draft, each code is drawn from logits of its own
         self.is_watching = self.is_open
         try:
             yield
@@ -43,7 +43,7 @@ class Hood:
         before, its bits of entropy, each (n,); and the frame (3, R, R) that the codes draw alone."""
         codes = world.codes[:1, -1:]
         before = codes if self.codes is None else self.codes[:1, -1:]
-        logits = torch.cat(self.logits, 1)[0].float()
+        logits = torch.stack(self.logits)[:, 0].float()
         entropy = torch.distributions.Categorical(logits=logits).entropy() / math.log(2)
         with world.autocast:
             alone = world.tokenizer.decode_future(codes, None)[0, 0].float()

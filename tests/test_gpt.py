@@ -11,7 +11,7 @@ import gpt
 from checkpoints import gpt_from, new_gpt
 from gpt import GPT, Block, RMSNorm, linear, rope_table, rotate, sample_code, symexp, symlog
 from tokenizer import TokenLayout
-from variants import tiny
+from variants import draft, tiny
 from variants.tiny import TinyGPT
 
 LAYOUT = TokenLayout(context_frames=2, tokens_context=9, tokens_future=4, context_codes=20, dynamics_codes=12)
@@ -116,7 +116,7 @@ def cached_logits(model, tokens, actions, n_branches, chunk, step=None):
     for i in range(start, tokens.shape[1], chunk):
         new, acts = tokens[:, i : i + chunk], added[:, i : i + chunk]
         if step:
-            positions = cache.length + torch.arange(new.shape[1])
+            positions = cache.length + torch.arange(new.shape[1])[None]
             h = step(cache, new, acts, positions, cache.sizes[3])
         else:
             h = model.extend(cache, new, acts)
@@ -350,38 +350,36 @@ def test_greedy_frames_equal_repeated_full_passes_without_a_cache(pos_init):
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
-@pytest.mark.parametrize("n_branches", [1, 2])
-def test_a_draft_changes_nothing_but_the_number_of_passes(monkeypatch, temperature, n_branches):
-    """Of a frame of four codes: all right, the second one wrong in a branch, all wrong; and 1 + 2 guesses."""
-    model, (tokens, actions, _) = build().eval(), clip(1)
+@pytest.mark.parametrize("B, n_branches", [(1, 1), (2, 1), (1, 3), (2, 2)])
+def test_a_draft_changes_nothing_but_the_number_of_passes(monkeypatch, temperature, B, n_branches):
+    """Of four codes: all right; the second one wrong in a future; all wrong; one guess at a time."""
+    model, (tokens, actions, _) = build().eval(), clip(B)
     context = LAYOUT.pack(LAYOUT.unpack(tokens)[0])
-    actions = actions[:, 1:].expand(n_branches, -1, -1)
+    actions = actions[:, 1:].repeat_interleave(n_branches, 0)
     reads = []
-    extend = model.extend
+    step = model.step
 
-    def counted(cache, tokens, added=0):
+    def counted(cache, tokens, *how):
         reads.append(tokens.shape[1])
-        return extend(cache, tokens, added)
+        return step(cache, tokens, *how)
 
-    def dream(draft=None):
+    def dream(guesses, newest=None):
+        monkeypatch.setattr(draft, "window", lambda M: guesses)
         cache = model.prefill(context, n_branches=n_branches)
+        cache.newest = newest
         how = dict(temperature=temperature, top_k=5, generator=torch.Generator().manual_seed(0))
-        codes, rewards = model.imagine(cache, 2, actions, draft=draft, **how)
-        return codes, rewards, cache
+        return *model.imagine(cache, 2, actions, one_frame=draft.imagine_frame, **how), cache
 
-    monkeypatch.setattr(gpt, "FEW", 0)
-    codes, rewards, cache = dream()
-    monkeypatch.setattr(gpt, "FEW", n_branches)
-    monkeypatch.setattr(model, "extend", counted)
+    codes, rewards, cache = dream(0)
     half = codes[:, 0].clone()
     half[-1, 1] = (half[-1, 1] + 1) % 12
-    for draft, guesses, first_frame in (
-        (codes[:, 0], 16, [5]), (half, 16, [5, 2]), ((codes[:, 0] + 1) % 12, 16, [5, 3, 2, 1]),
-        (codes[:, 0], 2, [4, 1]), (None, 16, [2, 1, 1, 1]),
+    monkeypatch.setattr(model, "step", counted)
+    for newest, guesses, first_frame in (
+        (codes[:, 0], 3, [5]), (half, 16, [5, 4]), ((codes[:, 0] + 1) % 12, 16, [5, 4, 4, 4]),
+        (codes[:, 0], 1, [3, 2]), (None, 16, [2, 1, 1, 1]),
     ):  # fmt: skip
-        monkeypatch.setattr(gpt, "DRAFT", guesses)
         reads.clear()
-        drafted, estimates, other = dream(draft)
+        drafted, estimates, other = dream(guesses, newest)
         assert reads[: len(first_frame)] == first_frame
         assert torch.equal(drafted, codes) and torch.allclose(estimates, rewards, atol=1e-5)
         assert other.length == cache.length and torch.equal(other.pending, cache.pending)
