@@ -1,6 +1,7 @@
 """experiments/torture: its judges notice what they are to notice, and its programs run."""
 
 import json
+import mmap
 import subprocess
 import sys
 
@@ -88,7 +89,8 @@ def test_a_loop_that_leaks_or_changes_is_noticed():
     kept = []
 
     def leak(seed=None):
-        kept.append(np.ones(2**17))  # 1 MB
+        kept.append(mmap.mmap(-1, 2**20))  # memory that nothing else has given back
+        kept[-1].write(bytes(2**20))
         return [np.zeros(1)]
 
     def change(seed=None):
