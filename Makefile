@@ -98,7 +98,7 @@ out/pusht/gpt.done: out/pusht/tokens.pt
 	touch $@
 
 train-pusht: out/pusht/gpt.done
-	$(RUN) sample.py --ckpt out/pusht/gpt.pt --export assets/pusht-tiny.pt --overwrite true
+	$(RUN) sample.py --ckpt out/pusht/gpt.pt --data pusht --export assets/pusht-tiny.pt --overwrite true
 
 data/push-cyan/meta.json: | .venv/ready
 	$(RUN) prepare.py push --robot cyan --seed 1 --out data/push-cyan --episodes 1100
