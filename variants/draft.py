@@ -26,10 +26,10 @@ def window(M):
 def imagine_frame(model, cache, action, noise, temperature):
     """What GPT.imagine_frame does, for M futures; from the draft `cache.newest` (M, n) if there is one."""
     M = len(cache.pending)
-    if cache.newest is None or not cache.pending.is_cpu or not window(M):
-        return model.imagine_frame(cache, action, noise, temperature)
     n = model.layout.tokens_future
     w = min(n - 1, window(M))
+    if cache.newest is None or not cache.pending.is_cpu or not w:
+        return model.imagine_frame(cache, action, noise, temperature)
     codes = cache.newest  # the first `known` are drawn, the others guesses
     known = codes.new_zeros(M, 1)
     start = torch.cat([cache.pending, torch.full_like(cache.pending, model.layout.future_slot)], 1)

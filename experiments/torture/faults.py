@@ -59,9 +59,9 @@ def torture(world, tries, seed, say=print):
     wrong = {}
     tried = 0
     for name, command in runs(world).items():
-        script, _, out, _ = command
+        out = folder / command[2]
         must(*go_on(command, folder), folder)
-        expected = numbers(name, folder / out)
+        expected = numbers(name, out)
         room = used(folder)
         shutil.rmtree(folder)
         for i in range(tries + 1):
@@ -74,7 +74,7 @@ def torture(world, tries, seed, say=print):
                 said = result.stderr
                 if result.status:
                     said += attempt(*go_on(command, folder), folder, 300).stderr
-                if not (folder / out).exists() or numbers(name, folder / out) != expected:
+                if not out.exists() or numbers(name, out) != expected:
                     kind = "lost"
             tried += 1
             if kind:
